@@ -1,0 +1,229 @@
+"""Scene graphs: what the network predicts and what the renderer labels, and their JSON Lines files.
+
+A box is `x0, y0, x1, y1` in float pixels, half-open: x right, y down, the centre of the first pixel at (0.5, 0.5).
+A relation row (s, p, o) reads "object s is predicate p of object o": <laptop, on, table>. Several predicates may
+hold for one ordered pair. Numbers are numpy, so that reading a graph never needs torch.
+"""
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+
+
+class InputError(click.ClickException):
+    """A fault in what the user gave: printed as one line (what, where, what was expected), exit status 3."""
+
+    exit_code = 3
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """The names behind the integers.
+
+    categories: object categories; label i means categories[i] (no background entry).
+    predicates: relation predicates; predicate p means predicates[p].
+    """
+
+    categories: tuple[str, ...]
+    predicates: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class SceneGraph:
+    """One image's objects and relations. N objects, R relations; both may be 0.
+
+    image:           path of the image, relative to the data set's folder.
+    width, height:   image size in pixels.
+    labels:          (N,) int64, index into Vocabulary.categories.
+    boxes_px:        (N, 4) float64, x0 y0 x1 y1, inside the image.
+    scores:          (N,) float64 in [0, 1]; 1 for exact labels.
+    visible:         (N,) float64 in [0, 1], share of the object's in-image pixels that nothing hides; 1 if unknown.
+    truncated:       (N,) float64 in [0, 1], share of the object's full box outside the image; 0 if unknown.
+    ignore:          (N,) bool, neither to be found nor to be punished for (KITTI's DontCare).
+    relations:       (R, 3) int64, subject index, predicate, object index.
+    relation_scores: (R,) float64 in [0, 1]; 1 for exact labels.
+    """
+
+    image: str
+    width: int
+    height: int
+    labels: np.ndarray
+    boxes_px: np.ndarray
+    scores: np.ndarray
+    visible: np.ndarray
+    truncated: np.ndarray
+    ignore: np.ndarray
+    relations: np.ndarray
+    relation_scores: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def make_graph(image: str, width: int, height: int, labels, boxes_px, relations=(), scores=None, visible=None,
+               truncated=None, ignore=None, relation_scores=None) -> SceneGraph:
+    """A SceneGraph from any array-likes; what is left out takes its default (see SceneGraph)."""
+    labels = np.asarray(labels, np.int64).reshape(-1)
+    relations = np.asarray(relations, np.int64).reshape(-1, 3)
+
+    def column(values, default, count, dtype=np.float64):
+        return np.full(count, default, dtype) if values is None else np.asarray(values, dtype).reshape(count)
+
+    n, r = len(labels), len(relations)
+    return SceneGraph(
+        image, int(width), int(height), labels, np.asarray(boxes_px, np.float64).reshape(n, 4), column(scores, 1.0, n),
+        column(visible, 1.0, n), column(truncated, 0.0, n), column(ignore, False, n, bool),
+        relations, column(relation_scores, 1.0, r))
+
+
+def select_objects(graph: SceneGraph, keep: np.ndarray) -> SceneGraph:
+    """The sub-graph of the objects where keep (N,) bool holds; relations with a lost end go, indices are renumbered."""
+    new_index = np.cumsum(keep) - 1
+    s, o = graph.relations[:, 0], graph.relations[:, 2]
+    kept = keep[s] & keep[o]
+    relations = graph.relations[kept]
+    relations = np.stack([new_index[relations[:, 0]], relations[:, 1], new_index[relations[:, 2]]], 1)
+    return SceneGraph(graph.image, graph.width, graph.height, graph.labels[keep], graph.boxes_px[keep],
+                      graph.scores[keep], graph.visible[keep], graph.truncated[keep], graph.ignore[keep],
+                      relations, graph.relation_scores[kept])
+
+
+# --- JSON Lines -------------------------------------------------------------------------------------------------------
+
+def to_json(graph: SceneGraph, vocabulary: Vocabulary) -> dict:
+    """The graph as one line's JSON object; optional fields are written where they differ from their default."""
+    objects = []
+    for i in range(len(graph)):
+        row = {"category": vocabulary.categories[graph.labels[i]],
+               "box": [round(float(v), 3) for v in graph.boxes_px[i]], "score": round(float(graph.scores[i]), 5)}
+        if graph.visible[i] != 1.0:
+            row["visible"] = round(float(graph.visible[i]), 4)
+        if graph.truncated[i] != 0.0:
+            row["truncated"] = round(float(graph.truncated[i]), 4)
+        if graph.ignore[i]:
+            row["ignore"] = True
+        objects.append(row)
+    relations = [[int(s), vocabulary.predicates[p], int(o), round(float(score), 5)]
+                 for (s, p, o), score in zip(graph.relations, graph.relation_scores)]
+    return {"image": graph.image, "width": graph.width, "height": graph.height, "objects": objects,
+            "relations": relations}
+
+
+def write_graphs(path: Path, graphs: list[SceneGraph], vocabulary: Vocabulary) -> None:
+    """Write one graph a line."""
+    with open(path, "w", encoding="utf-8") as file:
+        for graph in graphs:
+            file.write(json.dumps(to_json(graph, vocabulary), allow_nan=False) + "\n")
+
+
+def read_graphs(path: Path, vocabulary: Vocabulary) -> list[SceneGraph]:
+    """Read and validate a graphs.jsonl. Errors: InputError naming file, line and field."""
+    graphs = []
+    for line_number, row in read_json_lines(path):
+        try:
+            graphs.append(_parse_graph(row, vocabulary))
+        except ValueError as error:
+            raise InputError(f"{path}:{line_number}: {error}") from None
+    return graphs
+
+
+def read_json_lines(path: Path) -> list[tuple[int, dict]]:
+    """Every non-empty line of a JSON Lines file as (line number from 1, object). Errors: InputError."""
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, expected JSON Lines") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error.__class__.__name__})") from None
+    rows = []
+    for line_number, line in enumerate(lines, 1):
+        if line.strip():
+            rows.append((line_number, load_json(line, f"{path}:{line_number}")))
+    return rows
+
+
+def load_json(text: str, where: str) -> dict:
+    """Parse one JSON object; NaN and infinity are refused. Errors: InputError starting with `where`."""
+    def refuse(name):
+        raise ValueError(f"{name} is not a JSON number")
+
+    try:
+        value = json.loads(text, parse_constant=refuse)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+_OBJECT_FIELDS = {"category", "box", "score", "visible", "truncated", "ignore"}
+
+
+def _parse_graph(row: dict, vocabulary: Vocabulary) -> SceneGraph:
+    unknown = set(row) - {"image", "width", "height", "objects", "relations"}
+    _expect(not unknown, f"{', '.join(sorted(unknown))}: unknown field")
+    image = row.get("image")
+    _expect(isinstance(image, str) and image != "", "image: expected a path")
+    # an absolute name, or one with "..", could read files outside the data set
+    _expect(not Path(image).is_absolute() and ".." not in Path(image).parts, "image: expected a path inside the data set")
+    for name in ("width", "height"):
+        _expect(_is_int(row.get(name)) and 0 < row[name] <= 65535, f"{name}: expected 1..65535 pixels")
+    objects, relations = row.get("objects"), row.get("relations", [])
+    _expect(isinstance(objects, list), "objects: expected a list")
+    _expect(isinstance(relations, list), "relations: expected a list")
+    for i, item in enumerate(objects):
+        _check_object(item, f"objects[{i}]", row["width"], row["height"], vocabulary)
+    for i, item in enumerate(relations):
+        _check_relation(item, f"relations[{i}]", len(objects), vocabulary)
+    triples = [(s, vocabulary.predicates.index(p), o) for s, p, o, *_ in relations]
+    return make_graph(
+        image, row["width"], row["height"], [vocabulary.categories.index(o["category"]) for o in objects],
+        [o["box"] for o in objects], triples, [o.get("score", 1.0) for o in objects],
+        [o.get("visible", 1.0) for o in objects], [o.get("truncated", 0.0) for o in objects],
+        [o.get("ignore", False) for o in objects], [r[3] if len(r) > 3 else 1.0 for r in relations])
+
+
+def _check_object(item, where: str, width: int, height: int, vocabulary: Vocabulary) -> None:
+    _expect(isinstance(item, dict), f"{where}: expected an object")
+    unknown = set(item) - _OBJECT_FIELDS
+    _expect(not unknown, f"{where}.{', '.join(sorted(unknown))}: unknown field")
+    _expect(item.get("category") in vocabulary.categories,
+            f"{where}.category: {item.get('category')!r} is not one of {', '.join(vocabulary.categories)}")
+    box = item.get("box")
+    _expect(isinstance(box, list) and len(box) == 4 and all(_is_number(v) for v in box),
+            f"{where}.box: expected four finite numbers x0, y0, x1, y1, found {box}")
+    x0, y0, x1, y1 = box
+    _expect(0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height,
+            f"{where}.box: {box} expected 0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}")
+    for name in ("score", "visible", "truncated"):
+        value = item.get(name, 1.0)
+        _expect(_is_number(value) and 0 <= value <= 1, f"{where}.{name}: {value} expected a number from 0 to 1")
+    _expect(isinstance(item.get("ignore", False), bool), f"{where}.ignore: expected true or false")
+
+
+def _check_relation(item, where: str, count: int, vocabulary: Vocabulary) -> None:
+    _expect(isinstance(item, list) and len(item) in (3, 4), f"{where}: expected [subject, predicate, object, score]")
+    s, predicate, o = item[:3]
+    for name, value in (("subject", s), ("object", o)):
+        _expect(_is_int(value) and 0 <= value < count,
+                f"{where}: {name} {value} is not an index below {count}, the number of objects")
+    _expect(s != o, f"{where}: subject and object are both {s}")
+    _expect(predicate in vocabulary.predicates,
+            f"{where}: {predicate!r} is not one of {', '.join(vocabulary.predicates)}")
+    score = item[3] if len(item) > 3 else 1.0
+    _expect(_is_number(score) and 0 <= score <= 1, f"{where}: score {score} expected a number from 0 to 1")
+
+
+def _is_int(value) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9
+
+
+def _expect(condition: bool, message: str) -> None:
+    if not condition:
+        raise ValueError(message)
