@@ -1,0 +1,131 @@
+"""The pinhole camera, and every frame convention of the project.
+
+World   metres, right-handed, z up, the ground is the plane z = 0. Yaw is in radians about world z, from x towards y.
+Camera  OpenCV: x right, y down, z forward (depth). x_camera = R x_world + t.
+Pixels  x right, y down; the centre of the first pixel is (0.5, 0.5), so an image spans [0, width] x [0, height].
+        u = K00 x/z + K02, v = K11 y/z + K12 with K the 3 x 3 intrinsic matrix in pixels (no skew).
+Boxes   x0, y0, x1, y1 in float pixels, half-open.
+
+`Camera` is one view in numpy (files, lifting); `Cameras` is a batch in torch (rendering, gradients).
+"""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+FAR_M = 80.0  # a ray that meets the ground farther away, or never, is cut here: its ground point is unreliable
+
+
+@dataclass(frozen=True)
+class Camera:
+    """One view.
+
+    K: (3, 3) float64 intrinsics in pixels.    R: (3, 3) float64 world -> camera rotation.
+    t: (3,) float64 world -> camera translation, metres.    width, height: image size in pixels.
+    """
+
+    K: np.ndarray
+    R: np.ndarray
+    t: np.ndarray
+    width: int
+    height: int
+
+    @property
+    def position_world(self) -> np.ndarray:
+        """(3,) the optical centre, metres."""
+        return -self.R.T @ self.t
+
+    def project(self, points_world: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """(N, 3) world points -> (N, 2) pixels and (N,) depth in metres; only depth > 0 is in front of the camera."""
+        points_camera = points_world @ self.R.T + self.t  # (N, 3)
+        depth_m = points_camera[:, 2]
+        points_px = points_camera[:, :2] / depth_m[:, None] * np.diag(self.K)[:2] + self.K[:2, 2]
+        return points_px, depth_m
+
+    def ray_world(self, point_px: np.ndarray) -> np.ndarray:
+        """(3,) direction through a pixel, scaled so that one unit of it is one metre of depth."""
+        point_camera = np.append((np.asarray(point_px) - self.K[:2, 2]) / np.diag(self.K)[:2], 1.0)
+        return self.R.T @ point_camera
+
+    def ground_point(self, point_px: np.ndarray, height_m: float = 0.0) -> np.ndarray:
+        """(3,) where the ray through a pixel meets the plane z = height_m (Prakash et al. 2021, section 4.1).
+
+        At or above the horizon, or beyond FAR_M of depth, the point FAR_M ahead is dropped on the plane instead.
+        """
+        origin, ray = self.position_world, self.ray_world(point_px)
+        drop = height_m - origin[2]
+        meets = ray[2] * drop > 0 and drop / ray[2] <= FAR_M
+        point = origin + ray * (drop / ray[2] if meets else FAR_M)
+        return np.array([point[0], point[1], height_m])
+
+    def ground_axes(self) -> tuple[np.ndarray, np.ndarray]:
+        """The camera's ground frame: unit (3,) vectors `right` and `forward`, both horizontal in the world."""
+        right, forward = self.R[0] * [1, 1, 0], self.R[2] * [1, 1, 0]
+        return right / np.linalg.norm(right), forward / np.linalg.norm(forward)
+
+    def resized(self, width: int, height: int) -> "Camera":
+        """The same view on another pixel grid."""
+        scale = np.diag([width / self.width, height / self.height, 1.0])
+        return Camera(scale @ self.K, self.R, self.t, width, height)
+
+    def to_json(self) -> dict:
+        """K, R and t as nested lists, the fields of cameras.jsonl."""
+        return {"K": self.K.tolist(), "R": self.R.tolist(), "t": self.t.tolist()}
+
+
+def look_at(eye_world, target_world, focal_px: float, width: int, height: int) -> Camera:
+    """A camera at `eye_world` (3,) that looks at `target_world` (3,), upright, principal point in the centre."""
+    eye = np.asarray(eye_world, np.float64)
+    forward = np.asarray(target_world, np.float64) - eye
+    forward /= np.linalg.norm(forward)
+    right = np.cross(forward, [0.0, 0.0, 1.0])
+    right /= np.linalg.norm(right)
+    R = np.stack([right, np.cross(forward, right), forward])
+    K = np.array([[focal_px, 0, width / 2], [0, focal_px, height / 2], [0, 0, 1.0]])
+    return Camera(K, R, -R @ eye, width, height)
+
+
+@dataclass(frozen=True)
+class Cameras:
+    """B views of one pixel size.
+
+    K, R: (B, 3, 3) float.    t: (B, 3) float.    width, height: image size in pixels.
+    """
+
+    K: torch.Tensor
+    R: torch.Tensor
+    t: torch.Tensor
+    width: int
+    height: int
+
+    def project(self, points_world: torch.Tensor, view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """(N, 3) world points, each seen by camera view (N,) -> (N, 2) pixels, (N,) depth in metres."""
+        # a product and a sum, not a matrix product: the result then never depends on how many points there are
+        points_camera = (self.R[view] * points_world[:, None, :]).sum(-1) + self.t[view]  # (N, 3)
+        depth_m = points_camera[:, 2]
+        focal_px = torch.stack([self.K[:, 0, 0], self.K[:, 1, 1]], -1)[view]  # (N, 2)
+        return points_camera[:, :2] / depth_m[:, None] * focal_px + self.K[view, :2, 2], depth_m
+
+    def positions_world(self) -> torch.Tensor:
+        """(B, 3) optical centres, metres."""
+        return -(self.R * self.t[:, :, None]).sum(1)
+
+    def rays_world(self) -> torch.Tensor:
+        """(B, H, W, 3) directions through every pixel's centre; one unit of each is one metre of depth."""
+        like = {"dtype": self.K.dtype, "device": self.K.device}
+        u, v = torch.arange(self.width, **like) + 0.5, torch.arange(self.height, **like) + 0.5
+        x = (u[None, :] - self.K[:, 0, 2, None]) / self.K[:, 0, 0, None]  # (B, W)
+        y = (v[None, :] - self.K[:, 1, 2, None]) / self.K[:, 1, 1, None]  # (B, H)
+        R = self.R[:, None, None]  # (B, 1, 1, 3, 3)
+        return x[:, None, :, None] * R[..., 0, :] + y[:, :, None, None] * R[..., 1, :] + R[..., 2, :]
+
+
+def stack_cameras(cameras: list[Camera], width: int, height: int, device: torch.device | str = "cpu",
+                  dtype: torch.dtype = torch.float32) -> Cameras:
+    """Several views brought to one pixel size, as a batch."""
+    views = [camera.resized(width, height) for camera in cameras]
+
+    def stack(arrays):
+        return torch.from_numpy(np.stack(arrays)).to(device, dtype)
+
+    return Cameras(stack([v.K for v in views]), stack([v.R for v in views]), stack([v.t for v in views]), width, height)

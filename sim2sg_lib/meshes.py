@@ -1,0 +1,143 @@
+"""Procedural unit meshes, and a batch of scenes packed into one."""
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from sim2sg_lib.scene import Scene
+
+
+@dataclass(frozen=True)
+class Mesh:
+    """One asset in its unit box: x and y in [-0.5, 0.5], z in [0, 1]; faces wind counter-clockwise from outside.
+
+    verts: (V, 3) float64.    normals: (V, 3) float64, unit, outward.    faces: (F, 3) int64.
+    """
+
+    verts: np.ndarray
+    normals: np.ndarray
+    faces: np.ndarray
+
+
+def box_mesh() -> Mesh:
+    """The unit box: 24 vertices, so that each side has its own flat normal; 12 faces."""
+    verts, normals, faces = [], [], []
+    for axis in range(3):
+        for sign in (-1.0, 1.0):
+            normal = np.zeros(3)
+            normal[axis] = sign
+            u, v = np.roll(np.eye(3), 1, 0)[axis], np.roll(np.eye(3), 2, 0)[axis]
+            # u x v is +-axis: pick the order of corners that winds counter-clockwise seen from outside
+            corners = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
+            if np.dot(np.cross(u, v), normal) < 0:
+                corners = corners[::-1]
+            first = len(verts)
+            verts += [0.5 * (normal + a * u + b * v) + [0, 0, 0.5] for a, b in corners]
+            normals += [normal] * 4
+            faces += [[first, first + 1, first + 2], [first, first + 2, first + 3]]
+    return Mesh(np.array(verts), np.array(normals), np.array(faces, np.int64))
+
+
+def sphere_mesh(subdivisions: int = 3) -> Mesh:
+    """An icosphere of 20 * 4**subdivisions faces with smooth normals."""
+    golden = (1 + 5 ** 0.5) / 2
+    verts = [(-1, golden, 0), (1, golden, 0), (-1, -golden, 0), (1, -golden, 0), (0, -1, golden), (0, 1, golden),
+             (0, -1, -golden), (0, 1, -golden), (golden, 0, -1), (golden, 0, 1), (-golden, 0, -1), (-golden, 0, 1)]
+    verts = [np.array(v) / np.linalg.norm(v) for v in verts]
+    faces = [(0, 11, 5), (0, 5, 1), (0, 1, 7), (0, 7, 10), (0, 10, 11), (1, 5, 9), (5, 11, 4), (11, 10, 2), (10, 7, 6),
+             (7, 1, 8), (3, 9, 4), (3, 4, 2), (3, 2, 6), (3, 6, 8), (3, 8, 9), (4, 9, 5), (2, 4, 11), (6, 2, 10),
+             (8, 6, 7), (9, 8, 1)]
+    for _ in range(subdivisions):
+        faces = _subdivide(verts, faces)
+    normals = np.array(verts)
+    return Mesh(0.5 * normals + [0, 0, 0.5], normals, np.array(faces, np.int64))
+
+
+def _subdivide(verts: list[np.ndarray], faces: list[tuple]) -> list[tuple]:
+    """Split every face in four; the new vertices, on the unit sphere, are appended to `verts`."""
+    middle: dict[tuple[int, int], int] = {}
+
+    def midpoint(i, j):
+        key = (min(i, j), max(i, j))
+        if key not in middle:
+            middle[key] = len(verts)
+            point = verts[i] + verts[j]
+            verts.append(point / np.linalg.norm(point))
+        return middle[key]
+
+    split = []
+    for a, b, c in faces:
+        ab, bc, ca = midpoint(a, b), midpoint(b, c), midpoint(c, a)
+        split += [(a, ab, ca), (b, bc, ab), (c, ca, bc), (ab, bc, ca)]
+    return split
+
+
+def cylinder_mesh(segments: int = 48) -> Mesh:
+    """An upright cylinder with flat caps and smooth sides; 4 * segments - 4 faces."""
+    angle = np.arange(segments) * 2 * np.pi / segments
+    side = np.stack([np.cos(angle), np.sin(angle), np.zeros(segments)], 1)  # (S, 3)
+    bottom, top = 0.5 * side, 0.5 * side + [0, 0, 1]
+    down, up = np.tile([0, 0, -1.0], (segments, 1)), np.tile([0, 0, 1.0], (segments, 1))
+    verts = np.concatenate([bottom, top, bottom, top])  # the sides' two rings, then the caps' own
+    normals = np.concatenate([side, side, down, up])
+    i, j = np.arange(segments), (np.arange(segments) + 1) % segments
+    sides = np.concatenate([np.stack([i, j, j + segments], 1), np.stack([i, j + segments, i + segments], 1)])
+    fan = np.arange(1, segments - 1)
+    cap = np.stack([np.zeros_like(fan), fan, fan + 1], 1)
+    faces = np.concatenate([sides, 2 * segments + cap[:, ::-1], 3 * segments + cap])
+    return Mesh(verts, normals, faces.astype(np.int64))
+
+
+@dataclass(frozen=True)
+class Meshes:
+    """The objects of B scenes, O in all, packed. Indices count through the whole batch.
+
+    verts_world, normals_world: (V, 3) float.    faces: (F, 3) int64 into verts.
+    face_object:  (F,) int64.                    vert_scene: (V,) int64.
+    object_scene: (O,) int64, ascending.         scenes: B; a scene may have no object.
+    colour: (O, 3) float, linear RGB.            metallic, roughness: (O,) float.
+    """
+
+    verts_world: torch.Tensor
+    normals_world: torch.Tensor
+    faces: torch.Tensor
+    face_object: torch.Tensor
+    vert_scene: torch.Tensor
+    object_scene: torch.Tensor
+    scenes: int
+    colour: torch.Tensor
+    metallic: torch.Tensor
+    roughness: torch.Tensor
+
+
+def build(scenes: list[Scene], assets: dict[str, Mesh], device: torch.device | str = "cpu",
+          dtype: torch.dtype = torch.float32) -> Meshes:
+    """Place every object's asset in its scene's world and pack them all."""
+    objects = [(b, o) for b, scene in enumerate(scenes) for o in scene.objects]
+    placed = [place(assets[o.asset], o.position_world, o.size_m, o.yaw_rad) for _, o in objects]
+    counts = [len(mesh.verts) for mesh in placed]
+    first_vert = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+
+    def pack(arrays, shape, kind):
+        stacked = np.concatenate([np.asarray(a).reshape(-1, *shape) for a in arrays] + [np.zeros((0, *shape))])
+        return torch.from_numpy(stacked).to(device, kind)
+
+    object_scene = [b for b, _ in objects]
+    return Meshes(
+        pack([m.verts for m in placed], (3,), dtype), pack([m.normals for m in placed], (3,), dtype),
+        pack([m.faces + first for m, first in zip(placed, first_vert)], (3,), torch.int64),
+        pack([np.full(len(m.faces), i) for i, m in enumerate(placed)], (), torch.int64),
+        pack([np.full(n, b) for b, n in zip(object_scene, counts)], (), torch.int64),
+        pack([object_scene], (), torch.int64), len(scenes),
+        pack([o.material.colour for _, o in objects], (3,), dtype),
+        pack([[o.material.metallic for _, o in objects]], (), dtype),
+        pack([[o.material.roughness for _, o in objects]], (), dtype))
+
+
+def place(mesh: Mesh, position_world, size_m, yaw_rad: float) -> Mesh:
+    """The unit asset scaled to `size_m` (3,), turned by yaw about z and moved to `position_world` (3,)."""
+    cos, sin = np.cos(yaw_rad), np.sin(yaw_rad)
+    turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
+    normals = mesh.normals / np.asarray(size_m) @ turn.T
+    normals /= np.linalg.norm(normals, axis=1, keepdims=True)
+    return Mesh(mesh.verts * np.asarray(size_m) @ turn.T + np.asarray(position_world), normals, mesh.faces)
