@@ -1,0 +1,1 @@
+"""The environments: one file of declarations each, found by name."""

@@ -1,0 +1,108 @@
+"""CLEVR (Johnson et al. 2017) with the source and target domains of Prakash et al. 2021, appendix A.2.1.
+
+Source: 4 metal objects in blue, green, magenta or yellow.  Target: 2-3 rubber objects in pink, brown or white, farther
+apart, and stylised.  The two ablation pairs of Table 4 take one half of the target each:
+`target-content` has the target's objects in the source's look, `target-appearance` the source's in the target's look.
+"""
+import numpy as np
+
+from sim2sg_lib.camera import Camera, look_at
+from sim2sg_lib.env import Env
+from sim2sg_lib.graph import Vocabulary
+from sim2sg_lib.meshes import box_mesh, cylinder_mesh, sphere_mesh
+from sim2sg_lib.scene import Ground, Light, Material, Scene, SceneObject, predicate_axes
+
+CATEGORIES = ("cube", "sphere", "cylinder")
+RADII_M = (0.35, 0.5, 0.7)
+WIDTH, HEIGHT, FOCAL_PX = 320, 240, 350.0  # a 35 mm lens on Blender's 32 mm sensor
+EYE_WORLD = (7.48, -6.51, 5.34)            # CLEVR's camera, looking at the origin
+CAMERA_JITTER_M, LAMP_JITTER_M = 0.5, 1.0
+LAMPS = (((6.45, -2.91, 4.26), 26.0), ((-4.67, -4.01, 3.01), 9.0), ((-1.12, 2.65, 5.83), 20.0))  # key, fill, back
+
+# (objects in an image), (smallest distance along every predicate's axis, metres): disjoint between the domains
+CONTENT = {"source": ((4,), (0.3, 0.6)), "target": ((2, 3), (0.8, 1.1))}
+# display colours 0..255 and (metallic, roughness)
+APPEARANCE = {
+    "source": (((42, 75, 215), (29, 125, 20), (210, 40, 180), (255, 238, 51)), (1.0, 0.3)),
+    "target": (((242, 130, 160), (129, 74, 25), (235, 235, 235)), (0.0, 0.7)),
+}
+GROUND_RGB = (0.45, 0.45, 0.45)
+DOMAINS = {  # name -> (content, appearance)
+    "source": ("source", "source"), "target": ("target", "target"),
+    "target-content": ("target", "source"), "target-appearance": ("source", "target")}
+
+
+def size_m(label: int, radius_m: float) -> tuple[float, float, float]:
+    """Full extents; CLEVR scales a cube by 1 / sqrt 2 so that it looks as large as the others."""
+    side = 2 * radius_m / (2 ** 0.5 if CATEGORIES[label] == "cube" else 1.0)
+    return (side, side, side)
+
+
+def layout(domain: str, rng: np.random.Generator) -> tuple[list[SceneObject], Camera]:
+    """Objects on the ground without appearance, no two touching, and a jittered camera."""
+    counts, margins_m = CONTENT[DOMAINS[domain][0]]
+    eye = np.array(EYE_WORLD) + rng.uniform(-CAMERA_JITTER_M, CAMERA_JITTER_M, 3)
+    camera = look_at(eye, (0, 0, 0), FOCAL_PX, WIDTH, HEIGHT)
+    axes = predicate_axes(camera)
+    across, along = axes["right"][:2], axes["behind"][:2]
+    count, margin_m = rng.choice(counts), rng.uniform(*margins_m)
+    while True:  # the whole layout is drawn again when it does not fit, so that no object is favoured
+        labels = rng.integers(len(CATEGORIES), size=count)
+        radii_m = rng.choice(RADII_M, size=count)
+        positions = rng.uniform(-3, 3, (count, 2))
+        i, j = np.triu_indices(count, 1)
+        gap = positions[i] - positions[j]
+        touching = np.linalg.norm(gap, axis=1) < radii_m[i] + radii_m[j] + 0.25
+        aligned = (np.abs(gap @ across) < margin_m) | (np.abs(gap @ along) < margin_m)
+        if not (touching | aligned).any():
+            break
+    yaws_rad = rng.uniform(0, 2 * np.pi, count)
+    return [SceneObject(int(label), CATEGORIES[label], (float(x), float(y), 0.0), size_m(label, r), float(yaw))
+            for label, (x, y), r, yaw in zip(labels, positions, radii_m, yaws_rad)], camera
+
+
+def dress(objects: list[SceneObject], camera: Camera, domain: str, randomise: str, rng: np.random.Generator) -> Scene:
+    """Colours, finish, lamps and ground. `strong` also varies what no scene graph holds, in the source's look only."""
+    look = DOMAINS[domain][1]
+    palette, (metallic, roughness) = APPEARANCE[look]
+    colours = [linear(palette[i]) for i in rng.integers(len(palette), size=len(objects))]
+    materials = [Material(colour, metallic, roughness) for colour in colours]
+    lights = [Light(tuple(np.array(position) + rng.uniform(-LAMP_JITTER_M, LAMP_JITTER_M, 3)), (power,) * 3)
+              for position, power in LAMPS]
+    ground, ambient, exposure = Ground(GROUND_RGB), (0.35,) * 3, 1.0
+    if randomise == "strong" and look == "source":
+        materials = [Material(tuple(rng.uniform(0.02, 0.95, 3)), float(rng.uniform()), float(rng.uniform(0.2, 0.9)))
+                     for _ in objects]
+        lights = [Light(tuple(np.array(light.position_world) * rng.uniform(0.7, 1.5) + rng.uniform(-2, 2, 3) * (1, 1, 0)),
+                        tuple(light.intensity[0] * rng.uniform(0.2, 1.6) * rng.uniform(0.7, 1.3, 3)))
+                  for light in lights]
+        ground = Ground(tuple(rng.uniform(0.05, 0.8) * rng.uniform(0.6, 1.0, 3)), tuple(rng.uniform(0.05, 0.95, 3)),
+                        float(rng.uniform(0, 0.8)), float(np.exp(rng.uniform(np.log(0.1), np.log(4)))),
+                        int(rng.integers(1 << 16)))
+        ambient, exposure = tuple(rng.uniform(0.1, 0.6) * rng.uniform(0.7, 1.3, 3)), float(rng.uniform(0.5, 1.2))
+    style_seed = int(rng.integers(1 << 16)) if look == "target" else None
+    objects = [SceneObject(o.label, o.asset, o.position_world, o.size_m, o.yaw_rad, material)
+               for o, material in zip(objects, materials)]
+    return Scene(tuple(objects), camera, tuple(lights), ambient, ground, exposure, style_seed)
+
+
+def linear(display_rgb: tuple[int, int, int]) -> tuple[float, float, float]:
+    """Display values 0..255 -> linear reflectance."""
+    return tuple((value / 255) ** 2.2 for value in display_rgb)
+
+
+ENV = Env(
+    name="clevr",
+    vocabulary=Vocabulary(CATEGORIES, ("left", "right", "front", "behind")),
+    image_sizes={"quick": (160, 120), "paper": (WIDTH, HEIGHT)},
+    camera=look_at(EYE_WORLD, (0, 0, 0), FOCAL_PX, WIDTH, HEIGHT),
+    assets={"cube": box_mesh(), "sphere": sphere_mesh(), "cylinder": cylinder_mesh()},
+    category_assets=tuple((name,) for name in CATEGORIES),
+    category_sizes_m=tuple(tuple(size_m(label, r) for r in RADII_M) for label in range(len(CATEGORIES))),
+    relation_margin_m=0.2,
+    min_visible_share=40 / (WIDTH * HEIGHT),
+    threshold=0.5,
+    domains=tuple(DOMAINS),
+    layout=layout,
+    dress=dress,
+)

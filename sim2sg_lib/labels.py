@@ -1,0 +1,72 @@
+"""Exact labels of rendered scenes: boxes and visibility from what the pixels show, relations from 3-D."""
+import numpy as np
+import torch
+
+from sim2sg_lib.camera import Cameras
+from sim2sg_lib.env import Env
+from sim2sg_lib.graph import SceneGraph, make_graph, select_objects
+from sim2sg_lib.meshes import Meshes
+from sim2sg_lib.render import NEAR_M, Fragments, coverage
+from sim2sg_lib.scene import Scene, relations
+
+
+def annotate(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[Scene], env: Env,
+             images: list[str]) -> list[SceneGraph]:
+    """Label B rendered scenes. `fragments` may be finer than the cameras' size; boxes are in the cameras' pixels.
+
+    Objects that show less than env.min_visible_share of the image are left out, with their relations.
+    `visible` compares the pixels an object shows with those it would show alone; `truncated` is the share of its
+    projected box outside the image.
+    """
+    width, height = cameras.width, cameras.height
+    fine = fragments.pix_to_face.shape[2] // width
+    boxes, shown = visible_boxes(fragments, meshes)
+    alone = alone_pixels(meshes, cameras) * fine * fine
+    truncated = truncated_share(meshes, cameras)
+    graphs, first = [], 0
+    for scene, image in zip(scenes, images):
+        rows = slice(first, first + len(scene.objects))
+        first = rows.stop
+        positions = np.array([o.position_world for o in scene.objects]).reshape(-1, 3)
+        graph = make_graph(
+            image, width, height, [o.label for o in scene.objects], boxes[rows] / fine,
+            relations(positions, scene.camera, env.vocabulary.predicates, env.relation_margin_m),
+            visible=np.clip(shown[rows] / np.maximum(alone[rows], 1), 0, 1), truncated=truncated[rows])
+        graphs.append(select_objects(graph, shown[rows] >= env.min_visible_share * width * height * fine * fine))
+    return graphs
+
+
+def visible_boxes(fragments: Fragments, meshes: Meshes) -> tuple[np.ndarray, np.ndarray]:
+    """(O, 4) float64 tight boxes in the fragments' pixels and (O,) pixel counts of what each object shows."""
+    b, row, column = torch.nonzero(fragments.pix_to_face[..., 0] >= 0, as_tuple=True)
+    thing = meshes.face_object[fragments.pix_to_face[b, row, column, 0]]
+    count = len(meshes.object_scene)
+    shown = torch.bincount(thing, minlength=count)
+    boxes = torch.zeros(count, 4, dtype=torch.int64, device=thing.device)
+    for axis, value in ((0, column), (1, row)):
+        boxes[:, axis] = boxes[:, axis].scatter_reduce(0, thing, value, "amin", include_self=False)
+        boxes[:, axis + 2] = boxes[:, axis + 2].scatter_reduce(0, thing, value + 1, "amax", include_self=False)
+    return boxes.cpu().numpy().astype(np.float64), shown.cpu().numpy()
+
+
+def alone_pixels(meshes: Meshes, cameras: Cameras) -> np.ndarray:
+    """(O,) pixels each object would cover in the image if nothing stood in front of it."""
+    verts_px, depth_m = cameras.project(meshes.verts_world, meshes.vert_scene)
+    keep = (depth_m[meshes.faces] > NEAR_M).all(1)
+    mask = coverage(verts_px[meshes.faces], keep, meshes.face_object, len(meshes.object_scene), cameras.width,
+                    cameras.height)
+    return mask.sum((1, 2)).cpu().numpy()
+
+
+def truncated_share(meshes: Meshes, cameras: Cameras) -> np.ndarray:
+    """(O,) share of each object's projected box that lies outside the image, as KITTI's `truncated`."""
+    verts_px, _ = cameras.project(meshes.verts_world, meshes.vert_scene)
+    vert_object = torch.zeros(len(verts_px), dtype=torch.int64, device=verts_px.device)
+    vert_object[meshes.faces.reshape(-1)] = meshes.face_object.repeat_interleave(3)
+    index = vert_object[:, None].expand(-1, 2)
+    blank = verts_px.new_zeros(len(meshes.object_scene), 2)
+    low = blank.scatter_reduce(0, index, verts_px, "amin", include_self=False)
+    high = blank.scatter_reduce(0, index, verts_px, "amax", include_self=False)
+    size = verts_px.new_tensor([cameras.width, cameras.height])
+    inside = (high.minimum(size) - low.clamp(min=0)).clamp(min=0).prod(1)
+    return (1 - inside / (high - low).prod(1).clamp(min=1e-9)).clamp(0, 1).cpu().numpy().astype(np.float64)
