@@ -15,11 +15,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from sim2sg_lib.camera import Camera
 from sim2sg_lib.env import Env
-from sim2sg_lib.graph import InputError, SceneGraph, load_json, read_graphs, read_json_lines, write_graphs
+from sim2sg_lib.graph import (InputError, SceneGraph, load_json, read_graphs, read_json_lines, select_objects,
+                              write_graphs)
 from sim2sg_lib.scene import Scene
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -208,3 +210,57 @@ def write_json(path: Path, value: dict) -> None:
 def write_json_lines(path: Path, rows: list[dict]) -> None:
     """One JSON object a line."""
     Path(path).write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+class LabelledImages(torch.utils.data.Dataset):
+    """The images and exact labels of one or more synthetic data sets, at the network's input size.
+
+    An item is (image (3, H, W) uint8, target), the target as SceneGraphNet.losses wants it: `boxes` (G, 4) float32
+    network pixels, `labels` (G,) int64 from 1, `relations` (R, 3) int64 rows (subject, predicate, object).
+    """
+
+    def __init__(self, folders: list[Path], env: Env, width: int, height: int) -> None:
+        self.size = (width, height)
+        self.items: list[tuple[Path, SceneGraph]] = []
+        for folder in map(Path, folders):
+            read_info(folder, env)
+            self.items += [(folder / graph.image, graph) for graph in load_graphs(folder, env)]
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        path, graph = self.items[index]
+        graph = select_objects(graph, ~graph.ignore)
+        scale = np.array(self.size * 2) / (graph.width, graph.height, graph.width, graph.height)
+        target = {"boxes": torch.from_numpy((graph.boxes_px * scale).astype(np.float32)),
+                  "labels": torch.from_numpy(graph.labels + 1), "relations": torch.from_numpy(graph.relations)}
+        return load_tensor(path, *self.size), target
+
+
+class TargetImages(torch.utils.data.Dataset):
+    """The images of a target folder at the network's input size. It has no label field: none can leak."""
+
+    def __init__(self, images: ImageFolder, width: int, height: int) -> None:
+        self.paths, self.size = [images.folder / name for name in images.names], (width, height)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return load_tensor(self.paths[index], *self.size)
+
+
+def load_tensor(path: Path, width: int, height: int) -> torch.Tensor:
+    """(3, height, width) uint8."""
+    return torch.from_numpy(read_image(path, width, height).copy()).permute(2, 0, 1)
+
+
+def batches(count: int, batch: int, steps: int, seed: int) -> list[list[int]]:
+    """`steps` batches of indices below `count`: shuffled epoch after epoch, an epoch's end may fall inside a batch."""
+    generator = torch.Generator().manual_seed(seed)
+    epochs = -(-batch * steps // count)
+    order = torch.cat([torch.randperm(count, generator=generator) for _ in range(epochs)])
+    return order[:batch * steps].reshape(steps, batch).tolist()

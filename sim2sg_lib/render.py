@@ -300,22 +300,22 @@ def stylise(images: torch.Tensor, seeds: list[int | None]) -> torch.Tensor:
     """Procedural stylisation of (B, 3, H, W) finished images, one seed or None each.
 
     It stands where the paper uses a neural style transfer, whose weights cannot be shipped: a warm cast with mixed
-    channels, a flattened tone curve, and brush-like noise stretched along a slowly turning direction.
+    channels, a flattened tone curve, and brush-like noise stretched along a slowly turning direction. The strokes' size
+    is a share of the image, so that the style is the same at every resolution.
     """
-    return torch.stack([image if seed is None else _stylise(image, seed) for image, seed in zip(images, seeds)])
-
-
-def _stylise(image: torch.Tensor, seed: int) -> torch.Tensor:
-    height, width = image.shape[1:]
-    # the strokes' size is a share of the image, so that the style is the same at every resolution
-    y, x = torch.meshgrid(torch.arange(height, device=image.device) / height,
-                          torch.arange(width, device=image.device) / height, indexing="ij")
-    seed_tensor = torch.tensor(seed, device=image.device)
-    turn = value_noise(torch.stack([x, y], -1), seed_tensor + 1)
+    chosen = [i for i, seed in enumerate(seeds) if seed is not None]
+    if not chosen:
+        return images
+    height, width = images.shape[2:]
+    seed = torch.tensor([seeds[i] for i in chosen], device=images.device)[:, None, None]  # (S, 1, 1)
+    y, x = torch.meshgrid(torch.arange(height, device=images.device) / height,
+                          torch.arange(width, device=images.device) / height, indexing="ij")
+    turn = value_noise(torch.stack([x, y], -1), seed + 1)  # (S, H, W)
     along, across = x * turn.cos() + y * turn.sin(), y * turn.cos() - x * turn.sin()
-    strokes = value_noise(torch.stack([along * 10, across * 30], -1), seed_tensor + 2) - 0.5
-    patches = value_noise(torch.stack([x, y], -1) * 4, seed_tensor + 3) - 0.5
-    mix = torch.tensor([[0.80, 0.25, 0.00], [0.15, 0.70, 0.10], [0.10, 0.20, 0.55]]).to(image)
-    mixed = (mix[:, :, None, None] * image[None]).sum(1)
-    toned = 0.12 + 0.80 * mixed ** 1.15
-    return (toned + 0.14 * strokes + torch.tensor([0.10, 0.0, -0.10]).to(image)[:, None, None] * patches).clamp(0, 1)
+    strokes = value_noise(torch.stack([along * 10, across * 30], -1), seed + 2) - 0.5
+    patches = value_noise(torch.stack([x, y], -1) * 4, seed + 3) - 0.5
+    mix = images.new_tensor([[0.80, 0.25, 0.00], [0.15, 0.70, 0.10], [0.10, 0.20, 0.55]])
+    mixed = (mix[:, :, None, None] * images[chosen][:, None]).sum(2)
+    cast = images.new_tensor([0.10, 0.0, -0.10])[:, None, None]
+    styled = 0.12 + 0.80 * mixed ** 1.15 + 0.14 * strokes[:, None] + cast * patches[:, None]
+    return images.index_copy(0, torch.tensor(chosen, device=images.device), styled.clamp(0, 1))

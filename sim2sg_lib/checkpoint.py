@@ -1,0 +1,78 @@
+"""A trained network as one file: save it, load it, run it on a folder of images."""
+import pickle
+import zipfile
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from sim2sg_lib.dataset import ImageFolder, load_tensor
+from sim2sg_lib.detector import ModelConfig
+from sim2sg_lib.env import Env
+from sim2sg_lib.graph import InputError, SceneGraph
+from sim2sg_lib.relations import SceneGraphNet, to_graph
+
+FORMAT = 1
+
+
+def save(path: Path, model: SceneGraphNet, env: Env, options: dict) -> None:
+    """Weights and all that is needed to rebuild the model, as plain types. Written beside and renamed.
+
+    options: what the run was told, kept for the record.
+    """
+    partial = Path(f"{path}.partial")
+    torch.save({"format": FORMAT, "env": env.name, "categories": list(env.vocabulary.categories),
+                "predicates": list(env.vocabulary.predicates), "model": asdict(model.config), "options": options,
+                "weights": model.state_dict()}, partial)
+    partial.replace(path)
+
+
+def read(path: Path, device: torch.device | str = "cpu") -> dict:
+    """The checkpoint's content. Errors: InputError if it is missing, damaged or not one of ours."""
+    if not Path(path).is_file():
+        raise InputError(f"{path}: no such file, expected a checkpoint (train.py writes OUT/model.pt)")
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
+        raise InputError(f"{path}: damaged, or not a checkpoint of train.py") from None
+    if not isinstance(content, dict) or content.get("format") != FORMAT:
+        raise InputError(f"{path}: not a checkpoint of train.py, format {FORMAT}")
+    return content
+
+
+def load(path: Path, env: Env, device: torch.device | str = "cpu") -> SceneGraphNet:
+    """Rebuild the network. Errors: InputError also if it was trained for another environment."""
+    content = read(path, device)
+    theirs = (content["env"], tuple(content["categories"]), tuple(content["predicates"]))
+    if theirs != (env.name, env.vocabulary.categories, env.vocabulary.predicates):
+        raise InputError(f"{path}: trained for {content['env']} ({', '.join(content['categories'])}), expected {env.name} "
+                         f"({', '.join(env.vocabulary.categories)})")
+    model = SceneGraphNet(ModelConfig(**content["model"]), pretrained=False).to(device)
+    model.load_state_dict(content["weights"])
+    return model
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto` is CUDA where there is one. Errors: InputError for a device that is not there."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.zeros(1, device=name).device
+    except (RuntimeError, AssertionError):
+        raise InputError(f"device {name!r} is not available, expected auto, cpu or cuda") from None
+
+
+def predict_folder(model: SceneGraphNet, images: ImageFolder, object_threshold: float, predicate_threshold: float,
+                   batch: int = 16) -> list[SceneGraph]:
+    """The network's scene graph of every image, in order; boxes in the pixels of the image's camera."""
+    device = next(model.parameters()).device
+    graphs = []
+    for start in tqdm(range(0, len(images.names), batch), desc="predict", unit="batch", leave=False, disable=None):
+        names = images.names[start:start + batch]
+        pixels = torch.stack([load_tensor(images.folder / n, model.config.width, model.config.height) for n in names])
+        with torch.no_grad():
+            predictions = model.predict(model.features(pixels.to(device).float() / 255))
+        for name, camera, prediction in zip(names, images.cameras[start:start + batch], predictions):
+            graphs.append(to_graph(prediction, name, camera.width, camera.height, object_threshold, predicate_threshold))
+    return graphs

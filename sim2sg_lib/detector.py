@@ -1,0 +1,295 @@
+"""The encoder phi and the object half of h: ResNet-FPN and Faster R-CNN, put together from torchvision's parts.
+
+Source: Ren et al. 2015, "Faster R-CNN"; Lin et al. 2017, "Feature Pyramid Networks". Every image of a batch has the
+size the configuration names, so nothing is resized or padded here. Boxes are `x0, y0, x1, y1` in pixels of that
+network input. Labels in this file are torchvision's: 0 is background, 1..C are the categories.
+"""
+from collections import OrderedDict
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import get_model, get_model_weights
+from torchvision.models.detection.anchor_utils import AnchorGenerator
+from torchvision.models.detection.backbone_utils import BackboneWithFPN
+from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+from torchvision.models.detection.image_list import ImageList
+from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
+from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
+from torchvision.ops import FrozenBatchNorm2d, box_area, nms
+
+from sim2sg_lib.graph import InputError
+
+ASPECT_RATIOS = (0.5, 1.0, 2.0)
+ROI_SIZE = 7
+SCORE_THRESHOLD = 0.05    # a detection below it is no candidate at all
+CLASS_NMS_IOU = 0.5       # within one category
+AGNOSTIC_NMS_IOU = 0.8    # across categories: torchvision may give one RoI several classes, Graph R-CNN wants one node
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything needed to rebuild the network; plain numbers, strings and tuples, so that a checkpoint can hold it.
+
+    categories:      object categories, background not counted.
+    predicates:      relation predicates; there is no "no relation" entry, each predicate is a yes or no.
+    width, height:   network input, pixels.
+    backbone:        'resnet18', 'resnet50' or 'resnet101'.
+    imagenet:        True: ImageNet weights, frozen batch norm, the last three stages trained.
+                     False: group norm, everything trained from scratch.
+    returned_layers: ResNet stages (1..4, strides 4..32) that become pyramid levels; a pooled level comes on top.
+    anchor_sizes:    anchor side in pixels for each level, the pooled one last.
+    fpn_channels:    channels of every pyramid level.
+    head_width:      width of the two-layer box head and of its twin for union boxes.
+    rois_per_image:  RoIs sampled per image for the box head's loss.
+    proposals_train: RPN boxes per image while training (before NMS: per level).
+    proposals_test:  the same when predicting.
+    graph_width:     width of object and relation states in the graph network.
+    nodes_train:     detections per image that become graph nodes while training; ground-truth boxes come on top.
+    nodes_test:      detections per image that become graph nodes when predicting.
+    pairs_train:     ordered pairs per image kept by the relation proposal network while training.
+    pairs_test:      the same when predicting.
+    gcn_steps:       message-passing steps of each level of the graph network; its weights are shared by the steps.
+    attention:       'softmax': attentional GCN; 'mean': every neighbour counts the same.
+    pair_geometry:   give the relation state the two boxes' geometry; without it a relation starts order-blind.
+    semantic:        pass messages between class scores, too, after the feature level.
+    """
+
+    categories: int
+    predicates: int
+    width: int
+    height: int
+    backbone: str
+    imagenet: bool
+    returned_layers: tuple[int, ...]
+    anchor_sizes: tuple[int, ...]
+    fpn_channels: int
+    head_width: int
+    rois_per_image: int
+    proposals_train: int
+    proposals_test: int
+    graph_width: int
+    nodes_train: int
+    nodes_test: int
+    pairs_train: int
+    pairs_test: int
+    gcn_steps: int = 2
+    attention: str = "softmax"
+    pair_geometry: bool = True
+    semantic: bool = True
+
+    def __post_init__(self):
+        # a round trip through JSON turns tuples into lists
+        object.__setattr__(self, "returned_layers", tuple(self.returned_layers))
+        object.__setattr__(self, "anchor_sizes", tuple(self.anchor_sizes))
+        if self.backbone not in ("resnet18", "resnet50", "resnet101"):
+            raise ValueError(f"backbone: {self.backbone!r} expected resnet18, resnet50 or resnet101")
+        if self.attention not in ("softmax", "mean"):
+            raise ValueError(f"attention: {self.attention!r} expected softmax or mean")
+        if len(self.anchor_sizes) != len(self.returned_layers) + 1:
+            raise ValueError(f"anchor_sizes: expected {len(self.returned_layers) + 1} numbers, one per pyramid level")
+
+
+def quick_config(categories: int, predicates: int, width: int, height: int) -> ModelConfig:
+    """A network that trains on a laptop CPU in minutes: 160x120 images, objects of 8 to 40 pixels, no downloads."""
+    return ModelConfig(
+        categories, predicates, width, height, backbone="resnet18", imagenet=False, returned_layers=(2, 3),
+        anchor_sizes=(12, 24, 48), fpn_channels=128, head_width=256, rois_per_image=64, proposals_train=128,
+        proposals_test=64, graph_width=128, nodes_train=8, nodes_test=32, pairs_train=24, pairs_test=128)
+
+
+def paper_config(categories: int, predicates: int, width: int, height: int) -> ModelConfig:
+    """The paper's network (Prakash et al. 2021, implementation details): ResNet-101 and Graph R-CNN, GPU-sized."""
+    smallest = 32 if height >= 375 else 16
+    return ModelConfig(
+        categories, predicates, width, height, backbone="resnet101", imagenet=True, returned_layers=(1, 2, 3, 4),
+        anchor_sizes=tuple(smallest * 2 ** level for level in range(5)), fpn_channels=256, head_width=1024,
+        rois_per_image=512, proposals_train=2000, proposals_test=1000, graph_width=512, nodes_train=32,
+        nodes_test=64, pairs_train=128, pairs_test=256)
+
+
+@dataclass(frozen=True)
+class Detections:
+    """What the detector finds, one entry per image, best score first. n differs by image and may be 0.
+
+    boxes:  (n, 4) network input pixels, clipped to the image.
+    labels: (n,) int64 in 1..C.
+    scores: (n,) in (SCORE_THRESHOLD, 1].
+    """
+
+    boxes: list[Tensor]
+    labels: list[Tensor]
+    scores: list[Tensor]
+
+
+class PyramidAnchors(nn.Module):
+    """The anchors of every pyramid level, laid out once, since all images have one size.
+
+    torchvision's generator infers a stride by dividing sizes, 120 // 8 = 15 for a level whose stride is 16; this one
+    knows the strides.
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        strides = [2 ** (layer + 1) for layer in config.returned_layers]
+        strides.append(2 * strides[-1])
+        cells = AnchorGenerator(tuple((size,) for size in config.anchor_sizes), (ASPECT_RATIOS,) * len(strides))
+        anchors = []
+        for stride, cell in zip(strides, cells.cell_anchors):
+            ys = torch.arange(-(-config.height // stride)) * stride
+            xs = torch.arange(-(-config.width // stride)) * stride
+            y, x = torch.meshgrid(ys, xs, indexing="ij")
+            centers = torch.stack([x, y, x, y], -1).reshape(-1, 1, 4)  # (cells, 1, 4)
+            anchors.append((centers + cell).reshape(-1, 4))  # (cells * ratios, 4)
+        self.register_buffer("anchors", torch.cat(anchors), persistent=False)
+
+    def forward(self, images: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
+        """The same (A, 4) anchors for each image, the argument list is the RPN's."""
+        return [self.anchors] * len(images.image_sizes)
+
+
+def roi_align(feature: Tensor, boxes: Tensor, stride: int) -> Tensor:
+    """RoIAlign (He et al. 2017) of one image's map as two matrix products: (C, H, W), (n, 4) px -> (n, 7, 7, C).
+
+    Bilinear sampling and averaging are linear in the map and separable in x and y. Same numbers as torchvision's with
+    two samples per bin and axis, axes in the order x, y, C; on a CPU its backward takes a tenth of the time, and
+    on a GPU it repeats bit by bit. No gradient to the boxes.
+    """
+    channels, height, width = feature.shape
+    boxes = boxes.detach() / stride
+    x_weights = _bin_weights(boxes[:, 0], boxes[:, 2], width)  # (n, 7, W)
+    y_weights = _bin_weights(boxes[:, 1], boxes[:, 3], height)  # (n, 7, H)
+    columns = x_weights.reshape(-1, width) @ feature.permute(2, 1, 0).reshape(width, -1)  # (n * 7, H * C)
+    return y_weights[:, None] @ columns.reshape(len(boxes), ROI_SIZE, height, channels)
+
+
+def _bin_weights(low: Tensor, high: Tensor, cells: int) -> Tensor:
+    """How much each cell of an axis adds to each of 7 bins between low and high: (n,), (n,) in cells -> (n, 7, cells)."""
+    samples = 2 * ROI_SIZE
+    steps = (torch.arange(samples, device=low.device) + 0.5) / samples
+    at = low[:, None] + (high - low).clamp(min=1)[:, None] * steps  # (n, 14); a RoI spans at least one cell
+    at = at.clamp(0, cells - 1)[:, :, None]
+    weights = (1 - (at - torch.arange(cells, device=low.device)).abs()).clamp(min=0)  # (n, 14, cells)
+    return weights.reshape(len(low), ROI_SIZE, 2, cells).mean(2)
+
+
+class Detector(nn.Module):
+    """ResNet-FPN + RPN + box head (Ren et al. 2015).
+
+    pretrained: load ImageNet weights where the configuration asks for them; False where a checkpoint follows.
+    Errors: InputError if those weights cannot be had.
+    """
+
+    def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
+        super().__init__()
+        self.config = config
+        self.levels = [layer + 1 for layer in config.returned_layers]  # log2 of the stride
+        self.backbone = _make_backbone(config, pretrained)
+        self.rpn = RegionProposalNetwork(
+            PyramidAnchors(config), RPNHead(config.fpn_channels, len(ASPECT_RATIOS)), fg_iou_thresh=0.7,
+            bg_iou_thresh=0.3, batch_size_per_image=256, positive_fraction=0.5, nms_thresh=0.7,
+            pre_nms_top_n={"training": config.proposals_train, "testing": config.proposals_test},
+            post_nms_top_n={"training": config.proposals_train, "testing": config.proposals_test})
+        self.roi_heads = RoIHeads(
+            None,  # pooling is self.pool
+            TwoMLPHead(config.fpn_channels * ROI_SIZE ** 2, config.head_width),
+            FastRCNNPredictor(config.head_width, config.categories + 1), fg_iou_thresh=0.5, bg_iou_thresh=0.5,
+            batch_size_per_image=config.rois_per_image, positive_fraction=0.25, bbox_reg_weights=None,
+            score_thresh=SCORE_THRESHOLD, nms_thresh=CLASS_NMS_IOU,
+            # twice what is wanted, since the class-agnostic NMS that follows removes some
+            detections_per_img=2 * max(config.nodes_train, config.nodes_test))
+        # Faster R-CNN's own start, which torchvision leaves at the default of nn.Linear
+        for layer, std in ((self.roi_heads.box_predictor.cls_score, 0.01),
+                           (self.roi_heads.box_predictor.bbox_pred, 0.001)):
+            nn.init.normal_(layer.weight, std=std)
+            nn.init.zeros_(layer.bias)
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).reshape(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor([0.229, 0.224, 0.225]).reshape(3, 1, 1), persistent=False)
+
+    def features(self, images: Tensor) -> OrderedDict[str, Tensor]:
+        """phi: images (B, 3, H, W) in [0, 1] -> pyramid levels '0', '1', ... and 'pool', each (B, fpn_channels, h, w).
+
+        Errors: ValueError if H, W are not the configuration's.
+        """
+        if tuple(images.shape[1:]) != (3, self.config.height, self.config.width):
+            raise ValueError(f"images: shape {tuple(images.shape)}, "
+                             f"expected (B, 3, {self.config.height}, {self.config.width})")
+        images = (images - self.mean) / self.std
+        return self.backbone(images.contiguous(memory_format=torch.channels_last))
+
+    def losses(self, features: dict[str, Tensor], targets: list[dict[str, Tensor]]
+               ) -> tuple[dict[str, Tensor], Detections]:
+        """The four losses of Faster R-CNN, and the detections among the sampled RoIs, without gradient.
+
+        targets: per image `boxes` (G, 4) float and `labels` (G,) int64 in 1..C; G may be 0.
+        """
+        proposals, losses = self._propose(features, targets)
+        boxes, _, labels, regression_targets = self.roi_heads.select_training_samples(proposals, targets)
+        logits, deltas = self.roi_heads.box_predictor(self.box_features(features, boxes))
+        losses["loss_classifier"], losses["loss_box_reg"] = fastrcnn_loss(logits, deltas, labels, regression_targets)
+        with torch.no_grad():
+            detections = self._detections(logits, deltas, boxes, self.config.nodes_train)
+        return losses, detections
+
+    def detect(self, features: dict[str, Tensor], limit: int) -> Detections:
+        """At most `limit` detections per image; boxes and scores carry gradient to the box predictor."""
+        proposals, _ = self._propose(features)
+        logits, deltas = self.roi_heads.box_predictor(self.box_features(features, proposals))
+        return self._detections(logits, deltas, proposals, limit)
+
+    def box_features(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
+        """Box-head features of the boxes (n, 4) of each image, concatenated: (N, head_width)."""
+        return self.roi_heads.box_head(self.pool(features, boxes))
+
+    def pool(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Tensor:
+        """RoIAlign of the boxes (n, 4) of each image, each on its level: (N, 7 * 7 * fpn_channels)."""
+        pooled = []
+        for image, own in enumerate(boxes):
+            # Lin et al. 2017, eq. 1: a box of 224 px belongs to level 4, whose stride is 2 ** 4
+            levels = (4 + (box_area(own).sqrt() / 224).log2() + 1e-6).floor().clamp(self.levels[0], self.levels[-1])
+            out = features["0"].new_zeros(len(own), ROI_SIZE, ROI_SIZE, self.config.fpn_channels)
+            for name, level in enumerate(self.levels):
+                chosen = (levels == level).nonzero()[:, 0]
+                if len(chosen) > 0:
+                    out[chosen] = roi_align(features[str(name)][image], own[chosen], 2 ** level)
+            pooled.append(out)
+        return torch.cat(pooled).flatten(1)
+
+    def _detections(self, logits: Tensor, deltas: Tensor, proposals: list[Tensor], limit: int) -> Detections:
+        sizes = [(self.config.height, self.config.width)] * len(proposals)
+        boxes, scores, labels = self.roi_heads.postprocess_detections(logits, deltas, proposals, sizes)
+        keeps = [nms(b, s, AGNOSTIC_NMS_IOU)[:limit] for b, s in zip(boxes, scores)]
+        return Detections(*([values[keep] for values, keep in zip(column, keeps)] for column in (boxes, labels, scores)))
+
+    def _propose(self, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None = None
+                 ) -> tuple[list[Tensor], dict[str, Tensor]]:
+        was_training = self.rpn.training
+        self.rpn.train(targets is not None)  # in training mode the RPN demands targets
+        try:
+            # of the images the RPN reads the sizes alone
+            return self.rpn(ImageList(features["0"], self._image_sizes(features)), features, targets)
+        finally:
+            self.rpn.train(was_training)
+
+    def _image_sizes(self, features: dict[str, Tensor]) -> list[tuple[int, int]]:
+        return [(self.config.height, self.config.width)] * len(features["0"])
+
+
+def _make_backbone(config: ModelConfig, pretrained: bool) -> BackboneWithFPN:
+    weights = get_model_weights(config.backbone).IMAGENET1K_V1 if config.imagenet and pretrained else None
+    try:
+        resnet = get_model(config.backbone, weights=weights,
+                           norm_layer=FrozenBatchNorm2d if config.imagenet else _group_norm)
+    except (OSError, RuntimeError) as error:
+        raise InputError(f"ImageNet weights of {config.backbone} cannot be loaded ({error}): leave the option out, or "
+                         f"put {weights.url} into {torch.hub.get_dir()}/checkpoints") from None
+    if config.imagenet:
+        for layer in (resnet.conv1, resnet.layer1):  # too general to be worth their training time
+            layer.requires_grad_(False)
+    widths = [resnet.inplanes // 2 ** (4 - layer) for layer in config.returned_layers]
+    names = {f"layer{layer}": str(level) for level, layer in enumerate(config.returned_layers)}
+    return BackboneWithFPN(resnet, names, widths, config.fpn_channels)
+
+
+def _group_norm(channels: int) -> nn.GroupNorm:
+    return nn.GroupNorm(min(32, channels), channels)

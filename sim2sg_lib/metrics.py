@@ -1,0 +1,336 @@
+"""How good predicted scene graphs are: detection AP at IoU 0.5, triplet recall@K, and how two sets' contents differ.
+
+Detection follows COCO (Lin et al. 2014; pycocotools gives the same number), difficulty levels follow KITTI (Geiger
+et al. 2012), triplet recall follows Xu et al. 2017 and, without the graph constraint, Zellers et al. 2018.
+Every overlap threshold here is inclusive: an IoU of exactly 0.5 matches.
+"""
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from sim2sg_lib.graph import SceneGraph, Vocabulary, select_objects
+
+MIN_OVERLAP = 0.5
+MAX_DETECTIONS = 100            # per image and category, as COCO
+RECALL_AT = (20, 50, 100)       # ranked triplets per image that count
+NEVER = np.iinfo(np.int64).max  # rank of a relation that no prediction hits
+
+
+# --- boxes ------------------------------------------------------------------------------------------------------------
+
+def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(N, M) intersection over union of boxes a (N, 4) and b (M, 4), x0 y0 x1 y1; areas are (x1 - x0)(y1 - y0)."""
+    shared = _intersection(a, b)
+    union = _area(a)[:, None] + _area(b)[None, :] - shared
+    return shared / np.maximum(union, np.finfo(float).tiny)
+
+
+def _intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    low = np.maximum(a[:, None, :2], b[None, :, :2])    # (N, M, 2)
+    high = np.minimum(a[:, None, 2:], b[None, :, 2:])
+    return np.prod(np.maximum(high - low, 0.0), axis=2)
+
+
+def _area(boxes: np.ndarray) -> np.ndarray:
+    return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+
+
+# --- difficulty levels ------------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Level:
+    """Which objects count.
+
+    min_height:    least box height as a share of the image's height (KITTI: 40 and 25 pixels of 375 rows).
+    min_visible:   least visible share; stands for KITTI's states fully visible, partly and largely occluded.
+    max_truncated: greatest share outside the image, KITTI's numbers.
+    """
+
+    min_height: float
+    min_visible: float
+    max_truncated: float
+
+
+LEVELS = {
+    "easy": Level(40 / 375, 0.85, 0.15),
+    "moderate": Level(25 / 375, 0.5, 0.30),
+    "hard": Level(25 / 375, 0.2, 0.50),
+    "all": Level(0.0, 0.0, 1.0),
+}
+
+
+def inside_level(graph: SceneGraph, level: Level) -> np.ndarray:
+    """(N,) bool, the objects that satisfy all three limits of the level."""
+    return _tall_enough(graph, level) & (graph.visible >= level.min_visible) & (graph.truncated <= level.max_truncated)
+
+
+def _tall_enough(graph: SceneGraph, level: Level) -> np.ndarray:
+    return (graph.boxes_px[:, 3] - graph.boxes_px[:, 1]) / graph.height >= level.min_height
+
+
+def apply_level(truth: SceneGraph, level: Level) -> SceneGraph:
+    """The truth at a level: objects outside it become `ignore`, relations with an ignored end go."""
+    ignore = truth.ignore | ~inside_level(truth, level)
+    kept = ~(ignore[truth.relations[:, 0]] | ignore[truth.relations[:, 2]])
+    return replace(truth, ignore=ignore, relations=truth.relations[kept],
+                   relation_scores=truth.relation_scores[kept])
+
+
+# --- detection --------------------------------------------------------------------------------------------------------
+
+def match_detections(overlap: np.ndarray, ignored: np.ndarray, reusable: np.ndarray) -> np.ndarray:
+    """COCO's greedy matching in one image and category.
+
+    overlap:  (D, G), detections in falling score order by ground truth.
+    ignored:  (G,) bool, taken only by a detection that no free valid ground truth suits, however well it overlaps.
+    reusable: (G,) bool, may be matched many times; all others once.
+    Returns (D,) int64, the ground truth of each detection, -1 for none.
+    """
+    matched = np.full(len(overlap), -1)
+    free = np.ones(len(ignored), bool)
+    if not len(ignored):
+        return matched
+    for d in range(len(overlap)):
+        for group in (~ignored, ignored):
+            candidates = np.where(free & group, overlap[d], -1.0)
+            best = len(candidates) - 1 - np.argmax(candidates[::-1])    # of equals the last, as pycocotools
+            if candidates[best] >= MIN_OVERLAP:
+                matched[d] = best
+                free[best] = reusable[best]
+                break
+    return matched
+
+
+def match_class(truth: SceneGraph, predicted: SceneGraph, category: int, level: Level
+                ) -> tuple[np.ndarray, np.ndarray, int]:
+    """Judge one image's detections of one category.
+
+    Two kinds of ground truth are neither missed nor punished for. Objects outside the level match one detection, by
+    IoU. Objects marked `ignore` are regions: they match any number of detections that lie at least half inside, which
+    is COCO's rule for crowds and KITTI's for DontCare. A region only excuses detections of its own category.
+    Detections below the level's height that match nothing are left out too.
+    Returns scores (D,) and true_positive (D,) bool of the detections that count, and the number of valid objects.
+    """
+    boxes = truth.boxes_px[truth.labels == category]
+    region = truth.ignore[truth.labels == category]
+    ignored = region | ~inside_level(truth, level)[truth.labels == category]
+
+    rows = np.flatnonzero(predicted.labels == category)
+    rows = rows[np.argsort(-predicted.scores[rows], kind="stable")][:MAX_DETECTIONS]
+    detections = predicted.boxes_px[rows]
+    share_inside = _intersection(detections, boxes) / np.maximum(_area(detections), np.finfo(float).tiny)[:, None]
+    overlap = np.where(region, share_inside, box_iou(detections, boxes))    # (D, G)
+
+    matched = match_detections(overlap, ignored, reusable=region)
+    found = matched >= 0
+    on_ignored = found.copy()
+    on_ignored[found] = ignored[matched[found]]
+    counts = ~on_ignored & (found | _tall_enough(predicted, level)[rows])
+    return predicted.scores[rows][counts], found[counts], int(np.sum(~ignored))
+
+
+RECALL_POINTS = {
+    "coco101": np.linspace(0, 1, 101),
+    "kitti40": np.arange(1, 41) / 40,   # Simonelli et al. 2019; KITTI's own tool samples at scores instead
+    "voc11": np.arange(11) / 10,        # Pascal VOC 2007
+}
+
+
+def average_precision(true_positive: np.ndarray, positives: int, interpolation: str = "coco101") -> float:
+    """Area under the precision-recall curve.
+
+    true_positive: (D,) bool, detections in falling score order; false is a false positive.
+    positives:     valid ground-truth objects, at least 1.
+    interpolation: a name of RECALL_POINTS, mean of the precision at those recalls; or "all_point" (Pascal VOC 2010),
+                   the exact area. Precision at a recall is the best reached there or beyond, 0 where none is.
+    """
+    hits = np.cumsum(true_positive)
+    recall = hits / positives
+    precision = hits / np.arange(1, len(hits) + 1)
+    envelope = np.maximum.accumulate(precision[::-1])[::-1]
+    if interpolation == "all_point":
+        return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
+    reached_at = np.searchsorted(recall, RECALL_POINTS[interpolation])     # D where the recall is never reached
+    return float(np.mean(np.append(envelope, 0.0)[reached_at]))
+
+
+def detection_scores(truth: list[SceneGraph], predicted: list[SceneGraph], vocabulary: Vocabulary,
+                     level: Level = LEVELS["all"]) -> dict:
+    """AP at IoU 0.5 over a set of images, truth[i] and predicted[i] being of the same one.
+
+    Returns ap50 {category: AP, None without valid ground truth}, map50 (its mean over the categories that have one,
+    None if none has), both by COCO's 101 points, and map50_all_point, map50_kitti40, map50_voc11.
+    """
+    names = ("coco101", "all_point", "kitti40", "voc11")
+    by_category = {name: {category: None for category in vocabulary.categories} for name in names}
+    for index, category in enumerate(vocabulary.categories):
+        judged = [match_class(t, p, index, level) for t, p in zip(truth, predicted, strict=True)]
+        positives = sum(count for _, _, count in judged)
+        if positives == 0:
+            continue
+        order = np.argsort(-np.concatenate([scores for scores, _, _ in judged]), kind="stable")
+        true_positive = np.concatenate([hits for _, hits, _ in judged])[order]
+        for name in names:
+            by_category[name][category] = average_precision(true_positive, positives, name)
+    means = {name: _mean([ap for ap in by_category[name].values() if ap is not None]) for name in names}
+    return {"map50": means["coco101"], "ap50": by_category["coco101"], "map50_all_point": means["all_point"],
+            "map50_kitti40": means["kitti40"], "map50_voc11": means["voc11"]}
+
+
+def _mean(values: list[float]) -> float | None:
+    return float(np.mean(values)) if len(values) else None
+
+
+# --- relations --------------------------------------------------------------------------------------------------------
+# Recall in one image is told by one array: for each true relation, the rank of the first prediction that hits it.
+
+def distinct_relations(graph: SceneGraph) -> np.ndarray:
+    """(G, 3) the graph's relation rows (s, p, o), each once, sorted."""
+    return np.unique(graph.relations, axis=0)
+
+
+def rank_relations(graph: SceneGraph, graph_constraint: bool) -> np.ndarray:
+    """Indices of the relation rows by falling triplet score: subject score x object score x predicate score.
+
+    Equal triplet scores are ordered by predicate score, then as they stand in the graph. With the graph constraint
+    only the most probable predicate of each ordered pair (s, o) remains.
+    """
+    s, _, o = graph.relations.T
+    triplet_score = graph.scores[s] * graph.scores[o] * graph.relation_scores
+    order = np.lexsort((-graph.relation_scores, -triplet_score))
+    if graph_constraint:
+        _, first = np.unique((s * len(graph) + o)[order], return_index=True)
+        order = order[np.sort(first)]
+    return order
+
+
+def first_hits(truth: SceneGraph, predicted: SceneGraph, graph_constraint: bool) -> np.ndarray:
+    """(G,) int64, per distinct_relations(truth) the rank from 0 of the first prediction that hits it, or NEVER.
+
+    A hit has the same three labels and IoU >= 0.5 for subject and for object. One prediction may hit several true
+    relations; hitting one twice gains nothing and costs a rank. Only the first 100 ranks are looked at.
+    """
+    true_s, true_p, true_o = distinct_relations(truth).T
+    ranked = rank_relations(predicted, graph_constraint)[:max(RECALL_AT)]
+    s, p, o = predicted.relations[ranked].T
+    same = box_iou(predicted.boxes_px, truth.boxes_px) >= MIN_OVERLAP
+    same &= predicted.labels[:, None] == truth.labels[None, :]
+    hit = same[np.ix_(s, true_s)] & same[np.ix_(o, true_o)] & (p[:, None] == true_p[None, :])      # (ranks, G)
+    ranks = np.full(len(true_s), NEVER)
+    rank, which = np.nonzero(hit)
+    np.minimum.at(ranks, which, rank)
+    return ranks
+
+
+def ideal_hits(truth: SceneGraph, graph_constraint: bool) -> np.ndarray:
+    """(G,) the first_hits of a perfect prediction that finds each object once: the ceiling of recall.
+
+    Without the graph constraint every rank hits; with it one predicate per ordered pair can be hit.
+    """
+    relations = distinct_relations(truth)
+    ranks = np.arange(len(relations))
+    if graph_constraint:
+        ranks[len(np.unique(relations[:, [0, 2]], axis=0)):] = NEVER
+    return ranks
+
+
+def mean_recall(ranks: list[np.ndarray], k: int) -> float | None:
+    """Recall of the first k ranks, averaged over the images that have relations; None if no image has any.
+
+    ranks: per image the (G,) array of first_hits. An image with relations and no prediction has recall 0.
+    """
+    return _mean([float(np.mean(r < k)) for r in ranks if len(r)])
+
+
+def pooled_recall(ranks: list[np.ndarray], k: int) -> float | None:
+    """Recall of the first k ranks over the relations of all images together; None if there is no relation."""
+    return mean_recall([np.concatenate(ranks)], k) if ranks else None
+
+
+def recall_by_predicate(truth: list[SceneGraph], ranks: list[np.ndarray], vocabulary: Vocabulary) -> dict:
+    """{predicate: {"20": ..}}, mean recall over the images that contain the predicate; None where no image does.
+
+    ranks: per image the (G,) array of first_hits, in the order of truth.
+    """
+    by_predicate = {}
+    for index, predicate in enumerate(vocabulary.predicates):
+        of_predicate = [r[distinct_relations(t)[:, 1] == index] for t, r in zip(truth, ranks, strict=True)]
+        by_predicate[predicate] = {str(k): mean_recall(of_predicate, k) for k in RECALL_AT}
+    return by_predicate
+
+
+def recall_scores(truth: list[SceneGraph], predicted: list[SceneGraph], vocabulary: Vocabulary) -> dict:
+    """Triplet recall {"20", "50", "100"} in every reading, truth[i] and predicted[i] being of the same image.
+
+    recall is the mean over images without the graph constraint; the suffixes _graph_constraint and _pooled say what
+    differs; recall_ceiling.. is what a perfect prediction reaches; mean_recall averages recall_per_predicate.
+    """
+    scores = {}
+    for suffix, constraint in (("", False), ("_graph_constraint", True)):
+        found = [first_hits(t, p, constraint) for t, p in zip(truth, predicted, strict=True)]
+        ideal = [ideal_hits(t, constraint) for t in truth]
+        for name, ranks in (("recall", found), ("recall_ceiling", ideal)):
+            scores[name + suffix] = {str(k): mean_recall(ranks, k) for k in RECALL_AT}
+            scores[name + suffix + "_pooled"] = {str(k): pooled_recall(ranks, k) for k in RECALL_AT}
+        if not constraint:
+            scores["recall_per_predicate"] = recall_by_predicate(truth, found, vocabulary)
+    per_predicate = scores["recall_per_predicate"].values()
+    scores["mean_recall"] = {str(k): _mean([row[str(k)] for row in per_predicate if row[str(k)] is not None])
+                             for k in RECALL_AT}
+    return scores
+
+
+# --- sets of graphs ---------------------------------------------------------------------------------------------------
+
+def content_gap(a: list[SceneGraph], b: list[SceneGraph], vocabulary: Vocabulary) -> dict[str, float | None]:
+    """How differently two sets of graphs are filled; ignored objects and their relations do not count.
+
+    Returns the total variation distance (half the L1 distance of the normalised histograms, 0 same to 1 disjoint) of
+    objects_per_image, categories and predicates; None where one of the two histograms is empty.
+    """
+    first, second = ([select_objects(graph, ~graph.ignore) for graph in graphs] for graphs in (a, b))
+    bins = {"objects_per_image": max((len(graph) for graph in first + second), default=0) + 1,
+            "categories": len(vocabulary.categories), "predicates": len(vocabulary.predicates)}
+    return {name: _total_variation(_values(first, name), _values(second, name), bins[name]) for name in bins}
+
+
+def _values(graphs: list[SceneGraph], name: str) -> np.ndarray:
+    if name == "objects_per_image":
+        return np.array([len(graph) for graph in graphs], np.int64)
+    columns = [graph.labels if name == "categories" else graph.relations[:, 1] for graph in graphs]
+    return np.concatenate(columns) if columns else np.zeros(0, np.int64)
+
+
+def _total_variation(a: np.ndarray, b: np.ndarray, bins: int) -> float | None:
+    if not len(a) or not len(b):
+        return None
+    p, q = np.bincount(a, minlength=bins) / len(a), np.bincount(b, minlength=bins) / len(b)
+    return float(np.abs(p - q).sum() / 2)
+
+
+def evaluate_graphs(truth: list[SceneGraph], predicted: list[SceneGraph], vocabulary: Vocabulary, split: str = "all"
+                    ) -> dict:
+    """Everything that metrics.json holds about predicted graphs.
+
+    truth, predicted: the same images in the same order. A predicted graph lists every candidate relation, its
+    relation_scores being predicate probabilities; nothing is thresholded here.
+    split: a name of LEVELS. Errors: ValueError for an unknown split or images that do not correspond.
+    Returns detection_scores and recall_scores with split, images, objects and relations (how many count).
+    """
+    if split not in LEVELS:
+        raise ValueError(f"split: {split!r} is not one of {', '.join(LEVELS)}")
+    if len(truth) != len(predicted):
+        raise ValueError(f"{len(truth)} labelled images but {len(predicted)} predicted graphs")
+    for i, (t, p) in enumerate(zip(truth, predicted)):
+        if t.image != p.image:
+            raise ValueError(f"image {i}: labels are of {t.image}, the prediction is of {p.image}")
+    at_level = [apply_level(t, LEVELS[split]) for t in truth]
+    return {
+        "split": split,
+        "images": len(truth),
+        "objects": sum(int(np.sum(~t.ignore)) for t in at_level),
+        "relations": sum(len(distinct_relations(t)) for t in at_level),
+        # the unchanged truth: only there do regions differ from objects outside the level
+        **detection_scores(truth, predicted, vocabulary, LEVELS[split]),
+        **recall_scores(at_level, predicted, vocabulary),
+    }

@@ -1,0 +1,141 @@
+"""Stage 1: scene graphs, drawn at random or predicted from target images, become 3-D scenes, images and exact labels.
+
+\b
+  python synthesize.py --env clevr --num 400 --out data/clevr/sdr
+  python synthesize.py --checkpoint runs/clevr/0/model.pt --target data/clevr/target/train --out data/clevr/1
+
+Without --checkpoint or --graphs the scenes are random: the source domain gives the SDR data set (structured domain
+randomisation), any other a stand-in for real images, split into OUT/train, OUT/val and OUT/test. With one of them, each
+graph is lifted to 3-D and dressed in the source domain's look: label alignment.
+"""
+import sys
+import zlib
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import click
+
+import envs
+
+CHUNK = 16  # scenes rendered at once
+
+
+@click.command(help=__doc__, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.option("--env", "env_name", default="clevr", help="Environment.")
+@click.option("--out", type=click.Path(path_type=Path), default="data/clevr/sdr", help="Data set folder to write.")
+@click.option("--num", type=click.IntRange(1, 10**6), default=None, show_default="400, or one a graph",
+              help="Images; with more than there are graphs, each graph gets several looks.")
+@click.option("--domain", default="source", help="Domain of random scenes: source, target, target-content, ...")
+@click.option("--checkpoint", type=click.Path(path_type=Path), default=None, help="Network that predicts the graphs.")
+@click.option("--target", type=click.Path(path_type=Path), default=None, help="Images it predicts them from.")
+@click.option("--graphs", "graphs_path", type=click.Path(path_type=Path), default=None,
+              help="Lift the graphs of this JSON Lines file.")
+@click.option("--threshold", type=click.FloatRange(0, 1), default=None, show_default="the environment's",
+              help="Confidence below which objects and relations are dropped.")
+@click.option("--randomise", type=click.Choice(["paper", "strong"]), default="paper",
+              help="Source look: as the paper draws it, or varying all that a scene graph does not hold.")
+@click.option("--preset", type=click.Choice(["quick", "paper"]), default="quick",
+              help="Image size: 160x120 or 320x240 pixels on CLEVR.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="Image i depends on seed, domain and i alone.")
+@click.option("--device", default="auto", help="auto, cpu or cuda.")
+@click.option("--overwrite", is_flag=True, help="Replace a folder that is not empty.")
+def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Path | None, target: Path | None,
+         graphs_path: Path | None, threshold: float | None, randomise: str, preset: str, seed: int, device: str,
+         overwrite: bool) -> None:
+    # --- setup: the library is imported here, so that --help answers at once
+    from sim2sg_lib.checkpoint import load, pick_device, predict_folder
+    from sim2sg_lib.dataset import open_images, publish_folder, refuse_used, start_folder
+    from sim2sg_lib.graph import read_graphs, write_graphs
+
+    env, device = envs.find(env_name), pick_device(device)
+    if domain not in env.domains:
+        raise click.BadParameter(f"{domain!r} is not one of {', '.join(env.domains)}", param_hint="--domain")
+    if (checkpoint is None) != (target is None) or (checkpoint and graphs_path):
+        raise click.UsageError("--checkpoint and --target go together, and not with --graphs")
+    threshold = env.threshold if threshold is None else threshold
+    refuse_used(out, overwrite)
+
+    # --- graphs: predicted from target images, given, or none
+    graphs, cameras = [], []
+    if checkpoint:
+        images = open_images(target, env)
+        graphs, cameras = predict_folder(load(checkpoint, env, device), images, threshold, threshold), images.cameras
+    elif graphs_path:
+        graphs = read_graphs(graphs_path, env.vocabulary)
+        cameras = [env.camera] * len(graphs)
+        if not graphs:
+            raise click.UsageError(f"{graphs_path}: no graph in it")
+    num = num or len(graphs) or 400
+
+    # --- scenes: one of a domain, or a lifted graph in the source's look
+    method = "label" if graphs else "sdr" if domain == "source" else domain
+    print(f"{env.name} | {method} | {num} images | {randomise} look | seed {seed} | {device} -> {out}")
+
+    def scene(i: int):
+        rng = random_generator(seed, env.name, method, i)
+        if graphs:
+            return lift_graph(graphs[i % len(graphs)], cameras[i % len(graphs)], env, threshold, randomise, rng)
+        objects, camera = env.layout(domain, rng)
+        return env.dress(objects, camera, domain, randomise, rng)
+
+    # --- render and label
+    partial = start_folder(out, overwrite)
+    info = {"method": method, "domain": domain, "seed": seed, "randomise": randomise, "preset": preset,
+            "command": "python " + " ".join(sys.argv)}
+    splits = {".": range(num)} if graphs or domain == "source" else split_target(num)
+    for name, indices in splits.items():
+        write_data_set(partial / name, indices, scene, env, env.image_sizes[preset], info, device)
+    if graphs:
+        write_graphs(partial / "predicted.jsonl", graphs, env.vocabulary)
+    publish_folder(partial, out)
+
+
+def random_generator(seed: int, env_name: str, method: str, index: int):
+    """Image `index`'s own generator: any order and any number of workers give the same bytes."""
+    import numpy as np
+    return np.random.default_rng([seed, zlib.crc32(f"{env_name} {method}".encode()), index])
+
+
+def lift_graph(graph, camera, env, threshold: float, randomise: str, rng):
+    """Label alignment of one graph: 3-D objects where the graph says, in a random look of the source (section 4.1)."""
+    from sim2sg_lib.lift import lift
+    return env.dress(lift(graph, camera, env, threshold, rng), camera, "source", randomise, rng)
+
+
+def split_target(num: int) -> dict[str, range]:
+    """A quarter for the test, an eighth for development, the rest to adapt to."""
+    test, val = -(-num // 4), -(-num // 8)
+    train = max(num - test - val, 1)
+    bounds = {"train": (0, train), "val": (train, train + val), "test": (train + val, num)}
+    return {name: range(*bound) for name, bound in bounds.items() if bound[0] < bound[1]}
+
+
+def write_data_set(folder: Path, indices: range, scene, env, size: tuple[int, int], info: dict, device) -> None:
+    """Build, render, annotate and save scene(i) for every index, CHUNK at a time; files are written meanwhile."""
+    from tqdm import tqdm
+    from sim2sg_lib.camera import stack_cameras
+    from sim2sg_lib.dataset import write_image, write_labels
+    from sim2sg_lib.labels import annotate
+    from sim2sg_lib.meshes import build
+    from sim2sg_lib.render import SUPERSAMPLE, rasterize, scale_cameras, shade
+
+    (folder / "images").mkdir(parents=True)
+    scenes, graphs = [], []
+    with ThreadPoolExecutor(2) as writers, tqdm(total=len(indices), desc="render", unit="image", disable=None) as bar:
+        for start in range(0, len(indices), CHUNK):
+            chunk = [scene(i) for i in indices[start:start + CHUNK]]
+            names = [f"images/{start + k:06d}.png" for k in range(len(chunk))]
+            meshes = build(chunk, env.assets, device)
+            cameras = stack_cameras([s.camera for s in chunk], *size, device)
+            fragments = rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE))
+            images = shade(fragments, meshes, cameras, chunk)
+            graphs += annotate(fragments, meshes, cameras, chunk, env, names)
+            scenes += chunk
+            pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+            list(writers.map(write_image, [folder / name for name in names], pixels))
+            bar.update(len(chunk))
+    write_labels(folder, graphs, scenes, env, {**info, "width": size[0], "height": size[1]})
+
+
+if __name__ == "__main__":
+    main()

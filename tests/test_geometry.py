@@ -1,0 +1,349 @@
+"""Frames, projection, relations, rendering and lifting, against numbers worked out by hand and data made by others."""
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from envs.clevr import CATEGORIES, ENV, size_m
+from sim2sg_lib.camera import Camera, look_at, stack_cameras
+from sim2sg_lib.graph import make_graph
+from sim2sg_lib.labels import annotate
+from sim2sg_lib.lift import aim, lift, refine_by_relations
+from sim2sg_lib.meshes import box_mesh, build, cylinder_mesh, place, sphere_mesh
+from sim2sg_lib.render import covered_pairs, rasterize, render, scale_cameras
+from sim2sg_lib.scene import Ground, Light, Material, Scene, SceneObject, predicate_axes, relations
+
+LEVEL = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0.0]])  # camera looks along world y, x to the right
+
+
+def level_camera(height_m=1.65, focal_px=621.0, width=1242, height=375):
+    K = np.array([[focal_px, 0, width / 2], [0, focal_px, height / 2], [0, 0, 1]])
+    return Camera(K, LEVEL, -LEVEL @ [0, 0, height_m], width, height)
+
+
+# --- camera -----------------------------------------------------------------------------------------------------------
+
+def test_projection_by_hand():
+    camera = level_camera()
+    # 2 m right, 10 m ahead, on the ground: u = 621 + 621*2/10, v = 187.5 + 621*1.65/10
+    points_px, depth_m = camera.project(np.array([[2.0, 10.0, 0.0]]))
+    np.testing.assert_allclose(points_px, [[745.2, 289.965]])
+    np.testing.assert_allclose(depth_m, [10.0])
+
+
+def test_ground_point_by_hand():
+    camera = level_camera()
+    np.testing.assert_allclose(camera.ground_point((800, 250)), [4.7256, 16.3944, 0], atol=1e-4)
+    np.testing.assert_allclose(camera.ground_point((621, 229)), [0, 24.6904, 0], atol=1e-4)
+    np.testing.assert_allclose(camera.ground_point((621, 250), height_m=0.65), [0, 9.936, 0.65], atol=1e-3)
+
+
+def test_ground_point_above_the_horizon_is_cut_at_80_m():
+    point = level_camera().ground_point((621, 100))
+    assert point[2] == 0 and point[1] == pytest.approx(80)
+
+
+def test_resized_camera_keeps_the_view():
+    camera, point = level_camera(), np.array([[1.0, 7.0, 0.5]])
+    small = camera.resized(621, 125)
+    np.testing.assert_allclose(small.project(point)[0], camera.project(point)[0] * [1 / 2, 1 / 3])
+
+
+def test_look_at_puts_the_target_in_the_centre_and_up_upwards():
+    camera = look_at((7, -6, 5), (0, 0, 0), 350, 320, 240)
+    np.testing.assert_allclose(camera.project(np.zeros((1, 3)))[0], [[160, 120]], atol=1e-9)
+    assert camera.project(np.array([[0, 0, 1.0]]))[0][0, 1] < 120
+    np.testing.assert_allclose(np.linalg.det(camera.R), 1)
+
+
+def test_batched_cameras_agree_with_the_single_one():
+    views = [look_at((7, -6, 5), (0, 0, 0), 350, 320, 240), level_camera(width=320, height=240)]
+    points = np.random.default_rng(0).uniform(-2, 2, (6, 3)) + [0, 4, 0]
+    cameras = stack_cameras(views, 320, 240, dtype=torch.float64)
+    for b, view in enumerate(views):
+        px, depth = cameras.project(torch.from_numpy(points), torch.full((6,), b))
+        np.testing.assert_allclose(px, view.project(points)[0])
+        np.testing.assert_allclose(depth, view.project(points)[1])
+        np.testing.assert_allclose(cameras.positions_world()[b], view.position_world)
+        np.testing.assert_allclose(cameras.rays_world()[b, 10, 20], view.ray_world((20.5, 10.5)))
+
+
+# --- relations --------------------------------------------------------------------------------------------------------
+
+def names(rows):
+    return {(int(s), ENV.vocabulary.predicates[p], int(o)) for s, p, o in rows}
+
+
+def test_relations_by_hand():
+    # forward (0, .8, -.6), right (1, 0, 0): behind is +y, left is -x
+    camera = Camera(np.eye(3), np.array([[1, 0, 0], [0, -0.6, -0.8], [0, 0.8, -0.6]]), np.zeros(3), 320, 240)
+    i, j, k = (0, 0, 0.7), (0.1, 0.5, 0.35), (-1, -0.15, 0.7)
+    rows = relations(np.array([i, j, k]), camera, ENV.vocabulary.predicates, 0.2)
+    assert names(rows) == {(1, "behind", 0), (0, "front", 1), (2, "left", 0), (0, "right", 2), (1, "behind", 2),
+                           (1, "right", 2), (2, "front", 1), (2, "left", 1)}
+
+
+def test_relation_margin_is_strict():
+    camera = level_camera()
+    assert names(relations(np.array([[0, 0, 0], [0.25, 0, 0]]), camera, ENV.vocabulary.predicates, 0.25)) == set()
+    assert names(relations(np.array([[0, 0, 0], [0.5, 0, 0]]), camera, ENV.vocabulary.predicates, 0.25)) == {
+        (0, "left", 1), (1, "right", 0)}
+
+
+def test_relation_rule_gives_the_official_clevr_relations(real_data):
+    folder, scenes, wrong = real_data("clevr_samples"), 0, 0
+    for path in sorted(folder.glob("*/scenes/*.json")):
+        scene = json.loads(path.read_text())
+        d = scene["directions"]
+        # a camera whose ground frame has CLEVR's directions: level, looking along "behind"
+        forward, right = np.array(d["behind"]), np.array(d["right"])
+        camera = Camera(np.eye(3), np.stack([right, np.cross(forward, right), forward]), np.zeros(3), 480, 320)
+        ours = names(relations([o["3d_coords"] for o in scene["objects"]], camera, ENV.vocabulary.predicates, 0.2))
+        theirs = {(s, p, o) for p in ENV.vocabulary.predicates
+                  for o, subjects in enumerate(scene["relationships"][p]) for s in subjects}
+        wrong += len(ours ^ theirs)
+        scenes += 1
+    assert scenes >= 10 and wrong == 0
+
+
+# --- meshes -----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("mesh", [box_mesh(), sphere_mesh(), cylinder_mesh()])
+def test_meshes_are_closed_outward_and_fill_the_unit_box(mesh):
+    np.testing.assert_allclose(mesh.verts.min(0), [-0.5, -0.5, 0], atol=2e-3)
+    np.testing.assert_allclose(mesh.verts.max(0), [0.5, 0.5, 1], atol=2e-3)
+    a, b, c = (mesh.verts[mesh.faces[:, k]] for k in range(3))
+    volume = (np.cross(a, b) * c).sum() / 6  # divergence theorem: positive only if every face looks outward
+    expected = {12: 1.0, 1280: np.pi / 6, 188: np.pi / 4}[len(mesh.faces)]
+    assert volume == pytest.approx(expected, rel=0.02)
+    edges = {}
+    for face in np.round(mesh.verts, 6)[mesh.faces]:
+        for k in range(3):
+            edge = (tuple(face[k]), tuple(face[(k + 1) % 3]))
+            edges[edge] = edges.get(edge, 0) + 1
+    assert all(edges.get((q, p)) == n for (p, q), n in edges.items()), "an edge without its opposite: a hole"
+    assert ((np.cross(b - a, c - a) * mesh.normals[mesh.faces].mean(1)).sum(1) > 0).all()
+
+
+def test_place_scales_then_turns_then_moves():
+    corner = place(box_mesh(), (10, 20, 0), (2, 4, 6), np.pi / 2).verts
+    # the x half extent 1 points along +y after a quarter turn, the y half extent 2 along -x
+    np.testing.assert_allclose(corner.min(0), [8, 19, 0], atol=1e-9)
+    np.testing.assert_allclose(corner.max(0), [12, 21, 6], atol=1e-9)
+
+
+# --- rasteriser -------------------------------------------------------------------------------------------------------
+
+def test_covered_pairs_of_a_lopsided_triangle():
+    # corners chosen so that x and y cannot be mixed up; pixel centres are at +0.5
+    triangle = torch.tensor([[[1.0, 1.0], [7.0, 1.0], [1.0, 4.0]]])
+    face, column, row, bary = covered_pairs(triangle, torch.tensor([True]), 8, 5)
+    picture = np.zeros((5, 8), int)
+    picture[row, column] = 1
+    np.testing.assert_array_equal(picture, [[0, 0, 0, 0, 0, 0, 0, 0],
+                                            [0, 1, 1, 1, 1, 1, 0, 0],
+                                            [0, 1, 1, 1, 0, 0, 0, 0],
+                                            [0, 1, 0, 0, 0, 0, 0, 0],
+                                            [0, 0, 0, 0, 0, 0, 0, 0]])
+    assert (face == 0).all()
+    torch.testing.assert_close(torch.einsum("pc,cd->pd", bary, triangle[0]), torch.stack([column, row], 1) + 0.5)
+
+
+def slow_rasterize(meshes, camera, width, height):
+    """The obvious twin: every face against every pixel, in plain Python."""
+    verts_px, depth_m = camera.project(meshes.verts_world.double().numpy())
+    nearest = np.full((height, width), -1)
+    zbuf = np.full((height, width), np.inf)
+    for f, (a, b, c) in enumerate(meshes.faces.tolist()):
+        pa, pb, pc = verts_px[[a, b, c]]
+        area = (pb[0] - pa[0]) * (pc[1] - pa[1]) - (pb[1] - pa[1]) * (pc[0] - pa[0])
+        for y in range(height):
+            for x in range(width):
+                p = np.array([x + 0.5, y + 0.5])
+                w = np.array([(q[0] - p[0]) * (r[1] - p[1]) - (q[1] - p[1]) * (r[0] - p[0])
+                              for q, r in ((pb, pc), (pc, pa), (pa, pb))]) / area
+                if area < 0 and (w >= 0).all():
+                    z = 1 / (w / depth_m[[a, b, c]]).sum()
+                    if z < zbuf[y, x]:
+                        nearest[y, x], zbuf[y, x] = f, z
+    return nearest, zbuf
+
+
+def toy_scene(*objects, camera=None):
+    camera = camera or look_at((4, -4, 3), (0, 0, 0.5), 20, 24, 18)
+    items = tuple(SceneObject(CATEGORIES.index(asset), asset, position, size, yaw) for asset, position, size, yaw in objects)
+    return Scene(items, camera, (Light((3, -3, 5), (20, 20, 20)),), (0.3,) * 3, Ground((0.4,) * 3))
+
+
+def test_rasterize_agrees_with_the_slow_twin():
+    scene = toy_scene(("cube", (0, 0, 0), (1, 1, 1), 0.3), ("cylinder", (1, -1, 0), (0.8, 0.8, 1.5), 0.0),
+                      ("sphere", (-0.5, 0.8, 0), (1, 1, 1), 0.0))
+    meshes = build([scene], ENV.assets, dtype=torch.float64)
+    cameras = stack_cameras([scene.camera], 24, 18, dtype=torch.float64)
+    fragments = rasterize(meshes, cameras)
+    nearest, zbuf = slow_rasterize(meshes, scene.camera, 24, 18)
+    np.testing.assert_array_equal(fragments.pix_to_face[0, ..., 0], nearest)
+    hit = nearest >= 0
+    assert hit.sum() > 20
+    np.testing.assert_allclose(fragments.zbuf[0, ..., 0].numpy()[hit], zbuf[hit], rtol=1e-6)
+    # perspective-correct barycentrics give back the point on the pixel's ray
+    corners = meshes.verts_world[meshes.faces[fragments.pix_to_face[0, ..., 0][hit]]]
+    points = (corners * fragments.bary_coords[0, ..., 0, :][hit][..., None]).sum(1)
+    row, column = np.nonzero(hit)
+    np.testing.assert_allclose(scene.camera.project(points.numpy())[0], np.stack([column, row], 1) + 0.5, atol=1e-9)
+
+
+def test_a_scene_renders_to_the_same_bytes_alone_and_in_any_batch():
+    rng = np.random.default_rng(3)
+    scenes = []
+    for domain in ("source", "target", "source"):
+        objects, camera = ENV.layout(domain, rng)
+        scenes.append(ENV.dress(objects, camera, domain, "strong", rng))
+    scenes.append(Scene((), ENV.camera, (), (0.3,) * 3, Ground((0.4,) * 3)))
+
+    def image(batch):
+        cameras = stack_cameras([s.camera for s in batch], 80, 60)
+        return (render(batch, build(batch, ENV.assets), cameras) * 255).round().byte()
+
+    together = image(scenes)
+    for i, scene in enumerate(scenes):
+        assert torch.equal(image([scene])[0], together[i])
+    assert torch.equal(image(scenes[::-1]), together.flip(0))
+
+
+def test_shadow_falls_on_the_side_away_from_the_lamp():
+    camera = look_at((0, -8, 6), (0, 0, 0), 60, 64, 48)
+    lamp = Light((-4.0, 0.0, 4.0), (40.0, 40.0, 40.0))
+    box = SceneObject(0, "cube", (0, 0, 0), (1, 1, 1), 0.0, Material())
+    lit = Scene((), camera, (lamp,), (0.1,) * 3, Ground((0.5,) * 3))
+    shaded = Scene((box,), camera, (lamp,), (0.1,) * 3, Ground((0.5,) * 3))
+    cameras = stack_cameras([camera] * 2, 64, 48)
+    bare, with_box = render([lit, shaded], build([lit, shaded], ENV.assets), cameras).mean(1)
+
+    def darkened(x, y):
+        column, row = camera.project(np.array([[x, y, 0.0]]))[0][0].astype(int)
+        return float(bare[row, column] - with_box[row, column])
+
+    assert darkened(0.8, 0.0) > 0.1        # right of the box: in its shadow (it reaches x = 0.5 + 4.5/3 / ...)
+    assert abs(darkened(-1.0, 0.0)) < 1e-6  # left of it: lit
+
+
+# --- against Blender --------------------------------------------------------------------------------------------------
+
+def test_visible_boxes_and_relations_agree_with_blender(real_data):
+    """Scenes rendered by Blender, rebuilt with our camera and meshes from what its file says of them."""
+    folder = real_data("clevr_blender") / "val"
+    ious, offsets, wrong = [], [], 0
+    for item in json.loads((folder / "scenes.json").read_text()):
+        pose = np.array(item["camera"]["matrix_world"])
+        R = (pose[:3, :3] * [1, -1, -1]).T  # Blender's camera looks along -z, y up
+        projection = np.array(item["camera"]["projection"])
+        width, height = item["width"], item["height"]
+        K = np.array([[projection[0, 0] * width / 2, 0, width / 2], [0, projection[1, 1] * height / 2, height / 2],
+                      [0, 0, 1]])
+        camera = Camera(K, R, -R @ pose[:3, 3], width, height)
+        objects = [SceneObject(CATEGORIES.index(o["category"]), o["category"], (o["location"][0], o["location"][1], 0.0),
+                               size_m(CATEGORIES.index(o["category"]), {"small": .35, "medium": .5, "large": .7}[o["size"]]),
+                               np.radians(o["yaw"])) for o in item["objects"]]
+        scene = Scene(tuple(objects), camera, (), (1, 1, 1), Ground((0.5,) * 3))
+        meshes, cameras = build([scene], ENV.assets), stack_cameras([camera], width, height)
+        graph = annotate(rasterize(meshes, scale_cameras(cameras, 2)), meshes, cameras, [scene], ENV, ["x.png"])[0]
+        theirs = np.array([o["box"] for o in item["objects"]], float)
+        assert len(graph) == len(theirs)
+        low, high = np.maximum(graph.boxes_px[:, :2], theirs[:, :2]), np.minimum(graph.boxes_px[:, 2:], theirs[:, 2:])
+        both = (high - low).clip(0).prod(1)
+        area = [(b[:, 2:] - b[:, :2]).prod(1) for b in (graph.boxes_px, theirs)]
+        ious += list(both / (area[0] + area[1] - both))
+        offsets += list(graph.boxes_px - theirs)
+        wrong += len(names(graph.relations) ^ {(s, p, o) for s, p, o in item["relationships"]})
+    offset = np.mean(offsets, 0)
+    print(f"median IoU {np.median(ious):.4f}, 5th percentile {np.quantile(ious, .05):.4f}, mean offset {offset.round(3)} px")
+    assert len(ious) > 90 and np.median(ious) > 0.95
+    # no half-pixel shift: Blender's bevels shrink its boxes a little, evenly on both sides
+    assert abs(offset[0] + offset[2]) / 2 < 0.15 and abs(offset[1] + offset[3]) / 2 < 0.15
+    assert wrong == 0
+
+
+# --- lifting ----------------------------------------------------------------------------------------------------------
+
+def render_labels(scene, width=320, height=240):
+    meshes, cameras = build([scene], ENV.assets), stack_cameras([scene.camera], width, height)
+    return annotate(rasterize(meshes, scale_cameras(cameras, 2)), meshes, cameras, [scene], ENV, ["x.png"])[0]
+
+
+def test_labels_lifted_back_land_on_the_objects():
+    """Rendered labels, lifted, are within 5 % of the object's size of the truth where nothing hides or cuts them."""
+    errors = []
+    for seed in range(40):
+        rng = np.random.default_rng([7, seed])
+        objects, camera = ENV.layout("target", rng)
+        graph = render_labels(ENV.dress(objects, camera, "target", "paper", rng))
+        if len(graph) < len(objects):
+            continue
+        lifted = lift(graph, camera, ENV, 0.5, rng)
+        assert len(lifted) == len(objects)
+        for true, found, visible, cut in zip(objects, lifted, graph.visible, graph.truncated):
+            assert found.label == true.label
+            if visible > 0.99 and cut == 0:
+                errors.append(np.linalg.norm(np.subtract(found.position_world, true.position_world)) / true.size_m[0])
+    print(f"{len(errors)} objects, median {np.median(errors):.4f}, 95th percentile {np.quantile(errors, .95):.4f}")
+    assert len(errors) > 60 and np.quantile(errors, 0.95) < 0.05
+
+
+def test_the_naive_bottom_centre_would_miss_the_centre():
+    """Why `aim` corrects: the plain ray lands at the nearest edge, about half the object's depth too near."""
+    camera, verts = ENV.camera, place(ENV.assets["cylinder"], (0, 0, 0), (1.4, 1.4, 1.4), 0).verts
+    points, _ = camera.project(verts + [1, 1, 0])
+    box = np.concatenate([points.min(0), points.max(0)])
+    naive = camera.ground_point(((box[0] + box[2]) / 2, box[3]))
+    corrected, _ = aim(verts, box, camera)
+    assert np.linalg.norm(naive - [1, 1, 0]) > 0.5
+    assert np.linalg.norm(corrected - [1, 1, 0]) < 0.02
+
+
+def graph_of(boxes, labels, relation_rows=(), **columns):
+    return make_graph("x.png", 320, 240, labels, boxes, relation_rows, **columns)
+
+
+def test_a_graph_without_objects_lifts_to_an_empty_scene():
+    rng = np.random.default_rng(0)
+    assert lift(graph_of([], []), ENV.camera, ENV, 0.5, rng) == []
+    scene = ENV.dress([], ENV.camera, "source", "strong", rng)
+    graph = render_labels(scene)
+    assert len(graph) == 0 and graph.relations.shape == (0, 3)
+
+
+def test_objects_below_the_threshold_are_dropped():
+    graph = graph_of([[100, 100, 140, 140], [200, 100, 240, 140]], [0, 1], scores=[0.49, 0.5])
+    lifted = lift(graph, ENV.camera, ENV, 0.5, np.random.default_rng(0))
+    assert [o.label for o in lifted] == [1]
+
+
+def test_two_detections_of_one_object_lift_to_one():
+    graph = graph_of([[100, 100, 140, 140], [101, 100, 141, 141]], [0, 1], scores=[0.6, 0.9])
+    assert [o.label for o in lift(graph, ENV.camera, ENV, 0.5, np.random.default_rng(0))] == [1]
+
+
+def test_refinement_moves_only_what_the_relations_contradict():
+    axes = predicate_axes(level_camera())  # left is -x, front is -y
+    left, right, front, behind = range(4)
+    positions = np.array([[0.0, 0, 0], [1.0, 0, 0], [5.0, 5.0, 0]])
+    agreed = refine_by_relations(positions, np.array([[0, left, 1]]), np.array([0.9]), axes, ENV)
+    np.testing.assert_array_equal(agreed, positions)
+    moved = refine_by_relations(positions, np.array([[0, right, 1]]), np.array([0.9]), axes, ENV)
+    # 1 m to the wrong side, 0.202 m wanted on the right one: each end gives way by half of 1.202 m
+    np.testing.assert_allclose(moved, [[0.601, 0, 0], [0.399, 0, 0], [5, 5, 0]])
+    # of two contradicting statements about one pair, however worded, the surer one counts
+    both = refine_by_relations(positions, np.array([[0, left, 1], [1, left, 0]]), np.array([0.9, 0.6]), axes, ENV)
+    np.testing.assert_array_equal(both, positions)
+
+
+def test_lifting_is_driven_by_the_relations_it_keeps():
+    boxes = [[100, 100, 140, 140], [200, 100, 240, 140]]
+    left = ENV.vocabulary.predicates.index("left")
+    for score, expected in ((0.9, True), (0.4, False)):
+        graph = graph_of(boxes, [0, 0], [[1, left, 0]], relation_scores=[score])
+        a, b = lift(graph, ENV.camera, ENV, 0.5, np.random.default_rng(0))
+        rows = names(relations(np.array([a.position_world, b.position_world]), ENV.camera, ENV.vocabulary.predicates, .2))
+        assert ((1, "left", 0) in rows) == expected
