@@ -80,8 +80,10 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
 
     # --- render and label
     partial = start_folder(out, overwrite)
-    info = {"method": method, "domain": domain, "seed": seed, "randomise": randomise, "preset": preset,
+    info = {"method": method, "seed": seed, "randomise": randomise, "preset": preset,
             "command": "python " + " ".join(sys.argv)}
+    if graphs:
+        info |= {"threshold": threshold, "graphs": str(graphs_path or checkpoint), "target": str(target) if target else None}
     splits = {".": range(num)} if graphs or domain == "source" else split_target(num)
     for name, indices in splits.items():
         write_data_set(partial / name, indices, scene, env, env.image_sizes[preset], info, device)

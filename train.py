@@ -7,14 +7,17 @@
 
 Writes OUT/model.pt, OUT/config.json and OUT/log.jsonl. Target labels are never opened.
 """
+import json
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import click
 
 import envs
+
+LOG_EVERY = 10  # steps between two lines of log.jsonl, each the mean over them
 
 
 @dataclass(frozen=True)
@@ -24,10 +27,10 @@ class Schedule:
     steps, batch:       optimiser steps; images of each domain in a step.
     optimiser:          "adamw" with a one-cycle learning rate, or "sgd" with momentum 0.9 and a constant one.
     rate:               learning rate of the network (the cycle's peak).
-    discriminator_rate: constant learning rate of the discriminators; they must keep up with the network they judge.
+    discriminator_rate: constant learning rate of the discriminators, which must keep up with the network they judge.
     factor:             gradient-reversal factor (its peak).
-    ramp:               whether the factor grows from 0 to its peak over the run (Ganin et al. 2016).
-    clip:               largest gradient norm.
+    ramp:               whether the factor grows from 0 to its peak (Ganin et al. 2016) or is constant.
+    warmup:             share of the steps before the discriminators start.
     """
 
     steps: int
@@ -37,13 +40,14 @@ class Schedule:
     discriminator_rate: float
     factor: float
     ramp: bool
-    clip: float
+    warmup: float
 
 
 SCHEDULES = {
-    "quick": Schedule(400, 4, "adamw", 5e-4, 2e-3, 0.05, True, 10.0),
-    "paper": Schedule(100_000, 4, "sgd", 1e-4, 1e-4, 4.0, False, 10.0),  # Prakash et al. 2021, implementation details
+    "quick": Schedule(400, 4, "adamw", 5e-4, 2e-3, 0.05, True, 0.0),
+    "paper": Schedule(100_000, 4, "sgd", 1e-4, 1e-4, 4.0, False, 0.0),  # Prakash et al. 2021, implementation details
 }
+CLIP = 10.0  # largest gradient norm, of the network and of the discriminators
 
 
 @click.command(help=__doc__, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -53,21 +57,190 @@ SCHEDULES = {
 @click.option("--align", default="", show_default="none", help="appearance, prediction, or both with a comma.")
 @click.option("--init", type=click.Path(path_type=Path), default=None, help="Checkpoint to start from.")
 @click.option("--out", type=click.Path(path_type=Path), default="runs/clevr/0", help="Run folder to write.")
-@click.option("--preset", type=click.Choice(["quick", "paper"]), default="quick",
+@click.option("--preset", type=click.Choice(list(SCHEDULES)), default="quick",
               help="Network, input size and schedule: minutes on two cores, or the paper's.")
 @click.option("--backbone", type=click.Choice(["resnet101", "resnet50", "resnet18"]), default=None,
               show_default="the preset's", help="Encoder.")
-@click.option("--imagenet/--scratch", default=False, help="ImageNet weights, or group norm from random weights.")
+@click.option("--imagenet/--scratch", default=None, show_default="the preset's",
+              help="ImageNet weights and frozen batch norm, or random weights and group norm.")
 @click.option("--steps", type=click.IntRange(1), default=None, show_default="the preset's", help="Optimiser steps.")
 @click.option("--factor", type=click.FloatRange(0), default=None, show_default="the preset's",
               help="Gradient-reversal factor.")
-@click.option("--warmup", type=click.FloatRange(0, 1, max_open=True), default=0.0,
+@click.option("--warmup", type=click.FloatRange(0, 1, max_open=True), default=None, show_default="the preset's",
               help="Share of the steps before the discriminators start.")
 @click.option("--augment", type=click.Choice(["none", "colour"]), default="none", help="Augment the source's colours.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="Same seed and thread count: same bytes.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that is not empty.")
 def main(source: tuple[Path, ...], target: Path | None, align: str, init: Path | None, out: Path, preset: str,
-         backbone: str | None, imagenet: bool, steps: int | None, factor: float | None, warmup: float, augment: str,
-         seed: int, device: str, overwrite: bool) -> None:
-    pass
+         backbone: str | None, imagenet: bool | None, steps: int | None, factor: float | None, warmup: float | None,
+         augment: str, seed: int, device: str, overwrite: bool) -> None:
+    # --- setup: the library is imported here, so that --help answers at once
+    import torch
+    from tqdm import tqdm
+    from sim2sg_lib import checkpoint
+    from sim2sg_lib.align import Discriminators, reversal_factor
+    from sim2sg_lib.dataset import (LabelledImages, TargetImages, loader, open_images, publish_folder, source_env,
+                                    start_folder, write_json)
+
+    start = time.perf_counter()
+    torch.manual_seed(seed)
+    terms = parse_align(align, target)
+    schedule = override(SCHEDULES[preset], steps=steps, factor=factor, warmup=warmup)
+    device, env = checkpoint.pick_device(device), envs.find(source_env(source))
+
+    # --- model and data
+    model = make_model(init, env, preset, backbone, imagenet, device)
+    width, height = model.config.width, model.config.height
+    synthetic = LabelledImages(source, env, width, height)
+    real = TargetImages(open_images(target, env), width, height) if terms else None
+    partial = start_folder(out, overwrite)
+    discriminators = Discriminators(terms, model.config).to(device)
+    optimiser, learning_rate = make_optimiser(model, schedule)
+    judge = torch.optim.AdamW(discriminators.parameters(), schedule.discriminator_rate) if terms else None
+
+    options = {"command": "python " + " ".join(sys.argv), "source": [str(s) for s in source],
+               "target": str(target) if target else None, "align": list(terms), "init": str(init) if init else None,
+               "preset": preset, "augment": augment, "seed": seed, "schedule": asdict(schedule),
+               "model": asdict(model.config), "threads": torch.get_num_threads(), "torch": str(torch.__version__),
+               "env": env.name, "device": str(device)}
+    write_json(partial / "config.json", options)
+    print(f"{env.name} | {model.config.backbone} {width}x{height}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M"
+          f" weights | {len(synthetic)} synthetic images, {len(real) if real else 0} of the target | "
+          f"align {align or 'none'} | {schedule.steps} steps | seed {seed} | {device} -> {out}")
+
+    # --- the loop of Algorithm 1: task loss on synthetic images, both domains past the discriminators
+    log = TrainingLog(partial / "log.jsonl", schedule.batch)
+    source_batches = loader(synthetic, schedule.batch, schedule.steps, seed, device)
+    target_batches = loader(real, schedule.batch, schedule.steps, seed + 1, device) if terms else [None] * schedule.steps
+    colours = torch.Generator().manual_seed(seed)
+    bar = tqdm(zip(source_batches, target_batches), total=schedule.steps, desc="train", unit="step", disable=None)
+    for step, ((images, targets, names), target_images) in enumerate(bar):
+        reversal = reversal_factor(step, schedule.steps, schedule.factor, schedule.warmup, schedule.ramp)
+        images = augment_colours(images, colours) if augment == "colour" else images
+        adversarial = bool(terms) and step >= schedule.warmup * schedule.steps
+        features = model.features(torch.cat([images, target_images]) if adversarial else images)
+        losses = model.losses({k: level[:len(images)] for k, level in features.items()}, targets)
+        notes = {"rate": optimiser.param_groups[0]["lr"]}
+        if adversarial:
+            judged, accuracies = discriminators(model, features, reversal)
+            losses |= judged
+            notes |= accuracies | {"reversal_factor": reversal}
+        stop_if_not_finite(losses, step, names)
+        optimise(sum(losses.values()), [(optimiser, model)] + ([(judge, discriminators)] if adversarial else []))
+        learning_rate.step()
+        log.add(step, {k: v.item() for k, v in losses.items()} | notes)
+        bar.set_postfix(loss=f"{log.last_loss:.3f}", refresh=False)
+
+    # --- save
+    log.close()
+    checkpoint.save(partial / "model.pt", model, env, options)
+    write_json(partial / "config.json", options | {"seconds": round(time.perf_counter() - start, 1)})
+    publish_folder(partial, out)
+
+
+def parse_align(align: str, target: Path | None) -> tuple[str, ...]:
+    """ "appearance,prediction" -> its parts. Errors: click.UsageError."""
+    terms = tuple(term.strip() for term in align.split(",") if term.strip())
+    for term in terms:
+        if term not in ("appearance", "prediction"):
+            raise click.BadParameter(f"{term!r} is not appearance or prediction", param_hint="--align")
+    if terms and target is None:
+        raise click.UsageError("--align needs --target, the images to align with")
+    if target and not terms:
+        raise click.UsageError("--target is used by --align alone: add --align appearance,prediction or leave it out")
+    return terms
+
+
+def override(preset, **options):
+    """A preset with the options that were given."""
+    return replace(preset, **{name: value for name, value in options.items() if value is not None})
+
+
+def make_model(init: Path | None, env, preset: str, backbone: str | None, imagenet: bool | None, device):
+    """The network from a checkpoint, or a new one of the preset. Errors: InputError, click.UsageError."""
+    from sim2sg_lib import checkpoint
+    from sim2sg_lib.detector import paper_config, quick_config
+    from sim2sg_lib.relations import SceneGraphNet
+
+    if init:
+        model = checkpoint.load(init, env, device)
+        config = override(model.config, backbone=backbone, imagenet=imagenet)
+        if config != model.config:
+            raise click.UsageError(f"--backbone and --imagenet come from --init {init}: {model.config.backbone}, "
+                                   f"{'imagenet' if model.config.imagenet else 'scratch'}; leave them out")
+        return model.train()
+    make_config = {"quick": quick_config, "paper": paper_config}[preset]
+    config = make_config(len(env.vocabulary.categories), len(env.vocabulary.predicates), *env.image_sizes[preset])
+    return SceneGraphNet(override(config, backbone=backbone, imagenet=imagenet)).to(device).train()
+
+
+def make_optimiser(model, schedule: Schedule):
+    """The network's optimiser and its learning-rate schedule."""
+    import torch
+    weights = [p for p in model.parameters() if p.requires_grad]
+    if schedule.optimiser == "sgd":
+        optimiser = torch.optim.SGD(weights, schedule.rate, momentum=0.9, weight_decay=1e-4)
+        return optimiser, torch.optim.lr_scheduler.ConstantLR(optimiser, 1.0)
+    optimiser = torch.optim.AdamW(weights, schedule.rate, weight_decay=1e-4)
+    # one step more than are taken, so that the last one still learns
+    return optimiser, torch.optim.lr_scheduler.OneCycleLR(optimiser, schedule.rate, schedule.steps + 1, pct_start=0.1)
+
+
+def optimise(loss, optimisers: list) -> None:
+    """One step of every (optimiser, module); gradients are clipped module by module."""
+    import torch
+    for optimiser, _ in optimisers:
+        optimiser.zero_grad(set_to_none=True)
+    loss.backward()
+    for optimiser, module in optimisers:
+        torch.nn.utils.clip_grad_norm_(module.parameters(), CLIP)
+        optimiser.step()
+
+
+def augment_colours(images, generator):
+    """Each image's channels in random order, scaled and shifted: images (B, 3, H, W) in [0, 1]."""
+    import torch
+    order = torch.rand(len(images), 3, generator=generator).argsort(1).to(images.device)
+    gain = 0.6 + 0.8 * torch.rand(len(images), 3, 1, 1, generator=generator)
+    shift = 0.3 * (torch.rand(len(images), 3, 1, 1, generator=generator) - 0.5)
+    shuffled = images.gather(1, order[:, :, None, None].expand_as(images))
+    return (shuffled * gain.to(images.device) + shift.to(images.device)).clamp(0, 1)
+
+
+def stop_if_not_finite(losses: dict, step: int, names: list[str]) -> None:
+    """Errors: click.ClickException that names the first loss that is NaN or infinite, and the images behind it."""
+    for name, value in losses.items():
+        if not value.isfinite():
+            raise click.ClickException(f"step {step}: {name} is {float(value)} on {', '.join(names)}; stopped, "
+                                       "nothing was overwritten")
+
+
+class TrainingLog:
+    """log.jsonl: one line every LOG_EVERY steps, each number the mean over them, with images a second."""
+
+    def __init__(self, path: Path, batch: int) -> None:
+        self.file, self.batch = open(path, "w", encoding="utf-8"), batch
+        self.rows, self.since, self.last_loss = [], time.perf_counter(), float("nan")
+
+    def add(self, step: int, row: dict[str, float]) -> None:
+        self.rows.append(row)
+        self.last_loss = sum(v for k, v in row.items() if k.startswith("loss"))
+        if (step + 1) % LOG_EVERY == 0:
+            self.write(step)
+
+    def write(self, step: int) -> None:
+        now = time.perf_counter()
+        mean = {k: round(sum(row[k] for row in self.rows if k in row) / sum(k in row for row in self.rows), 6)
+                for k in self.rows[-1]}
+        speed = self.batch * len(self.rows) / (now - self.since)
+        self.file.write(json.dumps({"step": step + 1, **mean, "images_per_s": round(speed, 2)}) + "\n")
+        self.file.flush()
+        self.rows, self.since = [], now
+
+    def close(self) -> None:
+        self.file.close()
+
+
+if __name__ == "__main__":
+    main()

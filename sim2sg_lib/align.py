@@ -10,6 +10,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sim2sg_lib.detector import ModelConfig
+from sim2sg_lib.relations import SceneGraphNet
+
+APPEARANCE_LEVELS = 3  # the coarsest unpooled pyramid levels, P3 to P5 of a full pyramid, are what D_a sees
+
 
 class ReverseGradient(torch.autograd.Function):
     """The identity forward; backward multiplies the gradient by -factor."""
@@ -32,9 +37,9 @@ class AppearanceDiscriminator(nn.Module):
         self.layers = nn.Sequential(nn.Conv2d(channels, width, 1), nn.ReLU(), nn.Conv2d(width, 1, 1))
         start_small(self)
 
-    def forward(self, features: list[Tensor]) -> list[Tensor]:
-        """Levels (B, C, h, w) -> logits (B, h * w) for "real", level by level."""
-        return [self.layers(level).flatten(1) for level in features]
+    def forward(self, level: Tensor) -> Tensor:
+        """One pyramid level (B, C, h, w) -> logits (B, h * w) for "real"."""
+        return self.layers(level).flatten(1)
 
 
 class PredictionDiscriminator(nn.Module):
@@ -45,9 +50,9 @@ class PredictionDiscriminator(nn.Module):
         self.layers = nn.Sequential(nn.Linear(token_width, width), nn.ReLU(), nn.Linear(width, 1))
         start_small(self)
 
-    def forward(self, tokens: list[Tensor]) -> list[Tensor]:
-        """Per image (T, D), T may be 0 -> logits (T,) for "real"."""
-        return [self.layers(t)[:, 0] for t in tokens]
+    def forward(self, tokens: Tensor) -> Tensor:
+        """One image's tokens (T, D), T may be 0 -> logits (T,) for "real"."""
+        return self.layers(tokens)[:, 0]
 
 
 def start_small(module: nn.Module) -> None:
@@ -77,7 +82,37 @@ def domain_loss(source: list[Tensor], target: list[Tensor]) -> tuple[Tensor, flo
     return torch.stack(losses).sum() / 2, float(torch.stack(rights).mean())
 
 
-def reversal_factor(step: int, steps: int, peak: float, warmup: float) -> float:
-    """0 for the first `warmup` share of the steps, then the ramp of Ganin et al. 2016 (section 5.2.2) up to `peak`."""
-    progress = (step / max(steps, 1) - warmup) / max(1 - warmup, 1e-9)
-    return peak * (2 / (1 + math.exp(-10 * progress)) - 1) if progress > 0 else 0.0
+def reversal_factor(step: int, steps: int, peak: float, warmup: float, ramp: bool) -> float:
+    """0 for the first `warmup` share of the steps, then `peak`, or the ramp up to it of Ganin et al. 2016, section 5.2.2."""
+    progress = (step / steps - warmup) / (1 - warmup)
+    if progress < 0:
+        return 0.0
+    return peak * (2 / (1 + math.exp(-10 * progress)) - 1) if ramp else peak
+
+
+class Discriminators(nn.Module):
+    """The discriminators in use, behind their gradient reversals."""
+
+    def __init__(self, terms: tuple[str, ...], config: ModelConfig) -> None:
+        super().__init__()
+        self.appearance = AppearanceDiscriminator(config.fpn_channels) if "appearance" in terms else None
+        token_width = 2 * (config.categories + 1 + 4) + config.predicates
+        self.prediction = PredictionDiscriminator(token_width) if "prediction" in terms else None
+
+    def forward(self, model: SceneGraphNet, features: dict[str, Tensor], factor: float
+                ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """The adversarial losses of one step, and the discriminators' accuracies.
+
+        features: pyramid levels of a batch whose first half is synthetic and whose second half is real.
+        """
+        half = len(features["0"]) // 2
+        losses, accuracies = {}, {}
+        if self.appearance:
+            levels = [level for name, level in features.items() if name != "pool"][-APPEARANCE_LEVELS:]
+            logits = [self.appearance(ReverseGradient.apply(level, factor)) for level in levels]
+            losses["loss_appearance"], accuracies["accuracy_appearance"] = domain_loss(
+                [x[:half] for x in logits], [x[half:] for x in logits])
+        if self.prediction:
+            logits = [self.prediction(ReverseGradient.apply(tokens, factor)) for tokens in model.tokens(features)]
+            losses["loss_prediction"], accuracies["accuracy_prediction"] = domain_loss(logits[:half], logits[half:])
+        return losses, accuracies

@@ -11,6 +11,7 @@ and `synthesize.py` read of a target cannot depend on them.
 """
 import json
 import shutil
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -77,6 +78,17 @@ def read_info(folder: Path, env: Env) -> dict:
         if tuple(info.get(name, ())) != getattr(env.vocabulary, name):
             raise InputError(f"{path}: {name}: {info.get(name)}, expected {list(getattr(env.vocabulary, name))}")
     return info
+
+
+def source_env(folders: tuple[Path, ...]) -> str:
+    """The environment that the first of some data sets names. Errors: InputError."""
+    path = Path(folders[0]) / "dataset.json"
+    if not path.exists():
+        raise InputError(f"{path}: no such file, expected a data set made by synthesize.py")
+    name = load_json(path.read_text(encoding="utf-8"), str(path)).get("env")
+    if not isinstance(name, str):
+        raise InputError(f"{path}: env: {name!r}, expected a name")
+    return name
 
 
 def read_cameras(folder: Path, names: list[str], env: Env, info: dict | None) -> list[Camera]:
@@ -264,3 +276,22 @@ def batches(count: int, batch: int, steps: int, seed: int) -> list[list[int]]:
     epochs = -(-batch * steps // count)
     order = torch.cat([torch.randperm(count, generator=generator) for _ in range(epochs)])
     return order[:batch * steps].reshape(steps, batch).tolist()
+
+
+def loader(images: LabelledImages | TargetImages, batch: int, steps: int, seed: int,
+           device: torch.device) -> Iterator:
+    """Yields `steps` batches on the device, pixels as float in [0, 1].
+
+    LabelledImages: (images (B, 3, H, W), list of targets, list of names). TargetImages: images alone.
+    """
+    order = batches(len(images), batch, steps, seed)
+    # on a CPU the network needs every core; a GPU leaves them free to decode
+    workers = 4 if device.type == "cuda" else 0
+    data = torch.utils.data.DataLoader(images, batch_sampler=order, collate_fn=list, num_workers=workers)
+    for indices, items in zip(order, data):
+        if isinstance(images, TargetImages):
+            yield torch.stack(items).to(device).float() / 255
+            continue
+        pixels = torch.stack([image for image, _ in items]).to(device).float() / 255
+        targets = [{k: v.to(device) for k, v in target.items()} for _, target in items]
+        yield pixels, targets, [str(images.items[i][0]) for i in indices]

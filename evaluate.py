@@ -1,0 +1,259 @@
+"""Stage 3: a network's scene graphs on a labelled target, scored; or the table of a whole loop.
+
+\b
+  python evaluate.py --checkpoint runs/clevr/1/model.pt --data data/clevr/target/test --out runs/clevr/1
+  python evaluate.py --split hard
+
+Without --checkpoint the latest run under runs/ is taken, without --data the test set beside its target. Writes
+OUT/metrics.json (OUT/metrics_SPLIT.json), OUT/predictions.jsonl and OUT/figures/predictions.png. This is the only
+program that opens target labels.
+"""
+import json
+import statistics
+import sys
+from pathlib import Path
+
+import click
+
+import envs
+
+OBJECT_THRESHOLD = 0.05  # detections below it cannot matter to a precision-recall curve worth plotting
+PICTURES = 8
+# run folder -> row of the loop's table; iterations 1, 2, ... come between the second and the third
+ROWS = {"0": "SDR, start of the loop", "sdr": "SDR", "appearance": "+ label + appearance",
+        "full": "+ label + appearance + prediction"}
+
+
+@click.command(help=__doc__, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.option("--checkpoint", "checkpoint_path", type=click.Path(path_type=Path), default=None,
+              show_default="the latest under runs/", help="Network to evaluate.")
+@click.option("--data", type=click.Path(path_type=Path), default=None, show_default="the run's own test set",
+              help="Images, with labels for scores.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, show_default="the checkpoint's folder",
+              help="Folder for metrics, predictions and pictures.")
+@click.option("--split", type=click.Choice(["all", "easy", "moderate", "hard"]), default="all",
+              help="Objects to count, by KITTI's limits on box height, visible share and truncation.")
+@click.option("--summary", type=click.Path(path_type=Path), multiple=True, default=[],
+              help="Instead: the table of a finished loop; given several times, mean and spread over loops.")
+@click.option("--device", default="auto", help="auto, cpu or cuda.")
+@click.option("--overwrite", is_flag=True, help="Replace metrics of another checkpoint or data set.")
+def main(checkpoint_path: Path | None, data: Path | None, out: Path | None, split: str, summary: tuple[Path, ...],
+         device: str, overwrite: bool) -> None:
+    if summary:
+        return summarise(summary)
+    # --- setup: the library is imported here, so that --help answers at once
+    from sim2sg_lib import checkpoint
+    from sim2sg_lib.dataset import open_images, write_json
+    from sim2sg_lib.graph import write_graphs
+    from sim2sg_lib.metrics import evaluate_graphs
+
+    checkpoint_path = checkpoint_path or latest_run()
+    content = checkpoint.read(checkpoint_path)
+    env, device = envs.find(content["env"]), checkpoint.pick_device(device)
+    data = data or own_test_set(checkpoint_path.parent, content["options"], env)
+    out = out or checkpoint_path.parent
+    record = {"checkpoint": str(checkpoint_path), "data": str(data), "command": "python " + " ".join(sys.argv)}
+    metrics_path = out / ("metrics.json" if split == "all" else f"metrics_{split}.json")
+    refuse_other(metrics_path, record, overwrite)
+
+    # --- predict
+    images = open_images(data, env)
+    truth = read_truth(data, images, env)
+    model = checkpoint.load(checkpoint_path, env, device)
+    predicted = checkpoint.predict_folder(model, images, OBJECT_THRESHOLD, 0.0)
+
+    # --- score
+    metrics = record | {"split": split, "images": len(images.names)}
+    if truth:
+        metrics |= evaluate_graphs(truth, predicted, env.vocabulary, split)
+        metrics["content_gap"] = training_gap(content["options"]["source"], truth, env)
+
+    # --- save and show
+    (out / "figures").mkdir(parents=True, exist_ok=True)
+    write_graphs(out / "predictions.jsonl", predicted, env.vocabulary)
+    write_json(metrics_path, metrics)
+    save_pictures(out / "figures" / "predictions.png", images, truth, predicted, env)
+    print(f"{checkpoint_path} on {data}, {len(images.names)} images, split {split}")
+    print(metrics_table(metrics) if truth else f"no {data}/graphs.jsonl: predictions written, no scores without labels")
+
+
+# --- what to evaluate -------------------------------------------------------------------------------------------------
+
+def latest_run() -> Path:
+    """The newest checkpoint under runs/. Errors: click.UsageError."""
+    found = sorted(Path("runs").rglob("model.pt"), key=lambda p: (p.stat().st_mtime, str(p)))
+    if not found:
+        raise click.UsageError("no model.pt under runs/: run train.py or make loop first, or give --checkpoint")
+    return found[-1]
+
+
+def own_test_set(run: Path, options: dict, env) -> Path:
+    """Where the run was evaluated before, else the test or val folder beside its target, else the stand-in's."""
+    if (run / "metrics.json").exists():
+        return Path(json.loads((run / "metrics.json").read_text())["data"])
+    parent = Path(options["target"]).parent if options["target"] else Path("data") / env.name / "target"
+    for name in ("test", "val"):
+        if (parent / name).is_dir():
+            return parent / name
+    raise click.UsageError(f"no test set beside {parent}: give --data")
+
+
+def refuse_other(path: Path, record: dict, overwrite: bool) -> None:
+    """Errors: InputError if `path` holds the metrics of something else."""
+    from sim2sg_lib.graph import InputError
+    if path.exists() and not overwrite:
+        old = json.loads(path.read_text())
+        for name in ("checkpoint", "data"):
+            if old.get(name) != record[name]:
+                raise InputError(f"{path}: holds the metrics of {name} {old.get(name)}; choose another --out or add "
+                                 "--overwrite")
+
+
+def read_truth(data: Path, images, env) -> list | None:
+    """The labels in the images' order, or None for an unlabelled folder. Errors: InputError."""
+    from sim2sg_lib.dataset import load_graphs
+    from sim2sg_lib.graph import InputError
+    if not (data / "graphs.jsonl").exists():
+        return None
+    by_image = {graph.image: graph for graph in load_graphs(data, env)}
+    missing = [name for name in images.names if name not in by_image]
+    if missing:
+        raise InputError(f"{data / 'graphs.jsonl'}: no graph for {missing[0]}")
+    return [by_image[name] for name in images.names]
+
+
+def training_gap(sources: list[str], truth: list, env) -> dict | None:
+    """Total variation between what the network last trained on and the target; None if that data set is gone."""
+    from sim2sg_lib.dataset import load_graphs
+    from sim2sg_lib.metrics import content_gap
+    newest = Path(sources[-1])
+    return content_gap(load_graphs(newest, env), truth, env.vocabulary) if newest.is_dir() else None
+
+
+# --- what to show -----------------------------------------------------------------------------------------------------
+
+def number(value: float | None) -> str:
+    return "    -" if value is None else f"{value:5.3f}"
+
+
+def metrics_table(metrics: dict) -> str:
+    """The scores as text."""
+    lines = [f"mAP@0.5 {number(metrics['map50'])}   "
+             + "  ".join(f"{name} {number(ap)}" for name, ap in metrics["ap50"].items()), "",
+             f"{'triplet recall':<34}" + "".join(f"{'@' + k:>8}" for k in metrics["recall"])]
+    for title, key in (("mean over images", "recall"), ("  reachable", "recall_ceiling"),
+                       ("with graph constraint", "recall_graph_constraint"),
+                       ("  reachable", "recall_ceiling_graph_constraint"), ("pooled", "recall_pooled"),
+                       ("pooled, with graph constraint", "recall_graph_constraint_pooled")):
+        lines.append(f"{title:<34}" + "".join(f"{number(value):>8}" for value in metrics[key].values()))
+    for predicate, scores in metrics["recall_per_predicate"].items():
+        lines.append(f"{'  ' + predicate:<34}" + "".join(f"{number(value):>8}" for value in scores.values()))
+    if metrics.get("content_gap"):
+        lines += ["", "content gap (total variation, 0..1)   " + "  ".join(
+            f"{name.replace('_', ' ')} {number(value)}" for name, value in metrics["content_gap"].items())]
+    return "\n".join(lines)
+
+
+def save_pictures(path: Path, images, truth: list | None, predicted: list, env) -> None:
+    """A sheet of the first images: predicted boxes above the environment's threshold, labelled ones below."""
+    from sim2sg_lib.dataset import read_image
+    from sim2sg_lib.picture import contact_sheet, draw_boxes
+    pixels = [read_image(images.folder / name, c.width, c.height) for name, c in zip(images.names[:PICTURES], images.cameras)]
+    rows = [("predicted", [draw_boxes(p, g, env.vocabulary, env.threshold) for p, g in zip(pixels, predicted)])]
+    if truth:
+        rows.append(("labelled", [draw_boxes(p, g, env.vocabulary) for p, g in zip(pixels, truth)]))
+    contact_sheet(rows).save(path)
+
+
+# --- the table of a loop ----------------------------------------------------------------------------------------------
+
+def summarise(loops: tuple[Path, ...]) -> None:
+    """Print the table of one or several finished loops, and draw figures/loop.png of each."""
+    tables = [read_loop(loop) for loop in loops]
+    names = [name for name in tables[0] if all(name in table for table in tables)]
+    columns = {"mAP@0.5": lambda m: m.get("map50"), "R@20": lambda m: m["recall"]["20"] if "recall" in m else None,
+               "R@50": lambda m: m["recall"]["50"] if "recall" in m else None,
+               "objects": lambda m: gap(m, "objects_per_image"), "categories": lambda m: gap(m, "categories"),
+               "predicates": lambda m: gap(m, "predicates"), "train s": lambda m: m["seconds"]}
+    wide = 15 if len(loops) > 1 else 11
+    print(f"{'':<36}{'':>{3 * wide}}{'content gap (total variation)':>{3 * wide}}")
+    print(f"{'':<36}" + "".join(f"{title:>{wide}}" for title in columns))
+    for name in names:
+        cells = [spread([pick(table[name]) for table in tables], 0 if title == "train s" else 3)
+                 for title, pick in columns.items()]
+        print(f"{row_title(name):<36}" + "".join(f"{cell:>{wide}}" for cell in cells))
+    print(verdict(tables, names))
+    for loop in loops:
+        draw_loop(loop)
+
+
+def gap(metrics: dict, name: str) -> float | None:
+    return metrics["content_gap"][name] if metrics.get("content_gap") else None
+
+
+def spread(values: list[float | None], digits: int) -> str:
+    """Mean and, of several, the sample's standard deviation."""
+    if any(value is None for value in values):
+        return "-"
+    mean = f"{statistics.mean(values):.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
+
+
+def row_title(name: str) -> str:
+    return ROWS.get(name, f"+ label, iteration {name}")
+
+
+def read_loop(loop: Path) -> dict[str, dict]:
+    """Run folder -> its metrics and training time, in the table's order. Errors: click.UsageError."""
+    iterations = sorted((p.name for p in loop.iterdir() if p.name.isdigit() and p.name != "0"), key=int) if loop.is_dir() else []
+    table = {}
+    for name in ["0", "sdr", *iterations, "appearance", "full"]:
+        if (loop / name / "metrics.json").exists():
+            metrics = json.loads((loop / name / "metrics.json").read_text())
+            config = json.loads((loop / name / "config.json").read_text())
+            table[name] = metrics | {"seconds": config["seconds"], "source": config["source"]}
+    if not table:
+        raise click.UsageError(f"{loop}: no run with metrics.json in it, expected a finished loop")
+    return table
+
+
+def verdict(tables: list[dict], names: list[str]) -> str:
+    """Whether the last row beats the SDR row, said plainly."""
+    first, last = "sdr" if "sdr" in names else names[0], names[-1]
+    if any("map50" not in table[name] for table in tables for name in (first, last)):
+        return "No labelled test set, so no scores: give the loop a target with a labelled test/ or val/ folder."
+    parts = []
+    for title, pick in (("mAP@0.5", lambda m: m["map50"]), ("R@20", lambda m: m["recall"]["20"])):
+        a, b = (statistics.mean(pick(table[name]) for table in tables) for name in (first, last))
+        parts.append(f"{title} {a:.3f} -> {b:.3f} ({'better' if b > a else 'NOT better'})")
+    return f"\n{row_title(first)} -> {row_title(last)}: " + ", ".join(parts)
+
+
+def draw_loop(loop: Path) -> None:
+    """figures/loop.png: target images on top, what each iteration synthesised for them below (the paper's Figure 3)."""
+    from sim2sg_lib.dataset import read_image
+    from sim2sg_lib.picture import contact_sheet, to_tile
+    table = read_loop(loop)
+    aligned = {name: Path(table[name]["source"][-1]) for name in table if name.isdigit() and name != "0"}
+    first = next(iter(aligned.values()), None)
+    if first is None or not (first / "dataset.json").exists():
+        return
+    info = json.loads((first / "dataset.json").read_text())
+    target, size = Path(info["target"]), (info["width"], info["height"])
+    names = [json.loads(line)["image"] for line in (first / "predicted.jsonl").read_text().splitlines()[:6]]
+
+    def tiles(paths):
+        return [to_tile(read_image(path, *size)) for path in paths]
+
+    rows = [("target", tiles([target / name for name in names]))]
+    if "sdr" in table:
+        rows.append(("SDR", tiles(sorted((Path(table["sdr"]["source"][-1]) / "images").iterdir())[:len(names)])))
+    rows += [(f"iteration {name}", tiles(sorted((folder / "images").iterdir())[:len(names)]))
+             for name, folder in aligned.items()]
+    (loop / "figures").mkdir(exist_ok=True)
+    contact_sheet(rows).save(loop / "figures" / "loop.png")
+    print(f"\n{loop}/figures/loop.png shows what each iteration made of the target")
+
+
+if __name__ == "__main__":
+    main()

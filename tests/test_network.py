@@ -1,0 +1,456 @@
+"""The network: hand-computed values, the symmetries a graph network must have, gradient routes, and overfitting."""
+import copy
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+import torch
+import torchvision
+from torchvision.ops import box_iou
+
+from sim2sg_lib import detector
+from sim2sg_lib.detector import ModelConfig, PyramidAnchors, paper_config, quick_config, roi_align
+from sim2sg_lib.graph import InputError
+from sim2sg_lib.relations import (
+    Nodes, Prediction, SceneGraphNet, balanced_bce, box_geometry, image_index, match_nodes, object_edges, ordered_pairs,
+    pair_geometry, relation_targets, sample_pairs, scatter_softmax, to_graph, top_pairs, union_boxes)
+
+TINY = dataclasses.replace(quick_config(3, 4, 96, 72), fpn_channels=32, head_width=64, graph_width=32,
+                           rois_per_image=32, proposals_train=64, proposals_test=32)
+LEFT, RIGHT, FRONT, BEHIND = range(4)
+
+
+def make_target(boxes, labels, relations) -> dict[str, torch.Tensor]:
+    return {"boxes": torch.tensor(boxes, dtype=torch.float32).reshape(-1, 4),
+            "labels": torch.tensor(labels, dtype=torch.int64),
+            "relations": torch.tensor(relations, dtype=torch.int64).reshape(-1, 3)}
+
+
+def three_objects() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    """A grey image with a red, a green and a blue rectangle, and its 12 relations: one of left, right and one of
+    front, behind for each ordered pair."""
+    boxes = [[8, 10, 28, 26], [40, 40, 64, 64], [66, 8, 88, 34]]
+    image = torch.full((3, 72, 96), 0.5)
+    relations = []
+    for i, (x0, y0, x1, y1) in enumerate(boxes):
+        image[:, y0:y1, x0:x1] = torch.eye(3)[i][:, None, None]
+        for j in range(3):
+            if i != j:
+                relations.append((i, LEFT if x0 + x1 < boxes[j][0] + boxes[j][2] else RIGHT, j))
+                relations.append((i, FRONT if y1 > boxes[j][3] else BEHIND, j))
+    return image, make_target(boxes, [1, 2, 3], relations)
+
+
+def total_loss(net, image, target):
+    return sum(net.losses(net.features(image[None]), [target]).values())
+
+
+def make_nodes(counts: list[int], config: ModelConfig) -> Nodes:
+    boxes = torch.rand(sum(counts), 4) * 30
+    boxes[:, 2:] += boxes[:, :2] + 5
+    return Nodes(counts, image_index(counts, torch.device("cpu")), boxes, torch.randn(sum(counts), config.head_width),
+                 torch.randn(sum(counts), config.categories + 1))
+
+
+def gradient(module: torch.nn.Module) -> float:
+    return sum(float(p.grad.abs().sum()) for p in module.parameters() if p.grad is not None)
+
+
+def blind(net: SceneGraphNet) -> SceneGraphNet:
+    """Sees background everywhere."""
+    with torch.no_grad():
+        net.detector.roi_heads.box_predictor.cls_score.bias[0] = 20
+    return net
+
+
+@pytest.fixture
+def net() -> SceneGraphNet:
+    torch.manual_seed(0)
+    return SceneGraphNet(TINY)
+
+
+@pytest.fixture(scope="module")
+def overfitted() -> SceneGraphNet:
+    """Trained on the three-object image and on its left half until it knows them by heart."""
+    torch.manual_seed(0)
+    net = SceneGraphNet(TINY)
+    image, target = three_objects()
+    half = image.clone()
+    half[:, :, 65:] = 0.5
+    relations = target["relations"]
+    half_target = {"boxes": target["boxes"][:2], "labels": target["labels"][:2],
+                   "relations": relations[(relations[:, 0] < 2) & (relations[:, 2] < 2)]}
+    images = torch.stack([image, half])
+    optimizer = torch.optim.AdamW(net.parameters(), 1e-3, fused=True)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, 200)
+    for _ in range(200):
+        optimizer.zero_grad()
+        loss = sum(net.losses(net.features(images), [target, half_target]).values())
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+    return net.eval()
+
+
+# --- values computed by hand ------------------------------------------------------------------------------------------
+
+def test_scatter_softmax_by_hand():
+    weights = scatter_softmax(torch.tensor([1.0, 2.0, 0.5]), torch.tensor([0, 0, 1]), 3)
+    assert torch.allclose(weights, torch.tensor([0.2689, 0.7311, 1.0]), atol=1e-4)
+    large = scatter_softmax(torch.tensor([1e4, 1e4]), torch.tensor([1, 1]), 2)
+    assert torch.allclose(large, torch.tensor([0.5, 0.5]))
+
+
+def test_pair_geometry_by_hand():
+    subject = torch.tensor([[10.0, 20.0, 30.0, 60.0]])  # 20 wide, 40 high, centre (20, 40)
+    other = torch.tensor([[20.0, 40.0, 60.0, 60.0]])  # 40 wide, 20 high, centre (40, 50)
+    expected = [0.1, 0.4, 0.3, 1.2, 800 / 5000, 40 / 21, 0.2, 0.8, 0.6, 1.2, 800 / 5000, 20 / 41,
+                -0.2, -0.2, 0.0, np.log(0.5), np.log(2), 200 / 1400]
+    assert torch.allclose(pair_geometry(subject, other, 100, 50)[0], torch.tensor(expected), atol=1e-5)
+    assert torch.equal(union_boxes(subject, other), torch.tensor([[10.0, 20.0, 60.0, 60.0]]))
+    assert box_geometry(subject[:0], 100, 50).shape == (0, 6)
+
+
+def test_balanced_bce_by_hand():
+    # softplus(0) = .6931, softplus(2) = 2.1269, softplus(-1) = .3133
+    logits, targets = torch.tensor([[0.0], [2.0], [-1.0], [0.0]]), torch.tensor([[1.0], [0.0], [0.0], [0.0]])
+    one = balanced_bce(logits[:3], targets[:3], torch.zeros(3, dtype=torch.int64), 1)
+    assert float(one) == pytest.approx(0.5 * 0.6931 + 0.5 * (2.1269 + 0.3133) / 2, abs=1e-4)
+    # the second image has no positive pair: half its negative term alone
+    two = balanced_bce(logits, targets, torch.tensor([0, 0, 0, 1]), 2)
+    assert float(two) == pytest.approx((float(one) + 0.5 * 0.6931) / 2, abs=1e-4)
+
+
+def test_matching_and_multi_label_targets():
+    targets = [make_target([[0, 0, 10, 10]], [1], []),
+               make_target([[0, 0, 10, 10], [20, 0, 30, 10]], [1, 2], [(0, 3, 1), (0, 1, 1), (1, 2, 0)])]
+    boxes = torch.tensor([[0.0, 0, 10, 10],  # first image
+                          [0.0, 0, 10, 6], [0.0, 0, 10, 9], [20.0, 0, 30, 10], [20.0, 0, 30, 4.9]])
+    nodes = Nodes([1, 4], torch.tensor([0, 1, 1, 1, 1]), boxes, torch.zeros(5, 1), torch.zeros(5, 1))
+    matches = match_nodes(nodes, targets)
+    assert matches.tolist() == [0, 1, 1, 2, -1]
+    pairs = ordered_pairs(nodes.image)
+    assert pairs.tolist() == [[i, j] for i in range(1, 5) for j in range(1, 5) if i != j]
+    holds = {tuple(pair): row.nonzero()[:, 0].tolist()
+             for pair, row in zip(pairs.tolist(), relation_targets(targets, matches, pairs, 4)) if row.any()}
+    # both nodes on object 1 relate to the node on object 2, not to one another; the unmatched node to nobody
+    assert holds == {(1, 3): [1, 3], (2, 3): [1, 3], (3, 1): [2], (3, 2): [2]}
+
+
+def test_pair_sampling():
+    torch.manual_seed(0)
+    scores = torch.tensor([0.1, 0.9, 0.8, 0.7, 0.2, 0.3, 0.5, 0.6])
+    positive = torch.tensor([True, False, True, False, True, False, False, False])
+    first, second = sample_pairs(scores, positive, [6, 2], 4).split([4, 2])
+    assert len(set(first[:2].tolist()) & {0, 2, 4}) == 2 and first[2:].tolist() == [1, 3]
+    assert second.tolist() == [7, 6]
+    assert top_pairs(scores, [6, 2], 3).tolist() == [1, 2, 3, 7, 6]
+    assert len(sample_pairs(scores[:0], positive[:0], [0, 0], 4)) == 0
+    # a shortage of negatives never lets positives in
+    assert sorted(sample_pairs(scores[:2], torch.tensor([True, True]), [2], 2).tolist()) in ([0], [1])
+
+
+def test_roi_align_equals_torchvision():
+    torch.manual_seed(0)
+    feature = torch.randn(5, 9, 12, requires_grad=True)
+    boxes = torch.tensor([[3.0, 5.0, 61.0, 40.0], [10.0, 10.0, 12.0, 11.0], [0.0, 0.0, 96.0, 72.0], [40, 60, 44, 72]])
+    expected = torchvision.ops.roi_align(feature[None], [boxes], 7, 1 / 8, sampling_ratio=2)  # (n, C, y, x)
+    weight = torch.randn_like(expected)
+    expected_gradient, = torch.autograd.grad((expected * weight).sum(), feature)
+    pooled = roi_align(feature, boxes, 8).permute(0, 3, 2, 1)
+    assert torch.allclose(pooled, expected, atol=1e-5)
+    found_gradient, = torch.autograd.grad((pooled * weight).sum(), feature)
+    assert torch.allclose(found_gradient, expected_gradient, atol=1e-5)
+
+
+def test_boxes_are_pooled_from_the_level_of_their_size(net):
+    """Levels filled with their own number: below 224 px the finer one (Lin et al. 2017, eq. 1)."""
+    config = dataclasses.replace(TINY, width=640, height=480)
+    net.detector.config = config
+    features = {str(level): torch.full((2, 32, 60 // 2 ** level, 80 // 2 ** level), float(level)) for level in range(2)}
+    boxes = [torch.tensor([[0.0, 0, 223, 223], [0.0, 0, 224, 224], [5.0, 5, 20, 20]]), torch.tensor([[0.0, 0, 600, 400]])]
+    assert net.detector.pool(features, boxes).mean(1).tolist() == [0.0, 1.0, 0.0, 1.0]
+
+
+def test_anchors_know_the_strides():
+    """120 rows give 8 rows of stride 16, not 8 rows of stride 15."""
+    anchors = PyramidAnchors(quick_config(3, 4, 160, 120)).anchors
+    assert anchors.shape == (3 * (20 * 15 + 10 * 8 + 5 * 4), 4)
+    centers = (anchors[:, :2] + anchors[:, 2:]) / 2
+    assert centers[3 * 300 - 1].tolist() == [152, 112] and centers[3 * 380 - 1].tolist() == [144, 112]
+    assert centers[-1].tolist() == [128, 96]
+    assert anchors[1].tolist() == [-6, -6, 6, 6]
+
+
+# --- symmetries of the graph network ----------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("attention", ["softmax", "mean"])
+def test_permuting_nodes_permutes_outputs(attention):
+    torch.manual_seed(1)
+    config = dataclasses.replace(TINY, attention=attention)
+    graph, nodes = SceneGraphNet(config).graph.double(), make_nodes([5], config)
+    nodes = dataclasses.replace(nodes, boxes=nodes.boxes.double())
+    features, pairs = torch.randn(5, 64).double(), ordered_pairs(nodes.image)[::2]
+    unions = torch.randn(len(pairs), 64).double()
+    for p in graph.parameters():  # the initial weights are too small for a visible message
+        torch.nn.init.normal_(p, std=0.3)
+    classes, predicates = graph(features, unions, nodes, pairs)
+    order = torch.tensor([3, 0, 4, 1, 2])
+    moved = dataclasses.replace(nodes, boxes=nodes.boxes[order])
+    shuffled = torch.randperm(len(pairs))
+    moved_classes, moved_predicates = graph(features[order], unions[shuffled], moved, order.argsort()[pairs][shuffled])
+    assert torch.allclose(moved_classes, classes[order]) and torch.allclose(moved_predicates, predicates[shuffled])
+    assert not torch.allclose(moved_classes, classes)
+
+
+@pytest.mark.parametrize("attention", ["softmax", "mean"])
+def test_attention_sums_to_one(attention):
+    torch.manual_seed(2)
+    config = dataclasses.replace(TINY, attention=attention)
+    graph, image = SceneGraphNet(config).graph, torch.tensor([0, 0, 0, 0, 1, 1, 2])
+    pairs = torch.tensor([[0, 1], [0, 2], [1, 0], [3, 0], [4, 5]])
+    edges = object_edges(image, pairs)
+    weights = graph.attention_weights(torch.randn(7, 32), torch.randn(5, 32), edges)
+    senders = [[3, 3, 3, 3, 1, 1, 0], [2, 1, 0, 1, 1, 0, 0], [2, 1, 1, 0, 0, 1, 0]]
+    for edge, weight, expected in zip(edges, weights, senders):
+        assert torch.bincount(edge[0], minlength=7).tolist() == expected
+        total = torch.zeros(7).index_add(0, edge[0], weight)
+        assert torch.allclose(total, (torch.tensor(expected) > 0).float())
+    if attention == "mean":
+        assert torch.allclose(weights[0][:3], torch.full((3,), 1 / 3))
+    else:
+        assert weights[0][:3].std() > 0.001
+
+
+def test_batch_of_graphs_equals_single_graphs():
+    torch.manual_seed(3)
+    graph, nodes = SceneGraphNet(TINY).graph.double(), make_nodes([4, 3], TINY)
+    for p in graph.parameters():
+        torch.nn.init.normal_(p, std=0.3)
+    nodes = dataclasses.replace(nodes, boxes=nodes.boxes.double())
+    features, pairs = torch.randn(7, 64).double(), ordered_pairs(nodes.image)
+    unions = torch.randn(len(pairs), 64).double()
+    classes, predicates = graph(features, unions, nodes, pairs)
+    for own, pair, count, start in ((slice(0, 4), slice(0, 12), 4, 0), (slice(4, 7), slice(12, 18), 3, 4)):
+        single = dataclasses.replace(nodes, counts=[count], image=nodes.image[own] * 0, boxes=nodes.boxes[own])
+        single_classes, single_predicates = graph(features[own], unions[pair], single, pairs[pair] - start)
+        assert torch.allclose(single_classes, classes[own])
+        assert torch.allclose(single_predicates, predicates[pair])
+
+
+@pytest.mark.parametrize("with_geometry", [True, False])
+def test_order_of_a_pair_enters_by_geometry_alone(with_geometry):
+    torch.manual_seed(4)
+    config = dataclasses.replace(TINY, pair_geometry=with_geometry)
+    graph, nodes, unions = SceneGraphNet(config).graph, make_nodes([2], config), torch.randn(1, 64)
+    forward = graph.relation_states(unions, nodes.boxes[:1], nodes.boxes[1:])
+    backward = graph.relation_states(unions, nodes.boxes[1:], nodes.boxes[:1])
+    assert torch.allclose(forward, backward, atol=1e-5) != with_geometry
+
+
+# --- the whole network ------------------------------------------------------------------------------------------------
+
+def test_overfit_finds_every_triple(overfitted):
+    """Recall at 20 without graph constraint is 1 on the image it was trained on."""
+    image, target = three_objects()
+    prediction, = overfitted.predict(overfitted.features(image[None]))
+    scores = (prediction.scores[prediction.pairs].prod(1)[:, None] * prediction.predicate_probs).flatten()
+    found = set()
+    for k in scores.argsort(descending=True)[:20].tolist():
+        ends, predicate = prediction.pairs[k // 4], k % 4
+        overlap, match = box_iou(prediction.boxes_px[ends], target["boxes"]).max(1)
+        if (overlap >= 0.5).all() and torch.equal(prediction.labels[ends] + 1, target["labels"][match]):
+            found.add((int(match[0]), predicate, int(match[1])))
+    assert found >= {tuple(row) for row in target["relations"].tolist()}
+
+
+def test_batch_prediction_equals_single_predictions(overfitted):
+    image, _ = three_objects()
+    half = image.clone()
+    half[:, :, 65:] = 0.5
+    batch = overfitted.predict(overfitted.features(torch.stack([image, half])))
+    assert len(batch[0].scores) != len(batch[1].scores)
+    for together, single_image in zip(batch, (image, half)):
+        alone, = overfitted.predict(overfitted.features(single_image[None]))
+        assert torch.equal(together.labels, alone.labels)
+        assert {tuple(p) for p in together.pairs.tolist()} == {tuple(p) for p in alone.pairs.tolist()}
+        for name in ("boxes_px", "scores"):
+            assert torch.allclose(getattr(together, name), getattr(alone, name), atol=1e-3)
+        for name in ("predicate_probs", "relatedness"):  # rounding may swap pairs of nearly the same score
+            assert torch.allclose(getattr(together, name)[by_nodes(together)], getattr(alone, name)[by_nodes(alone)],
+                                  atol=1e-3)
+
+
+def by_nodes(prediction: Prediction) -> torch.Tensor:
+    return (prediction.pairs[:, 0] * 100 + prediction.pairs[:, 1]).argsort()
+
+
+IMAGES = {"nothing": ([], [], []), "one object": ([[5, 5, 30, 30]], [1], []),
+          "no relation": ([[5, 5, 30, 30], [50, 20, 80, 60]], [1, 2], []),
+          "one relation": ([[5, 5, 30, 30], [50, 20, 80, 60]], [1, 2], [(0, 0, 1)])}
+
+
+@pytest.mark.parametrize("detections", [True, False])
+@pytest.mark.parametrize("batch", [["nothing"], ["one object"], ["no relation"], ["one relation"],
+                                   ["nothing", "one relation", "one object"]])
+def test_empty_images_have_finite_losses_and_gradients(net, batch, detections):
+    net = net if detections else blind(net)
+    targets = [make_target(*IMAGES[name]) for name in batch]
+    losses = net.losses(net.features(torch.rand(len(batch), 3, 72, 96)), targets)
+    assert sorted(losses) == ["loss_box_reg", "loss_classifier", "loss_obj", "loss_objectness", "loss_rel",
+                              "loss_relpn", "loss_rpn_box_reg"]
+    assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
+    sum(losses.values()).backward()
+    for name, p in net.named_parameters():
+        assert p.grad is not None and p.grad.isfinite().all(), name
+    if batch == ["nothing"] and not detections:
+        assert losses["loss_relpn"] == losses["loss_obj"] == losses["loss_rel"] == 0
+
+
+def test_no_detection_gives_an_empty_prediction_and_no_token(net):
+    features = blind(net).features(torch.rand(2, 3, 72, 96))
+    for prediction in net.predict(features):
+        assert prediction.boxes_px.shape == (0, 4) and prediction.pairs.shape == (0, 2)
+        assert prediction.predicate_probs.shape == (0, 4) and prediction.relatedness.shape == (0,)
+        assert len(to_graph(prediction, "a.png", 96, 72, 0.05, 0.0)) == 0
+    tokens = net.tokens(features)
+    assert [t.shape for t in tokens] == [(0, 2 * (4 + 4) + 4)] * 2
+    torch.cat(tokens).sum().backward()
+    assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_predict_leaves_the_mode_alone(overfitted):
+    net = copy.deepcopy(overfitted)
+    features = net.features(three_objects()[0][None])
+    expected = net.predict(features)[0]
+    net.train()
+    found = net.predict(features)[0]
+    assert all(module.training for module in net.modules())
+    for field in dataclasses.fields(Prediction):
+        assert torch.equal(torch.as_tensor(getattr(found, field.name)), torch.as_tensor(getattr(expected, field.name)))
+    assert not found.predicate_probs.requires_grad
+    assert net.losses(features, [three_objects()[1]])["loss_rel"].requires_grad
+
+
+def test_relation_losses_reach_the_encoder_but_not_the_detector(net):
+    image, target = three_objects()
+    heads = net.detector.roi_heads
+    net.losses(net.features(image[None]), [target])["loss_rel"].backward()
+    assert gradient(heads) == 0 and gradient(net.detector.rpn) == 0 and gradient(net.proposal) == 0
+    assert gradient(net.detector.backbone) > 0 and gradient(net.union_head) > 0 and gradient(net.graph) > 0
+    net.zero_grad(set_to_none=True)
+    net.losses(net.features(image[None]), [target])["loss_relpn"].backward()
+    assert gradient(net.proposal) > 0 and gradient(net.detector) == 0 and gradient(net.graph) == 0
+
+
+def test_token_gradient_reaches_everything(net):
+    tokens, = net.tokens(net.features(three_objects()[0][None]))
+    assert tokens.shape == (64, 20)
+    (tokens * torch.randn(20)).sum().backward()
+    predictor = net.detector.roi_heads.box_predictor
+    for module in (predictor.cls_score, predictor.bbox_pred, net.detector.roi_heads.box_head, net.union_head, net.graph,
+                   net.detector.backbone):
+        assert gradient(module) > 0
+    assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
+
+
+def test_tokens_hold_what_was_predicted(overfitted):
+    features = overfitted.features(three_objects()[0][None])
+    prediction, tokens = overfitted.predict(features)[0], overfitted.tokens(features)[0]
+    assert torch.allclose(tokens[:, 16:], prediction.predicate_probs, atol=1e-5)
+    for start, end in ((0, 0), (8, 1)):
+        nodes = prediction.pairs[:, end]
+        assert torch.equal(tokens[:, start:start + 4].argmax(1) - 1, prediction.labels[nodes])
+        assert torch.allclose(tokens[:, start:start + 4].sum(1), torch.ones(len(tokens)))
+        x, y, w, h = (tokens[:, start + 4:start + 8] * torch.tensor([96, 72, 96, 72])).unbind(1)
+        boxes = torch.stack([x - w / 2, y - h / 2, x + w / 2, y + h / 2], 1)
+        assert torch.allclose(boxes, prediction.boxes_px[nodes], atol=1e-3)
+
+
+def test_training_is_repeatable():
+    image, target = three_objects()
+    values = []
+    for _ in range(2):
+        torch.manual_seed(7)
+        net = SceneGraphNet(TINY)
+        loss = total_loss(net, image, target)
+        loss.backward()
+        values.append((float(loss.detach()), gradient(net)))
+    assert values[0] == values[1]
+
+
+# --- output and configuration -----------------------------------------------------------------------------------------
+
+def make_prediction() -> Prediction:
+    boxes = torch.tensor([[10.0, 10, 40, 30], [-5.0, 50, 50, 90], [60.0, 20, 60, 40], [70.0, 5, 90, 15]])
+    return Prediction(100, 80, boxes, torch.tensor([2, 0, 1, 1]), torch.tensor([0.9, 0.5, 0.8, 0.3]),
+                      torch.tensor([[0, 1], [1, 0], [0, 2], [3, 0]]),
+                      torch.tensor([[0.7, 0.2], [0.5, 0.9], [0.9, 0.9], [0.8, 0.8]]), torch.ones(4))
+
+
+def test_to_graph_scales_clips_and_filters():
+    graph = to_graph(make_prediction(), "images/7.png", 200, 240, 0.5, 0.5)
+    assert (graph.image, graph.width, graph.height) == ("images/7.png", 200, 240)
+    # the third box has no width, the fourth too low a score
+    assert graph.labels.tolist() == [2, 0]
+    assert graph.boxes_px.tolist() == [[20, 30, 80, 90], [0, 150, 100, 240]]
+    assert np.allclose(graph.scores, [0.9, 0.5])
+    assert graph.relations.tolist() == [[0, 0, 1], [1, 0, 0], [1, 1, 0]]
+    assert np.allclose(graph.relation_scores, [0.7, 0.5, 0.9])
+
+
+def test_to_graph_keeps_everything_for_evaluation():
+    graph = to_graph(make_prediction(), "images/7.png", 100, 80, 0.05, 0.0)
+    assert len(graph) == 3 and len(graph.relations) == 3 * 2
+    assert graph.relations[-1].tolist() == [2, 1, 0]
+
+
+def test_configuration_survives_a_checkpoint():
+    for config in (TINY, paper_config(3, 4, 320, 240)):
+        assert ModelConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    assert paper_config(3, 4, 320, 240).anchor_sizes == (16, 32, 64, 128, 256)
+    assert paper_config(4, 4, 1242, 375).anchor_sizes == (32, 64, 128, 256, 512)
+
+
+@pytest.mark.parametrize("change", [{"backbone": "vgg16"}, {"attention": "max"}, {"anchor_sizes": (8, 16)}])
+def test_wrong_configuration_is_refused(change):
+    with pytest.raises(ValueError, match=next(iter(change))):
+        dataclasses.replace(TINY, **change)
+
+
+@pytest.mark.parametrize("change", [{"gcn_steps": 0}, {"semantic": False}, {"attention": "mean"},
+                                    {"pair_geometry": False}, {"nodes_test": 2}, {"pairs_test": 3}])
+def test_every_graph_option_changes_the_prediction(overfitted, change):
+    net = SceneGraphNet(dataclasses.replace(TINY, **change))
+    # without pair geometry one layer has another shape
+    weights = {name: value for name, value in overfitted.state_dict().items()
+               if name in net.state_dict() and net.state_dict()[name].shape == value.shape}
+    net.load_state_dict(weights, strict=False)
+    features = overfitted.features(three_objects()[0][None])
+    expected, found = overfitted.predict(features)[0], net.predict(features)[0]
+    assert (found.predicate_probs.shape != expected.predicate_probs.shape
+            or not torch.allclose(found.predicate_probs, expected.predicate_probs, atol=1e-5))
+
+
+def test_wrong_image_size_is_refused(net):
+    with pytest.raises(ValueError, match=r"expected \(B, 3, 72, 96\)"):
+        net.features(torch.rand(1, 3, 96, 72))
+
+
+def test_missing_imagenet_weights_are_one_line(monkeypatch):
+    real = detector.get_model
+
+    def offline(name, weights, norm_layer):
+        if weights is not None:
+            raise OSError("no route to host")
+        return real(name, weights=weights, norm_layer=norm_layer)
+
+    monkeypatch.setattr(detector, "get_model", offline)
+    config = dataclasses.replace(TINY, imagenet=True)
+    with pytest.raises(InputError, match="resnet18") as error:
+        SceneGraphNet(config)
+    assert "\n" not in error.value.message
+    # a checkpoint brings its own weights
+    frozen = SceneGraphNet(config, pretrained=False).detector.backbone.body
+    assert not frozen.layer1[0].conv1.weight.requires_grad and frozen.layer2[0].conv1.weight.requires_grad
