@@ -24,6 +24,7 @@ ASPECT_RATIOS = (0.5, 1.0, 2.0)
 ROI_SIZE = 7
 SCORE_THRESHOLD = 0.05    # a detection below it is no candidate at all
 CLASS_NMS_IOU = 0.5       # within one category
+MIN_PRE_NMS = 300         # fewer RPN boxes of a level can all lie on the few most distinct objects
 AGNOSTIC_NMS_IOU = 0.8    # across categories: torchvision may give one RoI several classes, Graph R-CNN wants one node
 
 
@@ -42,7 +43,7 @@ class ModelConfig:
     fpn_channels:    channels of every pyramid level.
     head_width:      width of the two-layer box head and of its twin for union boxes.
     rois_per_image:  RoIs sampled per image for the box head's loss.
-    proposals_train: RPN boxes per image while training (before NMS: per level).
+    proposals_train: RPN boxes per image while training; before NMS as many per level, but at least MIN_PRE_NMS.
     proposals_test:  the same when predicting.
     graph_width:     width of object and relation states in the graph network.
     nodes_train:     detections per image that become graph nodes while training; ground-truth boxes come on top.
@@ -164,7 +165,7 @@ def roi_align(feature: Tensor, boxes: Tensor, stride: int) -> Tensor:
 
 
 def _bin_weights(low: Tensor, high: Tensor, cells: int) -> Tensor:
-    """How much each cell of an axis adds to each of 7 bins between low and high: (n,), (n,) in cells -> (n, 7, cells)."""
+    """How much each cell of an axis adds to each of 7 bins from low to high: (n,), (n,) in cells -> (n, 7, cells)."""
     samples = 2 * ROI_SIZE
     steps = (torch.arange(samples, device=low.device) + 0.5) / samples
     at = low[:, None] + (high - low).clamp(min=1)[:, None] * steps  # (n, 14); a RoI spans at least one cell
@@ -188,7 +189,8 @@ class Detector(nn.Module):
         self.rpn = RegionProposalNetwork(
             PyramidAnchors(config), RPNHead(config.fpn_channels, len(ASPECT_RATIOS)), fg_iou_thresh=0.7,
             bg_iou_thresh=0.3, batch_size_per_image=256, positive_fraction=0.5, nms_thresh=0.7,
-            pre_nms_top_n={"training": config.proposals_train, "testing": config.proposals_test},
+            pre_nms_top_n={"training": max(config.proposals_train, MIN_PRE_NMS),
+                           "testing": max(config.proposals_test, MIN_PRE_NMS)},
             post_nms_top_n={"training": config.proposals_train, "testing": config.proposals_test})
         self.roi_heads = RoIHeads(
             None,  # pooling is self.pool
@@ -259,7 +261,9 @@ class Detector(nn.Module):
         sizes = [(self.config.height, self.config.width)] * len(proposals)
         boxes, scores, labels = self.roi_heads.postprocess_detections(logits, deltas, proposals, sizes)
         keeps = [nms(b, s, AGNOSTIC_NMS_IOU)[:limit] for b, s in zip(boxes, scores)]
-        return Detections(*([values[keep] for values, keep in zip(column, keeps)] for column in (boxes, labels, scores)))
+        boxes, labels, scores = ([values[keep] for values, keep in zip(column, keeps)]
+                                 for column in (boxes, labels, scores))
+        return Detections(boxes, labels, scores)
 
     def _propose(self, features: dict[str, Tensor], targets: list[dict[str, Tensor]] | None = None
                  ) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -276,13 +280,14 @@ class Detector(nn.Module):
 
 
 def _make_backbone(config: ModelConfig, pretrained: bool) -> BackboneWithFPN:
-    weights = get_model_weights(config.backbone).IMAGENET1K_V1 if config.imagenet and pretrained else None
-    try:
-        resnet = get_model(config.backbone, weights=weights,
-                           norm_layer=FrozenBatchNorm2d if config.imagenet else _group_norm)
-    except (OSError, RuntimeError) as error:
-        raise InputError(f"ImageNet weights of {config.backbone} cannot be loaded ({error}): leave the option out, or "
-                         f"put {weights.url} into {torch.hub.get_dir()}/checkpoints") from None
+    resnet = get_model(config.backbone, norm_layer=FrozenBatchNorm2d if config.imagenet else _group_norm)
+    if config.imagenet and pretrained:
+        weights = get_model_weights(config.backbone).IMAGENET1K_V1
+        try:
+            resnet.load_state_dict(weights.get_state_dict(check_hash=True))
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"ImageNet weights of {config.backbone} cannot be loaded ({error}): leave the option out, "
+                             f"or put {weights.url} into {torch.hub.get_dir()}/checkpoints") from None
     if config.imagenet:
         for layer in (resnet.conv1, resnet.layer1):  # too general to be worth their training time
             layer.requires_grad_(False)

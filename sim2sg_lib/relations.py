@@ -1,6 +1,6 @@
 """The relation half of h, and the whole network: Graph R-CNN on top of the detector.
 
-Source: Yang et al. 2018, "Graph R-CNN for Scene Graph Generation"; Prakash et al. 2021, "Sim2SG", section 3.
+Source: Yang et al. 2018, "Graph R-CNN for Scene Graph Generation"; Prakash et al. 2021, "Sim2SG".
 All images of a batch form one graph whose parts are not connected, so nothing here loops over nodes or pairs.
 Letters in shapes: N nodes (object boxes) and K pairs (candidate relations) of the whole batch, E ordered pairs before
 the proposal network's choice, D graph width, C categories, P predicates. A pair (i, j) is ordered: subject i, object j.
@@ -18,8 +18,8 @@ from torchvision.ops import box_convert, box_iou
 from sim2sg_lib.detector import Detections, Detector, ModelConfig
 from sim2sg_lib.graph import SceneGraph, make_graph, select_objects
 
-MATCH_IOU = 0.5          # a node is a ground-truth object from here on
-PROPOSAL_WIDTH = 64      # of the relation proposal network's embeddings
+MATCH_IOU = 0.5      # a node is a ground-truth object from here on
+PROPOSAL_WIDTH = 64  # of the relation proposal network's embeddings
 TOKEN_NODES, TOKEN_PAIRS = 16, 64  # per image, for the prediction discriminator
 
 
@@ -86,7 +86,7 @@ def pair_geometry(subjects: Tensor, objects: Tensor, width: int, height: int) ->
     sizes_s, sizes_o = subjects[:, 2:] - subjects[:, :2], objects[:, 2:] - objects[:, :2]  # (K, 2)
     centers = (subjects[:, :2] + subjects[:, 2:] - objects[:, :2] - objects[:, 2:]) / 2
     offsets = torch.cat([centers, (subjects - objects)[:, 3:]], 1) / subjects.new_tensor([width, height, height])
-    overlap = (torch.minimum(subjects[:, 2:], objects[:, 2:]) - torch.maximum(subjects[:, :2], objects[:, :2]))
+    overlap = torch.minimum(subjects, objects)[:, 2:] - torch.maximum(subjects, objects)[:, :2]  # (K, 2)
     intersection = overlap.clamp(min=0).prod(1)
     iou = intersection / (sizes_s.prod(1) + sizes_o.prod(1) - intersection)
     return torch.cat([box_geometry(subjects, width, height), box_geometry(objects, width, height), offsets,
@@ -95,7 +95,7 @@ def pair_geometry(subjects: Tensor, objects: Tensor, width: int, height: int) ->
 
 def union_boxes(subjects: Tensor, objects: Tensor) -> Tensor:
     """Smallest boxes around both: (K, 4), (K, 4) -> (K, 4)."""
-    return torch.cat([torch.minimum(subjects[:, :2], objects[:, :2]), torch.maximum(subjects[:, 2:], objects[:, 2:])], 1)
+    return torch.cat([torch.minimum(subjects, objects)[:, :2], torch.maximum(subjects, objects)[:, 2:]], 1)
 
 
 # --- relation proposal network ----------------------------------------------------------------------------------------
@@ -107,7 +107,7 @@ def ordered_pairs(image: Tensor) -> Tensor:
 
 
 class RelationProposal(nn.Module):
-    """RePN: how likely two objects are related at all, s_ij = <Phi(x_i), Psi(x_j)> (Yang et al. 2018, section 3.2).
+    """RePN (Yang et al. 2018): how likely two objects are related at all, s_ij = <Phi(x_i), Psi(x_j)>.
 
     x_i holds class probabilities and, with a second pair of kernels, the box's position; both products are added.
     """
@@ -165,7 +165,7 @@ def scatter_softmax(logits: Tensor, index: Tensor, size: int) -> Tensor:
 
 
 class Attention(nn.Module):
-    """a_i. = softmax over i's neighbours j of w^T relu(W [z_i, z_j]) (Yang et al. 2018, eq. 3)."""
+    """a_i. = softmax over i's neighbours j of w^T relu(W [z_i, z_j]) (Yang et al. 2018, Attentional GCN)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -190,7 +190,7 @@ def object_edges(image: Tensor, pairs: Tensor) -> list[Tensor]:
 
 
 class GraphConvolution(nn.Module):
-    """One message-passing step of the attentional GCN (Yang et al. 2018, section 3.3).
+    """One message-passing step of the attentional GCN (Yang et al. 2018, Attentional GCN).
 
     z_i' = z_i + 1/3 sum over edge types of sum_j a_ij relu(W z_j);  r_k' = r_k + 1/2 (relu(W_s z_s) + relu(W_o z_o)).
     Averaging over edge types follows the authors' code; small weights make the step start close to the identity.
@@ -206,7 +206,7 @@ class GraphConvolution(nn.Module):
 
     def forward(self, objects: Tensor, relations: Tensor, pairs: Tensor, edges: list[Tensor], weights: list[Tensor]
                 ) -> tuple[Tensor, Tensor]:
-        """objects (N, D_o), relations (K, D_r), pairs (K, 2), edges and weights by edge type -> the same two, updated."""
+        """objects (N, D_o), relations (K, D_r), pairs (K, 2), edges and weights by edge type -> both, updated."""
         received = torch.zeros_like(objects)
         for layer, senders, (receiver, sender), weight in zip(
                 self.to_objects, (objects, relations, relations), edges, weights):
@@ -217,7 +217,7 @@ class GraphConvolution(nn.Module):
 
 
 class GraphNetwork(nn.Module):
-    """Node and relation features in, class and predicate logits out (Yang et al. 2018, section 3.3).
+    """Node and relation features in, class and predicate logits out (Yang et al. 2018, Attentional GCN).
 
     Feature level on states of width D, then the semantic level on the logits, with the last attention weights.
     """
@@ -230,9 +230,11 @@ class GraphNetwork(nn.Module):
             self.geometry = nn.Sequential(_mlp(18, 64, width // 2), nn.ReLU())
         self.embed_object = _mlp(config.head_width, width, width)
         self.embed_relation = _mlp(config.head_width + config.pair_geometry * (width // 2), width, width)
-        self.attentions = nn.ModuleList(Attention(width) for _ in range(3))
         self.feature_step = GraphConvolution(width, width)
-        self.semantic_step = GraphConvolution(classes, config.predicates)
+        if config.attention == "softmax":
+            self.attentions = nn.ModuleList(Attention(width) for _ in range(3))
+        if config.semantic:
+            self.semantic_step = GraphConvolution(classes, config.predicates)
         self.object_logits = _init_normal(nn.Linear(width, classes))
         # most pairs lack most predicates: start at a probability of 0.1
         self.predicate_logits = _init_normal(nn.Linear(width, config.predicates), bias=-2.2)
@@ -283,7 +285,7 @@ def relation_targets(targets: list[dict[str, Tensor]], matches: Tensor, pairs: T
     Every pair of nodes that matches both ends of a ground-truth relation is positive; two nodes on one object are not.
     """
     count, start = sum(len(target["boxes"]) for target in targets), 0
-    # index -1, an unmatched node, reads the last row or column: nothing holds there
+    # index -1, an unmatched node, reads the last row or column, where nothing holds
     table = torch.zeros(count + 1, count + 1, predicates, device=matches.device)
     for target in targets:
         subject, predicate, object_ = target["relations"].unbind(1)
@@ -326,7 +328,10 @@ class SceneGraphNet(nn.Module):
         self.graph = GraphNetwork(config)
 
     def features(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """phi: images (B, 3, H, W) in [0, 1] -> pyramid levels '0', '1', ... and 'pool', each (B, fpn_channels, h, w)."""
+        """phi: images (B, 3, H, W) in [0, 1] -> pyramid levels '0', '1', ..., 'pool', each (B, fpn_channels, h, w).
+
+        Errors: ValueError if H, W are not the configuration's.
+        """
         return self.detector.features(images)
 
     def losses(self, features: dict[str, Tensor], targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
@@ -368,7 +373,7 @@ class SceneGraphNet(nn.Module):
                     predicates.split(counts), relatedness.split(counts))]
 
     def tokens(self, features: dict[str, Tensor]) -> list[Tensor]:
-        """h(z) for the prediction discriminator, chosen without labels, so alike in both domains (section 3.4).
+        """h(z) for the prediction discriminator, chosen without labels, so alike in both domains.
 
         Per image (T, 2 (C + 1 + 4) + P), T may be 0: class probabilities and box (x, y, w, h over the image size) of
         subject and of object, then predicate probabilities. Nothing is detached.

@@ -9,12 +9,12 @@ import torch
 import torchvision
 from torchvision.ops import box_iou
 
-from sim2sg_lib import detector
 from sim2sg_lib.detector import ModelConfig, PyramidAnchors, paper_config, quick_config, roi_align
 from sim2sg_lib.graph import InputError
 from sim2sg_lib.relations import (
-    Nodes, Prediction, SceneGraphNet, balanced_bce, box_geometry, image_index, match_nodes, object_edges, ordered_pairs,
-    pair_geometry, relation_targets, sample_pairs, scatter_softmax, to_graph, top_pairs, union_boxes)
+    GraphConvolution, Nodes, Prediction, SceneGraphNet, balanced_bce, box_geometry, image_index, match_nodes,
+    object_edges, ordered_pairs, pair_geometry, relation_targets, sample_pairs, scatter_softmax, to_graph, top_pairs,
+    union_boxes)
 
 TINY = dataclasses.replace(quick_config(3, 4, 96, 72), fpn_channels=32, head_width=64, graph_width=32,
                            rois_per_image=32, proposals_train=64, proposals_test=32)
@@ -107,9 +107,23 @@ def test_pair_geometry_by_hand():
     other = torch.tensor([[20.0, 40.0, 60.0, 60.0]])  # 40 wide, 20 high, centre (40, 50)
     expected = [0.1, 0.4, 0.3, 1.2, 800 / 5000, 40 / 21, 0.2, 0.8, 0.6, 1.2, 800 / 5000, 20 / 41,
                 -0.2, -0.2, 0.0, np.log(0.5), np.log(2), 200 / 1400]
-    assert torch.allclose(pair_geometry(subject, other, 100, 50)[0], torch.tensor(expected), atol=1e-5)
+    assert pair_geometry(subject, other, 100, 50)[0].tolist() == pytest.approx(expected, abs=1e-5)
     assert torch.equal(union_boxes(subject, other), torch.tensor([[10.0, 20.0, 60.0, 60.0]]))
     assert box_geometry(subject[:0], 100, 50).shape == (0, 6)
+
+
+def test_message_passing_by_hand():
+    """Three objects 1, 2, 4 and one relation 8 from the first to the third; each kind of message has its own scale."""
+    step = GraphConvolution(1, 1)
+    with torch.no_grad():
+        for layer, scale in zip((*step.to_objects, *step.to_relations), (1, 10, 100, 1000, 10000)):
+            layer.weight.fill_(scale)
+    pairs = torch.tensor([[0, 2]])
+    edges = object_edges(torch.zeros(3, dtype=torch.int64), pairs)
+    weights = [torch.full((6,), 0.5), torch.ones(1), torch.ones(1)]
+    objects, relations = step(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[8.0]]), pairs, edges, weights)
+    assert objects[:, 0].tolist() == pytest.approx([1 + (3 + 80) / 3, 2 + 2.5 / 3, 4 + (1.5 + 800) / 3])
+    assert relations.tolist() == [[8 + (1000 * 1 + 10000 * 4) / 2]]
 
 
 def test_balanced_bce_by_hand():
@@ -169,7 +183,8 @@ def test_boxes_are_pooled_from_the_level_of_their_size(net):
     config = dataclasses.replace(TINY, width=640, height=480)
     net.detector.config = config
     features = {str(level): torch.full((2, 32, 60 // 2 ** level, 80 // 2 ** level), float(level)) for level in range(2)}
-    boxes = [torch.tensor([[0.0, 0, 223, 223], [0.0, 0, 224, 224], [5.0, 5, 20, 20]]), torch.tensor([[0.0, 0, 600, 400]])]
+    boxes = [torch.tensor([[0.0, 0, 223, 223], [0.0, 0, 224, 224], [5.0, 5, 20, 20]]),
+             torch.tensor([[0.0, 0, 600, 400]])]
     assert net.detector.pool(features, boxes).mean(1).tolist() == [0.0, 1.0, 0.0, 1.0]
 
 
@@ -270,7 +285,7 @@ def test_batch_prediction_equals_single_predictions(overfitted):
     half = image.clone()
     half[:, :, 65:] = 0.5
     batch = overfitted.predict(overfitted.features(torch.stack([image, half])))
-    assert len(batch[0].scores) != len(batch[1].scores)
+    assert all(len(prediction.pairs) >= 2 for prediction in batch)
     for together, single_image in zip(batch, (image, half)):
         alone, = overfitted.predict(overfitted.features(single_image[None]))
         assert torch.equal(together.labels, alone.labels)
@@ -347,10 +362,11 @@ def test_relation_losses_reach_the_encoder_but_not_the_detector(net):
 def test_token_gradient_reaches_everything(net):
     tokens, = net.tokens(net.features(three_objects()[0][None]))
     assert tokens.shape == (64, 20)
+    predictor, head = net.detector.roi_heads.box_predictor, net.detector.roi_heads.box_head
+    by_class, = torch.autograd.grad((tokens[:, :4] * torch.randn(4)).sum(), head.fc6.weight, retain_graph=True)
+    assert by_class.abs().sum() > 0  # class probabilities are not detached, apart from what the boxes carry
     (tokens * torch.randn(20)).sum().backward()
-    predictor = net.detector.roi_heads.box_predictor
-    for module in (predictor.cls_score, predictor.bbox_pred, net.detector.roi_heads.box_head, net.union_head, net.graph,
-                   net.detector.backbone):
+    for module in (predictor.cls_score, predictor.bbox_pred, head, net.union_head, net.graph, net.detector.backbone):
         assert gradient(module) > 0
     assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
 
@@ -423,7 +439,7 @@ def test_wrong_configuration_is_refused(change):
                                     {"pair_geometry": False}, {"nodes_test": 2}, {"pairs_test": 3}])
 def test_every_graph_option_changes_the_prediction(overfitted, change):
     net = SceneGraphNet(dataclasses.replace(TINY, **change))
-    # without pair geometry one layer has another shape
+    # what the option adds or removes starts at random, all else is the same
     weights = {name: value for name, value in overfitted.state_dict().items()
                if name in net.state_dict() and net.state_dict()[name].shape == value.shape}
     net.load_state_dict(weights, strict=False)
@@ -439,14 +455,10 @@ def test_wrong_image_size_is_refused(net):
 
 
 def test_missing_imagenet_weights_are_one_line(monkeypatch):
-    real = detector.get_model
+    def offline(url, **options):
+        raise OSError("no route to host")
 
-    def offline(name, weights, norm_layer):
-        if weights is not None:
-            raise OSError("no route to host")
-        return real(name, weights=weights, norm_layer=norm_layer)
-
-    monkeypatch.setattr(detector, "get_model", offline)
+    monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", offline)
     config = dataclasses.replace(TINY, imagenet=True)
     with pytest.raises(InputError, match="resnet18") as error:
         SceneGraphNet(config)

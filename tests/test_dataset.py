@@ -1,0 +1,128 @@
+"""Dataset folders: what is refused, and that nothing that existed is harmed."""
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from envs.clevr import ENV
+from sim2sg_lib.dataset import (LabelledImages, batches, open_images, publish_folder, read_image, start_folder,
+                                write_image, write_labels)
+from sim2sg_lib.graph import InputError, make_graph
+from sim2sg_lib.scene import Ground, Scene
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A data set of two 160x120 images: one with two objects, one with none."""
+    root = tmp_path / "set"
+    (root / "images").mkdir(parents=True)
+    graphs = [make_graph("images/000000.png", 160, 120, [0, 2], [[10, 20, 30, 40], [80, 60, 160, 120]], [[0, 1, 1]]),
+              make_graph("images/000001.png", 160, 120, [], [])]
+    for i, graph in enumerate(graphs):
+        write_image(root / graph.image, np.full((120, 160, 3), 50 * i, np.uint8))
+    scene = Scene((), ENV.camera, (), (1, 1, 1), Ground((0.5,) * 3))
+    write_labels(root, graphs, [scene, scene], ENV, {"width": 160, "height": 120})
+    return root
+
+
+def complaint(call, *arguments):
+    with pytest.raises(InputError) as error:
+        call(*arguments)
+    assert "\n" not in error.value.format_message()
+    return error.value.format_message()
+
+
+def test_open_images_gives_names_and_cameras(folder):
+    images = open_images(folder, ENV)
+    assert images.names == ["images/000000.png", "images/000001.png"]
+    # the nominal camera, seen on a grid half as fine
+    np.testing.assert_allclose(images.cameras[1].K, [[175, 0, 80], [0, 175, 60], [0, 0, 1]])
+    assert (images.cameras[0].width, images.cameras[0].height) == (160, 120)
+
+
+def test_a_plain_folder_takes_the_nominal_camera(tmp_path):
+    for name, size in (("b.jpg", (640, 480)), ("a.PNG", (320, 240))):
+        Image.new("RGB", size).save(tmp_path / name)
+    (tmp_path / "notes.txt").write_text("not an image")
+    images = open_images(tmp_path, ENV)
+    assert images.names == ["a.PNG", "b.jpg"] and images.cameras == [ENV.camera] * 2
+
+
+def test_missing_empty_and_foreign_folders(folder, tmp_path):
+    assert "no such folder" in complaint(open_images, tmp_path / "none", ENV)
+    (tmp_path / "empty").mkdir()
+    assert "no PNG or JPEG" in complaint(open_images, tmp_path / "empty", ENV)
+    info = json.loads((folder / "dataset.json").read_text())
+    for name, value, words in (("env", "drive", "expected 'clevr'"), ("count", 3, "2 images, but"),
+                               ("width", -1, "width: -1"), ("categories", ["cube"], "categories")):
+        (folder / "dataset.json").write_text(json.dumps(info | {name: value}))
+        assert words in complaint(open_images, folder, ENV)
+
+
+def test_images_that_do_not_fit_the_camera(folder, tmp_path):
+    Image.new("RGB", (161, 120)).save(folder / "images/000001.png")
+    assert "000001.png: 161x120 pixels, the camera expects 160x120" in complaint(open_images, folder, ENV)
+    (tmp_path / "plain").mkdir()
+    Image.new("RGB", (300, 300)).save(tmp_path / "plain/a.png")
+    assert "its aspect ratio" in complaint(open_images, tmp_path / "plain", ENV)
+
+
+def test_truncated_and_disguised_images(folder):
+    path = folder / "images/000000.png"
+    whole = path.read_bytes()
+    path.write_bytes(whole[:len(whole) // 2])
+    assert "000000.png: truncated or broken" in complaint(read_image, path, 160, 120)
+    path.write_bytes(b"GIF89a" + bytes(100))
+    assert "not a readable PNG or JPEG" in complaint(read_image, path, 160, 120)
+
+
+@pytest.mark.parametrize("name, value, words", [
+    ("K", [[1, 0], [0, 1]], "K: expected finite numbers of shape (3, 3)"), ("t", [0, 0, None], "t: expected"),
+    ("R", [[1, 0, 0], [0, 1, 0], [0, 0, -1]], "a rotation R"), ("image", "images/9.png", "no camera for images/000001.png")])
+def test_bad_cameras_are_named_by_line(folder, name, value, words):
+    path = folder / "cameras.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    rows[1][name] = value
+    path.write_text("\n".join(map(json.dumps, rows)))
+    message = complaint(open_images, folder, ENV)
+    assert words in message and ("cameras.jsonl:2" in message or name == "image")
+
+
+def test_a_target_needs_no_labels_and_never_reads_them(folder):
+    (folder / "graphs.jsonl").write_text("garbage")
+    assert len(open_images(folder, ENV).names) == 2
+    assert "graphs.jsonl:1" in complaint(LabelledImages, [folder], ENV, 160, 120)
+
+
+def test_training_items_are_scaled_to_the_network(folder):
+    image, target = LabelledImages([folder], ENV, 80, 60)[0]
+    assert image.shape == (3, 60, 80) and image.dtype == torch.uint8
+    assert target["boxes"].tolist() == [[5, 10, 15, 20], [40, 30, 80, 60]]
+    assert target["labels"].tolist() == [1, 3] and target["relations"].tolist() == [[0, 1, 1]]
+    _, empty = LabelledImages([folder], ENV, 80, 60)[1]
+    assert empty["boxes"].shape == (0, 4) and empty["relations"].shape == (0, 3)
+
+
+def test_batches_show_every_image_once_an_epoch():
+    order = [i for batch in batches(count=10, batch=4, steps=5, seed=0) for i in batch]
+    assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
+    assert order[:10] != order[10:]
+    assert batches(10, 4, 5, 0) == batches(10, 4, 5, 0) != batches(10, 4, 5, 1)
+
+
+def test_a_used_folder_is_refused_and_survives_until_its_successor_is_complete(tmp_path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "old.txt").write_text("old")
+    assert "is not empty" in complaint(start_folder, out, False)
+    partial = start_folder(out, overwrite=True)
+    (partial / "new.txt").write_text("new")
+    assert (out / "old.txt").read_text() == "old"
+    publish_folder(partial, out)
+    assert [p.name for p in out.iterdir()] == ["new.txt"] and [p.name for p in tmp_path.iterdir()] == ["out"]
+    shutil.rmtree(out)
+    out.write_text("a file")
+    assert "is a file" in complaint(start_folder, out, True)

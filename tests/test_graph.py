@@ -1,0 +1,96 @@
+"""Scene-graph files: what is written, what is read back, and what is refused, by file, line and field."""
+import json
+
+import numpy as np
+import pytest
+
+from sim2sg_lib.graph import InputError, Vocabulary, make_graph, read_graphs, select_objects, to_json, write_graphs
+
+VOCABULARY = Vocabulary(("cube", "sphere"), ("left", "on"))
+LINE = {"image": "images/000000.png", "width": 320, "height": 240,
+        "objects": [{"category": "cube", "box": [123.0, 124.0, 146.0, 150.0], "score": 1.0, "visible": 0.9},
+                    {"category": "sphere", "box": [0.0, 0.0, 320.0, 240.0], "truncated": 0.25, "ignore": True}],
+        "relations": [[0, "on", 1, 0.5], [1, "left", 0]]}
+
+
+def test_a_line_means_what_it_says(tmp_path):
+    path = tmp_path / "graphs.jsonl"
+    path.write_text(json.dumps(LINE) + "\n\n")
+    graph, = read_graphs(path, VOCABULARY)
+    assert (graph.image, graph.width, graph.height) == ("images/000000.png", 320, 240)
+    np.testing.assert_array_equal(graph.labels, [0, 1])
+    np.testing.assert_array_equal(graph.boxes_px, [[123, 124, 146, 150], [0, 0, 320, 240]])
+    np.testing.assert_array_equal(graph.visible, [0.9, 1])
+    np.testing.assert_array_equal(graph.truncated, [0, 0.25])
+    np.testing.assert_array_equal(graph.ignore, [False, True])
+    np.testing.assert_array_equal(graph.relations, [[0, 1, 1], [1, 0, 0]])
+    np.testing.assert_array_equal(graph.relation_scores, [0.5, 1])
+
+
+def test_written_lines_have_the_documented_form(tmp_path):
+    graph = make_graph("a.png", 10, 8, [1], [[1, 2, 3, 4]], scores=[0.25])
+    assert to_json(graph, VOCABULARY) == {
+        "image": "a.png", "width": 10, "height": 8,
+        "objects": [{"category": "sphere", "box": [1.0, 2.0, 3.0, 4.0], "score": 0.25}], "relations": []}
+    write_graphs(tmp_path / "g.jsonl", [graph, make_graph("b.png", 10, 8, [], [])], VOCABULARY)
+    assert [len(g) for g in read_graphs(tmp_path / "g.jsonl", VOCABULARY)] == [1, 0]
+
+
+def test_select_objects_renumbers_relations():
+    graph = make_graph("a.png", 10, 8, [0, 1, 0], [[0, 0, 1, 1]] * 3, [[0, 0, 2], [1, 1, 2], [2, 0, 0]],
+                       relation_scores=[0.1, 0.2, 0.3])
+    kept = select_objects(graph, np.array([True, False, True]))
+    np.testing.assert_array_equal(kept.relations, [[0, 0, 1], [1, 0, 0]])
+    np.testing.assert_array_equal(kept.relation_scores, [0.1, 0.3])
+
+
+def changed(**fields):
+    return json.dumps(LINE | fields)
+
+
+def with_object(**fields):
+    return changed(objects=[LINE["objects"][0] | fields], relations=[])
+
+
+@pytest.mark.parametrize("text, complaint", [
+    ("{", "not valid JSON"),
+    ("[1]", "expected a JSON object"),
+    ("[" * 100_000, "not valid JSON"),
+    (changed(image="../secret.png"), "image: expected a path inside"),
+    (changed(image="/etc/passwd"), "image: expected a path inside"),
+    (changed(width=0), "width: expected"),
+    (changed(height=2.5), "height: expected"),
+    (changed(colour=1), "colour: unknown field"),
+    (changed(objects={}), "objects: expected a list"),
+    (with_object(category="chair"), "objects[0].category: 'chair' is not one of cube, sphere"),
+    (with_object(box=[1, 2, 3]), "objects[0].box: expected four finite numbers"),
+    (with_object(box=[-1, 2, 3, 4]), "objects[0].box"),
+    (with_object(box=[3, 2, 1, 4]), "objects[0].box"),
+    (with_object(box=[1, 2, 321, 4]), "<= 320"),
+    (with_object(box=[1, 2, "3", 4]), "objects[0].box"),
+    (with_object(score=1.5), "objects[0].score"),
+    (with_object(visible=-0.1), "objects[0].visible"),
+    (with_object(ignore=1), "objects[0].ignore"),
+    (with_object(colour="red"), "objects[0].colour: unknown field"),
+    (with_object(box=[1, 2, 3, 4]).replace("3,", "NaN,", 1), "NaN is not a JSON number"),
+    (changed(relations=[[0, "on", 2]]), "relations[0]: object 2 is not an index below 2"),
+    (changed(relations=[[0, "on", 0]]), "relations[0]: subject and object are both 0"),
+    (changed(relations=[[0, "under", 1]]), "relations[0]: 'under' is not one of left, on"),
+    (changed(relations=[[0, "on", 1, 7]]), "relations[0]: score 7"),
+    (changed(relations=[[True, "on", 1]]), "relations[0]: subject True"),
+])
+def test_bad_lines_are_named_by_file_line_and_field(tmp_path, text, complaint):
+    path = tmp_path / "graphs.jsonl"
+    path.write_text(json.dumps(LINE) + "\n" + text + "\n")
+    with pytest.raises(InputError) as error:
+        read_graphs(path, VOCABULARY)
+    message = error.value.format_message()
+    assert message.startswith(f"{path}:2: ") and complaint in message and "\n" not in message
+
+
+def test_missing_and_binary_files(tmp_path):
+    with pytest.raises(InputError, match="no such file"):
+        read_graphs(tmp_path / "none.jsonl", VOCABULARY)
+    (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(InputError, match="UTF-8"):
+        read_graphs(tmp_path / "b.jsonl", VOCABULARY)

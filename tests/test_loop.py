@@ -1,0 +1,189 @@
+"""The real command lines, at toy size, in a temporary folder: what each stage writes, repeats and refuses."""
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+
+
+def run(cwd: Path, script: str, *arguments, code: int = 0) -> str:
+    """Run a script; returns what it printed, or, where it should fail, its error line."""
+    result = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd, text=True,
+                            capture_output=True, env=ENVIRONMENT)
+    assert "Traceback" not in result.stderr, result.stderr
+    assert result.returncode == code, result.stdout + result.stderr
+    return result.stdout if code == 0 else result.stderr.strip().splitlines()[-1]
+
+
+def fingerprint(folder: Path, *skip: str) -> dict[str, str]:
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in skip}
+
+
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory):
+    """A whole loop of one iteration on a handful of images."""
+    cwd = tmp_path_factory.mktemp("toy")
+    run(cwd, "synthesize.py", "--num", 12, "--out", "data/sdr")
+    run(cwd, "synthesize.py", "--domain", "target", "--num", 16, "--seed", 1, "--out", "data/target")
+    run(cwd, "train.py", "--source", "data/sdr", "--steps", 6, "--out", "runs/0")
+    run(cwd, "synthesize.py", "--checkpoint", "runs/0/model.pt", "--target", "data/target/train", "--threshold", 0.06,
+        "--out", "data/1")
+    run(cwd, "train.py", "--source", "data/1", "--source", "data/sdr", "--target", "data/target/train", "--align",
+        "appearance,prediction", "--init", "runs/0/model.pt", "--steps", 4, "--out", "runs/1")
+    return cwd
+
+
+def test_the_stages_leave_the_documented_files(toy):
+    files = {"cameras.jsonl", "dataset.json", "graphs.jsonl", "images", "scenes.jsonl"}
+    assert {p.name for p in (toy / "data/sdr").iterdir()} == files
+    assert {p.name for p in (toy / "data/target").iterdir()} == {"train", "val", "test"}
+    assert {p.name for p in (toy / "data/1").iterdir()} == files | {"predicted.jsonl"}
+    assert {p.name for p in (toy / "runs/1").iterdir()} >= {"model.pt", "config.json", "log.jsonl"}
+    info = json.loads((toy / "data/target/test/dataset.json").read_text())
+    assert (info["env"], info["method"], info["count"], info["width"]) == ("clevr", "target", 4, 160)
+    # one synthetic image a target image, lifted through that image's own camera
+    assert len((toy / "data/1/graphs.jsonl").read_text().splitlines()) == 10
+    target, ours = ([json.loads(line)["t"] for line in (toy / path / "cameras.jsonl").read_text().splitlines()]
+                    for path in ("data/target/train", "data/1"))
+    assert target == ours
+
+
+def test_the_log_holds_every_loss_and_what_the_discriminators_do(toy):
+    assert (toy / "runs/0/log.jsonl").read_text() == "" or json.loads((toy / "runs/0/log.jsonl").read_text().splitlines()[0])
+    run(toy, "train.py", "--source", "data/1", "--target", "data/target/train", "--align", "appearance", "--init",
+        "runs/0/model.pt", "--steps", 10, "--out", "runs/logged")
+    row = json.loads((toy / "runs/logged/log.jsonl").read_text().splitlines()[0])
+    assert set(row) == {"step", "loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_relpn",
+                        "loss_obj", "loss_rel", "loss_appearance", "accuracy_appearance", "reversal_factor", "rate",
+                        "images_per_s"}
+
+
+def test_evaluate_scores_and_splits(toy):
+    printed = run(toy, "evaluate.py", "--checkpoint", "runs/1/model.pt", "--data", "data/target/test")
+    metrics = json.loads((toy / "runs/1/metrics.json").read_text())
+    assert "mAP@0.5" in printed and metrics["images"] == 4 and set(metrics["ap50"]) == {"cube", "sphere", "cylinder"}
+    assert 0 <= metrics["content_gap"]["objects_per_image"] <= 1
+    assert (toy / "runs/1/figures/predictions.png").stat().st_size > 10_000
+    # the bare call finds the latest run and its own test set, and leaves the other metrics alone
+    before = (toy / "runs/1/metrics.json").read_bytes()
+    os.utime(toy / "runs/1/model.pt")
+    assert "runs/1/model.pt on data/target/test" in run(toy, "evaluate.py", "--split", "hard")
+    assert (toy / "runs/1/metrics.json").read_bytes() == before and (toy / "runs/1/metrics_hard.json").exists()
+
+
+def test_a_graph_file_is_lifted_and_rendered(toy):
+    line = {"image": "x.png", "width": 320, "height": 240, "relations": [],
+            "objects": [{"category": "cube", "box": [150, 110, 190, 152]}]}
+    (toy / "graphs.jsonl").write_text(json.dumps(line) + "\n" + json.dumps(line | {"objects": []}) + "\n")
+    run(toy, "synthesize.py", "--graphs", "graphs.jsonl", "--num", 4, "--out", "data/x")
+    rows = [json.loads(text) for text in (toy / "data/x/graphs.jsonl").read_text().splitlines()]
+    assert [len(row["objects"]) for row in rows] == [1, 0, 1, 0]
+    box = rows[0]["objects"][0]["box"]
+    assert max(abs(2 * a - b) for a, b in zip(box, [150, 110, 190, 152])) <= 4  # rendered at half the graph's size
+
+
+def test_same_seed_same_bytes(toy, tmp_path):
+    for cwd in (tmp_path / "a", tmp_path / "b"):
+        cwd.mkdir()
+        (cwd / "data").symlink_to(toy / "data")
+        run(cwd, "synthesize.py", "--num", 5, "--seed", 3, "--randomise", "strong", "--out", "again")
+        run(cwd, "train.py", "--source", "data/1", "--target", "data/target/train", "--align", "appearance,prediction",
+            "--steps", 3, "--augment", "colour", "--seed", 3, "--out", "run")
+    assert fingerprint(tmp_path / "a/again") == fingerprint(tmp_path / "b/again")
+    a, b = (torch.load(tmp_path / name / "run/model.pt", weights_only=True)["weights"] for name in "ab")
+    assert all(torch.equal(a[k], b[k]) for k in a)
+    run(tmp_path / "a", "synthesize.py", "--num", 3, "--seed", 3, "--randomise", "strong", "--out", "fewer")
+    fewer, more = fingerprint(tmp_path / "a/fewer/images"), fingerprint(tmp_path / "a/again/images")
+    assert fewer.items() < more.items()  # image i depends on seed, domain and i alone
+
+
+def test_target_labels_cannot_influence_training(toy, tmp_path):
+    """Garbage in every file beside the target's images and cameras changes not one bit of the weights."""
+    weights = []
+    for name, garbage in (("clean", False), ("garbage", True)):
+        folder = tmp_path / name
+        (folder / "target/images").mkdir(parents=True)
+        for path in (toy / "data/target/train").rglob("*.*"):
+            (folder / "target" / path.relative_to(toy / "data/target/train")).write_bytes(path.read_bytes())
+        if garbage:
+            (folder / "target/graphs.jsonl").write_text("\0garbage")
+            (folder / "target/scenes.jsonl").write_text("{}")
+        (folder / "sdr").symlink_to(toy / "data/sdr")
+        run(folder, "train.py", "--source", "sdr", "--target", "target", "--align", "appearance,prediction", "--steps", 3,
+            "--out", "run")
+        run(folder, "synthesize.py", "--checkpoint", toy / "runs/0/model.pt", "--target", "target", "--threshold", 0.06,
+            "--out", "lifted")
+        weights.append((torch.load(folder / "run/model.pt", weights_only=True)["weights"],
+                        fingerprint(folder / "lifted", "dataset.json")))
+    assert all(torch.equal(weights[0][0][k], weights[1][0][k]) for k in weights[0][0])
+    assert weights[0][1] == weights[1][1]
+
+
+@pytest.mark.parametrize("script, arguments, words", [
+    ("synthesize.py", ["--out", "data/sdr"], "data/sdr: is not empty"),
+    ("synthesize.py", ["--env", "mars", "--out", "y"], "'mars' is not one of clevr"),
+    ("synthesize.py", ["--domain", "mars", "--out", "y"], "'mars' is not one of source, target"),
+    ("synthesize.py", ["--checkpoint", "runs/0/model.pt", "--out", "y"], "--checkpoint and --target go together"),
+    ("synthesize.py", ["--graphs", "none.jsonl", "--out", "y"], "none.jsonl: no such file"),
+    ("synthesize.py", ["--checkpoint", "data/sdr/dataset.json", "--target", "data/target/train", "--out", "y"],
+     "dataset.json: damaged, or not a checkpoint"),
+    ("synthesize.py", ["--checkpoint", "runs/0/model.pt", "--target", "none", "--out", "y"], "none: no such folder"),
+    ("train.py", ["--source", "none", "--out", "y"], "none/dataset.json: no such file"),
+    ("train.py", ["--source", "data/sdr", "--out", "runs/0"], "runs/0: is not empty"),
+    ("train.py", ["--source", "data/sdr", "--align", "magic", "--out", "y"], "'magic' is not appearance or prediction"),
+    ("train.py", ["--source", "data/sdr", "--align", "appearance", "--out", "y"], "--align needs --target"),
+    ("train.py", ["--source", "data/sdr", "--target", "data/target/train", "--out", "y"], "--target is used by --align"),
+    ("train.py", ["--source", "data/sdr", "--init", "runs/0/model.pt", "--backbone", "resnet50", "--out", "y"],
+     "come from --init"),
+    ("train.py", ["--source", "data/sdr", "--device", "abacus", "--out", "y"], "device 'abacus' is not available"),
+    ("evaluate.py", ["--checkpoint", "none.pt"], "none.pt: no such file"),
+    ("evaluate.py", ["--checkpoint", "runs/0/model.pt", "--data", "runs/0"], "no PNG or JPEG image"),
+    ("evaluate.py", ["--summary", "nowhere"], "nowhere: no run with metrics.json"),
+])
+def test_mistakes_get_one_line_and_harm_nothing(toy, script, arguments, words):
+    before = fingerprint(toy)
+    line = run(toy, script, *arguments, code=pytest.approx(2, abs=1))
+    assert line.startswith("Error: ") and words in line
+    assert fingerprint(toy) == before
+
+
+def test_other_environments_and_broken_images_are_refused(toy, tmp_path):
+    content = torch.load(toy / "runs/0/model.pt", weights_only=True)
+    torch.save(content | {"categories": ["cube", "sphere", "cone"]}, tmp_path / "other.pt")
+    line = run(toy, "evaluate.py", "--checkpoint", tmp_path / "other.pt", "--data", "data/target/test", "--out",
+               tmp_path / "o", code=3)
+    assert "trained for clevr (cube, sphere, cone)" in line
+    broken = tmp_path / "broken"
+    broken.mkdir()
+    whole = next((toy / "data/target/train/images").iterdir()).read_bytes()
+    (broken / "a.png").write_bytes(whole[:len(whole) // 2])
+    line = run(toy, "synthesize.py", "--checkpoint", "runs/0/model.pt", "--target", broken, "--out", tmp_path / "z", code=3)
+    assert "a.png: truncated or broken image" in line
+
+
+def test_training_stops_at_a_loss_that_is_not_finite(toy, tmp_path):
+    content = torch.load(toy / "runs/0/model.pt", weights_only=True)
+    content["weights"]["graph.predicate_logits.bias"][:] = float("nan")
+    torch.save(content, tmp_path / "nan.pt")
+    line = run(toy, "train.py", "--source", "data/sdr", "--init", tmp_path / "nan.pt", "--out", tmp_path / "run", code=1)
+    assert "step 0: loss_rel is nan on data/sdr/images/" in line and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("script", ["synthesize.py", "train.py", "evaluate.py"])
+def test_help_needs_no_torch(script):
+    code = ("import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
+            "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+            "except SystemExit as end: assert end.code == 0\n"
+            "assert 'torch' not in sys.modules and 'numpy' not in sys.modules")
+    result = subprocess.run([sys.executable, "-c", code, str(ROOT / script)], capture_output=True, text=True,
+                            env=ENVIRONMENT)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count(f"python {script}") == 2 and "default" in result.stdout
