@@ -36,34 +36,60 @@ TRAIN_IMAGES := $(STAND_IN)/train
 TEST_IMAGES := $(STAND_IN)/test
 else
 TRAIN_IMAGES := $(if $(wildcard $(TARGET)/train),$(TARGET)/train,$(TARGET))
-TEST_IMAGES := $(firstword $(patsubst %/graphs.jsonl,%,$(wildcard $(TARGET)/test/graphs.jsonl $(TARGET)/val/graphs.jsonl)) $(TRAIN_IMAGES))
+LABELLED := $(wildcard $(TARGET)/test/graphs.jsonl $(TARGET)/val/graphs.jsonl)
+TEST_IMAGES := $(firstword $(LABELLED:/graphs.jsonl=) $(TRAIN_IMAGES))
 endif
 
+NUMBERS := $(shell seq 1 $(ITERATIONS))
+LAST := $(lastword $(NUMBERS))
+BEFORE_LAST := $(shell expr $(LAST) - 1)
+RUNS := 0 sdr $(NUMBERS) appearance full
+OPTIONS := ENV=$(ENV) ITERATIONS=$(ITERATIONS) PRESET=$(PRESET) SEED=$(SEED) TARGET=$(TARGET) DOMAIN=$(DOMAIN) \
+	PROTOCOL=$(PROTOCOL)
+
 SYNTHESIZE = $(RUN) synthesize.py --env $(ENV) --preset $(PRESET) --device $(DEVICE) --overwrite
-RANDOMISE = --seed $(SEED) --randomise $(PROTOCOL)
-TRAIN = $(RUN) train.py --preset $(PRESET) --seed $(SEED) --device $(DEVICE) --overwrite $(if $(filter strong,$(PROTOCOL)),--augment colour)
+TRAIN = $(RUN) train.py --preset $(PRESET) --device $(DEVICE) --seed $(SEED) --overwrite \
+	$(if $(filter strong,$(PROTOCOL)),--augment colour)
 EVALUATE = $(RUN) evaluate.py --device $(DEVICE) --overwrite
 
-NUMBERS := $(shell seq 1 $(ITERATIONS))
-RUNS := 0 sdr $(NUMBERS) appearance full
-total = $(shell expr $(ITERATIONS) \* $(STEPS))
-OPTIONS = ENV=$(ENV) ITERATIONS=$(ITERATIONS) PRESET=$(PRESET) SEED=$(SEED) TARGET=$(TARGET) DOMAIN=$(DOMAIN) PROTOCOL=$(PROTOCOL) SIZES=$(SIZES_$(PRESET))
-
-.PHONY: loop same-options test bench clean
-.DELETE_ON_ERROR:
+.PHONY: loop options test bench clean
 .SECONDARY:
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
 
-loop: same-options $(RUNS:%=$(OUT)/%/metrics.json)
+loop: options $(RUNS:%=$(OUT)/%/metrics.json)
 	$(RUN) evaluate.py --summary $(OUT)
 
 # a folder holds one loop: other options would mix old stages with new ones
-same-options: .venv/ready
+options: .venv/ready
 	@mkdir -p $(OUT)
 	@test -e $(OUT)/options.txt || echo "$(OPTIONS)" > $(OUT)/options.txt
-	@test "$(OPTIONS)" = "$$(cat $(OUT)/options.txt)" || { echo "Error: $(OUT) was made with $$(cat $(OUT)/options.txt); choose another OUT or remove it" >&2; exit 4; }
+	@test "$(OPTIONS)" = "$$(cat $(OUT)/options.txt)" || { echo "Error: $(OUT) was made with $$(cat $(OUT)/options.txt);" \
+		"choose another OUT, or remove $(OUT) and $(DATA)" >&2; exit 4; }
 
-# the stand-in for real images; the same one for every SEED of a loop
-$(STAND_IN)/train $(STAND_IN)/test &: | .venv/ready
+# the stand-in for real images, labelled; the same one for every SEED
+$(STAND_IN)/test/dataset.json: | .venv/ready
 	$(SYNTHESIZE) --domain $(DOMAIN) --num $(TARGET_NUM) --seed 1 --out $(STAND_IN)
+
+# SDR: random scenes of the source domain
+$(DATA)/sdr/dataset.json: | options
+	$(SYNTHESIZE) --num $(SOURCE_NUM) --seed $(SEED) --randomise $(PROTOCOL) --out $(DATA)/sdr
+
+# the start of the loop, trained on them
+$(OUT)/0/model.pt: $(DATA)/sdr/dataset.json
+	$(TRAIN) --source $(DATA)/sdr --steps $(START_STEPS) --out $(OUT)/0
+
+# the baseline: SDR alone for as many steps as the whole loop takes
+$(OUT)/sdr/model.pt: $(OUT)/0/model.pt
+	$(TRAIN) --source $(DATA)/sdr --init $(OUT)/0/model.pt --steps $$(($(ITERATIONS) * $(STEPS))) --out $(OUT)/sdr
+
+# iteration k of label alignment: the network of k - 1 reads the target, its graphs become scenes, the network learns them
+define iteration
+$(DATA)/$(1)/dataset.json: $(OUT)/$(2)/model.pt $(if $(TARGET),,$(STAND_IN)/test/dataset.json)
+	$(SYNTHESIZE) --checkpoint $(OUT)/$(2)/model.pt --target $(TRAIN_IMAGES) --num $(LIFTED_NUM) \
+		--seed $(SEED) --randomise $(PROTOCOL) --out $(DATA)/$(1)
+
+$(OUT)/$(1)/model.pt: $(DATA)/$(1)/dataset.json
+	$(TRAIN) --source $(DATA)/sdr --source $(DATA)/$(1) --init $(OUT)/$(2)/model.pt --steps $(STEPS) --out $(OUT)/$(1)
+endef
+$(foreach k,$(NUMBERS),$(eval $(call iteration,$(k),$(shell expr $(k) - 1))))

@@ -209,6 +209,16 @@ def shade_ground(meshes: Meshes, cameras: Cameras, light: Lighting) -> torch.Ten
     return torch.where(down[..., None], colour * irradiance, light.ambient[:, None, None])
 
 
+def ground_irradiance(light: Lighting, scene: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
+    """(N, 3) unshadowed light that falls on the ground points (N, 3) of the scenes (N,)."""
+    irradiance = light.ambient[scene]
+    for i in range(light.lamp_world.shape[1]):
+        to_lamp = light.lamp_world[scene, i] - points
+        squared = (to_lamp * to_lamp).sum(-1, keepdim=True)
+        irradiance = irradiance + light.lamp_intensity[scene, i] * to_lamp[:, 2:].clamp(min=0) / squared ** 1.5
+    return irradiance
+
+
 def cast_shadows(meshes: Meshes, cameras: Cameras, light: Lighting) -> torch.Tensor:
     """(B, L, H, W) share of each lamp's light that reaches the ground.
 
@@ -248,16 +258,15 @@ def shade_objects(fragments: Fragments, meshes: Meshes, cameras: Cameras, light:
     mirror = torch.lerp(torch.full_like(colour, 0.04), colour, metallic)  # reflectance at normal incidence
     matte = (1 - metallic) * colour
 
-    # light from the whole sky above and the ground's bounce below, the ground taken as evenly lit from the origin
-    lamp_squared = (light.lamp_world ** 2).sum(-1)  # (B, L)
-    ground_irradiance = light.ambient + (light.lamp_intensity * (
-        light.lamp_world[..., 2] / lamp_squared ** 1.5)[..., None]).sum(1)
-    bounce = (light.ground_colour * ground_irradiance)[scene]
+    # rubber: light from the sky above and from the ground below, the ground taken as evenly lit as it is at the origin
     sky = light.ambient[scene]
-    up = 0.5 + 0.5 * normal[:, 2:]
-    reflected_up = (2 * (normal * view).sum(-1, keepdim=True) * normal - view)[:, 2:]
-    horizon = (0.5 + 3 * reflected_up).clamp(0, 1)  # a blurred edge between mirrored ground and mirrored sky
-    radiance = matte * torch.lerp(bounce, sky, up) + mirror * metallic * torch.lerp(bounce, sky, horizon)
+    below = light.ground_colour[scene] * ground_irradiance(light, scene, torch.zeros_like(point))
+    radiance = matte * torch.lerp(below, sky, 0.5 + 0.5 * normal[:, 2:])
+    # metal: the lit ground where the mirrored ray meets it, the sky above a blurred horizon
+    mirrored = 2 * (normal * view).sum(-1, keepdim=True) * normal - view
+    distance = point[:, 2:] / (-mirrored[:, 2:]).clamp(min=0.1)
+    seen = light.ground_colour[scene] * ground_irradiance(light, scene, point + mirrored * distance)
+    radiance = radiance + mirror * metallic * torch.lerp(seen, sky, (0.5 + 3 * mirrored[:, 2:]).clamp(0, 1))
 
     for i in range(light.lamp_world.shape[1]):
         to_lamp = light.lamp_world[scene, i] - point
@@ -317,5 +326,5 @@ def stylise(images: torch.Tensor, seeds: list[int | None]) -> torch.Tensor:
     mix = images.new_tensor([[0.80, 0.25, 0.00], [0.15, 0.70, 0.10], [0.10, 0.20, 0.55]])
     mixed = (mix[:, :, None, None] * images[chosen][:, None]).sum(2)
     cast = images.new_tensor([0.10, 0.0, -0.10])[:, None, None]
-    styled = 0.12 + 0.80 * mixed ** 1.15 + 0.14 * strokes[:, None] + cast * patches[:, None]
+    styled = 0.10 + 0.82 * mixed ** 1.15 + 0.08 * strokes[:, None] + cast * patches[:, None]
     return images.index_copy(0, torch.tensor(chosen, device=images.device), styled.clamp(0, 1))
