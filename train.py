@@ -28,8 +28,9 @@ class Schedule:
     optimiser:          "adamw" with a one-cycle learning rate, or "sgd" with momentum 0.9 and a constant one.
     rate:               learning rate of the network (the cycle's peak).
     discriminator_rate: constant learning rate of the discriminators, which must keep up with the network they judge.
-    factor:             gradient-reversal factor (its peak).
-    ramp:               whether the factor grows from 0 to its peak (Ganin et al. 2016) or is constant.
+    appearance_factor:  gradient-reversal factor of D_a (its peak).
+    prediction_factor:  the same of D_c.
+    ramp:               whether the factors grow from 0 to their peaks (Ganin et al. 2016) or are constant.
     warmup:             share of the steps before the discriminators start.
     """
 
@@ -38,14 +39,15 @@ class Schedule:
     optimiser: str
     rate: float
     discriminator_rate: float
-    factor: float
+    appearance_factor: float
+    prediction_factor: float
     ramp: bool
     warmup: float
 
 
 SCHEDULES = {
-    "quick": Schedule(400, 4, "adamw", 5e-4, 2e-3, 0.05, True, 0.0),
-    "paper": Schedule(100_000, 4, "sgd", 1e-4, 1e-4, 4.0, False, 0.0),  # Prakash et al. 2021, implementation details
+    "quick": Schedule(400, 4, "adamw", 5e-4, 2e-3, 0.2, 0.02, True, 0.0),
+    "paper": Schedule(100_000, 4, "sgd", 1e-4, 1e-4, 4.0, 4.0, False, 0.0),  # Prakash et al. 2021, implementation details
 }
 CLIP = 10.0  # largest gradient norm, of the network and of the discriminators
 
@@ -63,9 +65,13 @@ CLIP = 10.0  # largest gradient norm, of the network and of the discriminators
               show_default="the preset's", help="Encoder.")
 @click.option("--imagenet/--scratch", default=None, show_default="the preset's",
               help="ImageNet weights and frozen batch norm, or random weights and group norm.")
+@click.option("--input", "input_", type=click.Choice(["contrast", "rgb"]), default=None,
+              show_default="contrast from scratch, rgb with ImageNet weights", help="What the encoder sees of an image.")
 @click.option("--steps", type=click.IntRange(1), default=None, show_default="the preset's", help="Optimiser steps.")
-@click.option("--factor", type=click.FloatRange(0), default=None, show_default="the preset's",
-              help="Gradient-reversal factor.")
+@click.option("--appearance-factor", type=click.FloatRange(0), default=None, show_default="the preset's",
+              help="Gradient-reversal factor of the appearance discriminator.")
+@click.option("--prediction-factor", type=click.FloatRange(0), default=None, show_default="the preset's",
+              help="Gradient-reversal factor of the prediction discriminator.")
 @click.option("--warmup", type=click.FloatRange(0, 1, max_open=True), default=None, show_default="the preset's",
               help="Share of the steps before the discriminators start.")
 @click.option("--augment", type=click.Choice(["none", "colour"]), default="none", help="Augment the source's colours.")
@@ -73,70 +79,83 @@ CLIP = 10.0  # largest gradient norm, of the network and of the discriminators
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that is not empty.")
 def main(source: tuple[Path, ...], target: Path | None, align: str, init: Path | None, out: Path, preset: str,
-         backbone: str | None, imagenet: bool | None, steps: int | None, factor: float | None, warmup: float | None,
-         augment: str, seed: int, device: str, overwrite: bool) -> None:
+         backbone: str | None, imagenet: bool | None, input_: str | None, steps: int | None,
+         appearance_factor: float | None, prediction_factor: float | None, warmup: float | None, augment: str, seed: int,
+         device: str, overwrite: bool) -> None:
     # --- setup: the library is imported here, so that --help answers at once
     import torch
-    from tqdm import tqdm
     from sim2sg_lib import checkpoint
-    from sim2sg_lib.align import Discriminators, reversal_factor
-    from sim2sg_lib.dataset import (LabelledImages, TargetImages, loader, open_images, publish_folder, source_env,
-                                    start_folder, write_json)
+    from sim2sg_lib.align import Discriminators
+    from sim2sg_lib.dataset import (LabelledImages, TargetImages, open_images, publish_folder, source_env, start_folder,
+                                    write_json)
 
     start = time.perf_counter()
     torch.manual_seed(seed)
     terms = parse_align(align, target)
-    schedule = override(SCHEDULES[preset], steps=steps, factor=factor, warmup=warmup)
+    schedule = override(SCHEDULES[preset], steps=steps, appearance_factor=appearance_factor,
+                        prediction_factor=prediction_factor, warmup=warmup)
     device, env = checkpoint.pick_device(device), envs.find(source_env(source))
 
     # --- model and data
-    model = make_model(init, env, preset, backbone, imagenet, device)
+    model = make_model(init, env, preset, backbone, imagenet, input_, device)
     width, height = model.config.width, model.config.height
     synthetic = LabelledImages(source, env, width, height)
     real = TargetImages(open_images(target, env), width, height) if terms else None
+    discriminators = Discriminators(terms, model.config).to(device) if terms else None
     partial = start_folder(out, overwrite)
-    discriminators = Discriminators(terms, model.config).to(device)
-    optimiser, learning_rate = make_optimiser(model, schedule)
-    judge = torch.optim.AdamW(discriminators.parameters(), schedule.discriminator_rate) if terms else None
-
-    options = {"command": "python " + " ".join(sys.argv), "source": [str(s) for s in source],
+    options = {"command": "python " + " ".join(sys.argv), "env": env.name, "source": [str(s) for s in source],
                "target": str(target) if target else None, "align": list(terms), "init": str(init) if init else None,
                "preset": preset, "augment": augment, "seed": seed, "schedule": asdict(schedule),
                "model": asdict(model.config), "threads": torch.get_num_threads(), "torch": str(torch.__version__),
-               "env": env.name, "device": str(device)}
+               "device": str(device)}
     write_json(partial / "config.json", options)
     print(f"{env.name} | {model.config.backbone} {width}x{height}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M"
           f" weights | {len(synthetic)} synthetic images, {len(real) if real else 0} of the target | "
           f"align {align or 'none'} | {schedule.steps} steps | seed {seed} | {device} -> {out}")
 
-    # --- the loop of Algorithm 1: task loss on synthetic images, both domains past the discriminators
-    log = TrainingLog(partial / "log.jsonl", schedule.batch)
+    # --- learn, save
+    learn(model, discriminators, synthetic, real, schedule, augment == "colour", seed, partial / "log.jsonl", device)
+    checkpoint.save(partial / "model.pt", model, env, options)
+    write_json(partial / "config.json", options | {"seconds": round(time.perf_counter() - start, 1)})
+    publish_folder(partial, out)
+
+
+def learn(model, discriminators, synthetic, real, schedule: Schedule, augment: bool, seed: int, log_path: Path,
+          device) -> None:
+    """The inner loop of Algorithm 1: the task's losses on synthetic images, and both domains past the discriminators.
+
+    discriminators, real: both None without alignment. Errors: click.ClickException for a loss that is not finite.
+    """
+    import torch
+    from tqdm import tqdm
+    from sim2sg_lib.align import reversal_factor
+    from sim2sg_lib.dataset import loader
+
+    optimiser, learning_rate = make_optimiser(model, schedule)
+    judge = torch.optim.AdamW(discriminators.parameters(), schedule.discriminator_rate) if discriminators else None
     source_batches = loader(synthetic, schedule.batch, schedule.steps, seed, device)
-    target_batches = loader(real, schedule.batch, schedule.steps, seed + 1, device) if terms else [None] * schedule.steps
+    target_batches = loader(real, schedule.batch, schedule.steps, seed + 1, device) if real else [None] * schedule.steps
     colours = torch.Generator().manual_seed(seed)
+    log = TrainingLog(log_path, schedule.batch)
     bar = tqdm(zip(source_batches, target_batches), total=schedule.steps, desc="train", unit="step", disable=None)
     for step, ((images, targets, names), target_images) in enumerate(bar):
-        reversal = reversal_factor(step, schedule.steps, schedule.factor, schedule.warmup, schedule.ramp)
-        images = augment_colours(images, colours) if augment == "colour" else images
-        adversarial = bool(terms) and step >= schedule.warmup * schedule.steps
+        images = augment_colours(images, colours) if augment else images
+        adversarial = real is not None and step >= schedule.warmup * schedule.steps
         features = model.features(torch.cat([images, target_images]) if adversarial else images)
         losses = model.losses({k: level[:len(images)] for k, level in features.items()}, targets)
         notes = {"rate": optimiser.param_groups[0]["lr"]}
         if adversarial:
-            judged, accuracies = discriminators(model, features, reversal)
+            growth = reversal_factor(step, schedule.steps, 1.0, schedule.warmup, schedule.ramp)
+            judged, accuracies = discriminators(model, features, growth * schedule.appearance_factor,
+                                                growth * schedule.prediction_factor)
             losses |= judged
-            notes |= accuracies | {"reversal_factor": reversal}
+            notes |= accuracies | {"reversal": growth}
         stop_if_not_finite(losses, step, names)
         optimise(sum(losses.values()), [(optimiser, model)] + ([(judge, discriminators)] if adversarial else []))
         learning_rate.step()
         log.add(step, {k: v.item() for k, v in losses.items()} | notes)
         bar.set_postfix(loss=f"{log.last_loss:.3f}", refresh=False)
-
-    # --- save
     log.close()
-    checkpoint.save(partial / "model.pt", model, env, options)
-    write_json(partial / "config.json", options | {"seconds": round(time.perf_counter() - start, 1)})
-    publish_folder(partial, out)
 
 
 def parse_align(align: str, target: Path | None) -> tuple[str, ...]:
@@ -157,7 +176,8 @@ def override(preset, **options):
     return replace(preset, **{name: value for name, value in options.items() if value is not None})
 
 
-def make_model(init: Path | None, env, preset: str, backbone: str | None, imagenet: bool | None, device):
+def make_model(init: Path | None, env, preset: str, backbone: str | None, imagenet: bool | None, input_: str | None,
+               device):
     """The network from a checkpoint, or a new one of the preset. Errors: InputError, click.UsageError."""
     from sim2sg_lib import checkpoint
     from sim2sg_lib.detector import paper_config, quick_config
@@ -165,14 +185,17 @@ def make_model(init: Path | None, env, preset: str, backbone: str | None, imagen
 
     if init:
         model = checkpoint.load(init, env, device)
-        config = override(model.config, backbone=backbone, imagenet=imagenet)
+        config = override(model.config, backbone=backbone, imagenet=imagenet, input=input_)
         if config != model.config:
-            raise click.UsageError(f"--backbone and --imagenet come from --init {init}: {model.config.backbone}, "
-                                   f"{'imagenet' if model.config.imagenet else 'scratch'}; leave them out")
+            raise click.UsageError(f"--init {init} is {model.config.backbone}, "
+                                   f"{'ImageNet weights' if model.config.imagenet else 'scratch'}, input {model.config.input}; "
+                                   "leave --backbone, --imagenet and --input out")
         return model.train()
     make_config = {"quick": quick_config, "paper": paper_config}[preset]
     config = make_config(len(env.vocabulary.categories), len(env.vocabulary.predicates), *env.image_sizes[preset])
-    return SceneGraphNet(override(config, backbone=backbone, imagenet=imagenet)).to(device).train()
+    config = override(config, backbone=backbone, imagenet=imagenet)
+    config = override(config, input=input_ or ("rgb" if config.imagenet else "contrast"))
+    return SceneGraphNet(config).to(device).train()
 
 
 def make_optimiser(model, schedule: Schedule):

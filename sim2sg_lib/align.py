@@ -63,20 +63,23 @@ def start_small(module: nn.Module) -> None:
             nn.init.zeros_(layer.bias)
 
 
-def domain_loss(source: list[Tensor], target: list[Tensor]) -> tuple[Tensor, float]:
+def domain_loss(source: list[Tensor], target: list[Tensor], source_weights: list[Tensor] | None = None,
+                target_weights: list[Tensor] | None = None) -> tuple[Tensor, float]:
     """Binary cross-entropy of "real" logits, half from each domain, and the accuracy.
 
-    source, target: lists of logits (levels or images). Each list entry counts the same, so neither a large level nor
-    an image with many tokens outweighs the others; empty entries are left out. No token at all gives 0 and accuracy 0.5.
+    source, target: 1-D logits, one entry an image (or an image's level); weights: as many, summing to 1 in an entry, by
+    default all alike. Each entry counts the same, so an image with many tokens does not outweigh the others; empty
+    entries are left out. No logit at all gives 0 and accuracy 0.5.
     """
     losses, rights = [], []
-    for logits, domain in ((source, 0.0), (target, 1.0)):
-        logits = [x for x in logits if x.numel()]
-        if not logits:
+    for domain, entries, weights in ((0.0, source, source_weights), (1.0, target, target_weights)):
+        weights = weights or [torch.full_like(x, 1 / max(len(x), 1)) for x in entries]
+        pairs = [(x, w) for x, w in zip(entries, weights) if len(x)]
+        if not pairs:
             continue
-        losses.append(torch.stack([F.binary_cross_entropy_with_logits(x, torch.full_like(x, domain))
-                                   for x in logits]).mean())
-        rights.append(torch.stack([((x > 0) == bool(domain)).float().mean() for x in logits]).mean())
+        losses.append(torch.stack([F.binary_cross_entropy_with_logits(x, torch.full_like(x, domain), w, reduction="sum")
+                                   for x, w in pairs]).mean())
+        rights.append(torch.stack([(((x > 0) == bool(domain)) * w).sum() for x, w in pairs]).mean())
     if not losses:
         return torch.zeros(()), 0.5
     return torch.stack(losses).sum() / 2, float(torch.stack(rights).mean())
@@ -99,20 +102,33 @@ class Discriminators(nn.Module):
         token_width = 2 * (config.categories + 1 + 4) + config.predicates
         self.prediction = PredictionDiscriminator(token_width) if "prediction" in terms else None
 
-    def forward(self, model: SceneGraphNet, features: dict[str, Tensor], factor: float
-                ) -> tuple[dict[str, Tensor], dict[str, float]]:
+    def forward(self, model: SceneGraphNet, features: dict[str, Tensor], appearance_factor: float,
+                prediction_factor: float) -> tuple[dict[str, Tensor], dict[str, float]]:
         """The adversarial losses of one step, and the discriminators' accuracies.
 
         features: pyramid levels of a batch whose first half is synthetic and whose second half is real.
         """
-        half = len(features["0"]) // 2
         losses, accuracies = {}, {}
         if self.appearance:
-            levels = [level for name, level in features.items() if name != "pool"][-APPEARANCE_LEVELS:]
-            logits = [self.appearance(ReverseGradient.apply(level, factor)) for level in levels]
-            losses["loss_appearance"], accuracies["accuracy_appearance"] = domain_loss(
-                [x[:half] for x in logits], [x[half:] for x in logits])
+            losses["loss_appearance"], accuracies["accuracy_appearance"] = self.judge_appearance(
+                model, features, appearance_factor)
         if self.prediction:
-            logits = [self.prediction(ReverseGradient.apply(tokens, factor)) for tokens in model.tokens(features)]
+            half = len(features["0"]) // 2
+            logits = [self.prediction(ReverseGradient.apply(tokens, prediction_factor)) for tokens in model.tokens(features)]
             losses["loss_prediction"], accuracies["accuracy_prediction"] = domain_loss(logits[:half], logits[half:])
         return losses, accuracies
+
+    def judge_appearance(self, model: SceneGraphNet, features: dict[str, Tensor], factor: float) -> tuple[Tensor, float]:
+        """Every location counts as much as the network believes, without labels, that an object is there.
+
+        Otherwise the ground, nearly all of an image and easy to tell apart, is all that the encoder hears of.
+        """
+        half, objectness = len(features["0"]) // 2, model.detector.objectness(features)
+        logits, weights = ([], []), ([], [])  # (source, target)
+        for name in [name for name in features if name != "pool"][-APPEARANCE_LEVELS:]:
+            judged = self.appearance(ReverseGradient.apply(features[name], factor))  # (B, h * w)
+            shares = objectness[name] / objectness[name].sum(1, keepdim=True).clamp(min=1e-6)
+            for domain, own in enumerate((slice(None, half), slice(half, None))):
+                logits[domain].extend(judged[own])
+                weights[domain].extend(shares[own])
+        return domain_loss(*logits, *weights)

@@ -8,6 +8,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models import get_model, get_model_weights
 from torchvision.models.detection.anchor_utils import AnchorGenerator
@@ -25,6 +26,7 @@ ROI_SIZE = 7
 SCORE_THRESHOLD = 0.05    # a detection below it is no candidate at all
 CLASS_NMS_IOU = 0.5       # within one category
 MIN_PRE_NMS = 300         # fewer RPN boxes of a level can all lie on the few most distinct objects
+CONTRAST_WINDOWS = (7, 15, 31)  # pixels: from an edge to a whole object of the quick preset
 AGNOSTIC_NMS_IOU = 0.8    # across categories: torchvision may give one RoI several classes, Graph R-CNN wants one node
 
 
@@ -38,6 +40,7 @@ class ModelConfig:
     backbone:        'resnet18', 'resnet50' or 'resnet101'.
     imagenet:        True: ImageNet weights, frozen batch norm, the last three stages trained.
                      False: group norm, everything trained from scratch.
+    input:           what the encoder sees: 'contrast', `local_contrast` of the image, or 'rgb', normalised as for ImageNet.
     returned_layers: ResNet stages (1..4, strides 4..32) that become pyramid levels; a pooled level comes on top.
     anchor_sizes:    anchor side in pixels for each level, the pooled one last.
     fpn_channels:    channels of every pyramid level.
@@ -62,6 +65,7 @@ class ModelConfig:
     height: int
     backbone: str
     imagenet: bool
+    input: str
     returned_layers: tuple[int, ...]
     anchor_sizes: tuple[int, ...]
     fpn_channels: int
@@ -85,6 +89,8 @@ class ModelConfig:
         object.__setattr__(self, "anchor_sizes", tuple(self.anchor_sizes))
         if self.backbone not in ("resnet18", "resnet50", "resnet101"):
             raise ValueError(f"backbone: {self.backbone!r} expected resnet18, resnet50 or resnet101")
+        if self.input not in ("contrast", "rgb"):
+            raise ValueError(f"input: {self.input!r} expected contrast or rgb")
         if self.attention not in ("softmax", "mean"):
             raise ValueError(f"attention: {self.attention!r} expected softmax or mean")
         if len(self.anchor_sizes) != len(self.returned_layers) + 1:
@@ -94,19 +100,19 @@ class ModelConfig:
 def quick_config(categories: int, predicates: int, width: int, height: int) -> ModelConfig:
     """A network that trains on a laptop CPU in minutes: 160x120 images, objects of 8 to 40 pixels, no downloads."""
     return ModelConfig(
-        categories, predicates, width, height, backbone="resnet18", imagenet=False, returned_layers=(2, 3),
-        anchor_sizes=(12, 24, 48), fpn_channels=128, head_width=256, rois_per_image=64, proposals_train=128,
-        proposals_test=64, graph_width=128, nodes_train=8, nodes_test=32, pairs_train=24, pairs_test=128)
+        categories, predicates, width, height, backbone="resnet18", imagenet=False, input="contrast",
+        returned_layers=(2, 3), anchor_sizes=(12, 24, 48), fpn_channels=128, head_width=256, rois_per_image=64,
+        proposals_train=128, proposals_test=64, graph_width=128, nodes_train=8, nodes_test=32, pairs_train=24, pairs_test=128)
 
 
 def paper_config(categories: int, predicates: int, width: int, height: int) -> ModelConfig:
     """The paper's network (Prakash et al. 2021, implementation details): ResNet-101 and Graph R-CNN, GPU-sized."""
     smallest = 32 if height >= 375 else 16
     return ModelConfig(
-        categories, predicates, width, height, backbone="resnet101", imagenet=True, returned_layers=(1, 2, 3, 4),
-        anchor_sizes=tuple(smallest * 2 ** level for level in range(5)), fpn_channels=256, head_width=1024,
-        rois_per_image=512, proposals_train=2000, proposals_test=1000, graph_width=512, nodes_train=32,
-        nodes_test=64, pairs_train=128, pairs_test=256)
+        categories, predicates, width, height, backbone="resnet101", imagenet=True, input="rgb",
+        returned_layers=(1, 2, 3, 4), anchor_sizes=tuple(smallest * 2 ** level for level in range(5)), fpn_channels=256,
+        head_width=1024, rois_per_image=512, proposals_train=2000, proposals_test=1000, graph_width=512,
+        nodes_train=32, nodes_test=64, pairs_train=128, pairs_test=256)
 
 
 @dataclass(frozen=True)
@@ -147,6 +153,26 @@ class PyramidAnchors(nn.Module):
     def forward(self, images: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
         """The same (A, 4) anchors for each image, the argument list is the RPN's."""
         return [self.anchors] * len(images.image_sizes)
+
+
+def local_contrast(images: Tensor) -> Tensor:
+    """Luminance against its surroundings at three scales (Jarrett et al. 2009): (B, 3, H, W) in [0, 1] -> (B, 3, H, W).
+
+    Channel k is (g - m) / (s + 0.05), with g the mean of the colours, m and s its mean and deviation in a square window
+    of CONTRAST_WINDOWS[k] pixels (its part inside the image). A network that starts from random weights otherwise
+    learns first what a domain's palette and lamps give away, and shape last.
+    """
+    luminance, channels = images.mean(1, keepdim=True), []
+    for window in CONTRAST_WINDOWS:
+        difference = luminance - _box_mean(luminance, window)
+        channels.append(difference / (_box_mean(difference ** 2, window).sqrt() + 0.05))
+    return torch.cat(channels, 1)
+
+
+def _box_mean(x: Tensor, window: int) -> Tensor:
+    for size in ((window, 1), (1, window)):  # a square is two lines
+        x = F.avg_pool2d(x, size, 1, (size[0] // 2, size[1] // 2), count_include_pad=False)
+    return x
 
 
 def roi_align(feature: Tensor, boxes: Tensor, stride: int) -> Tensor:
@@ -216,8 +242,14 @@ class Detector(nn.Module):
         if tuple(images.shape[1:]) != (3, self.config.height, self.config.width):
             raise ValueError(f"images: shape {tuple(images.shape)}, "
                              f"expected (B, 3, {self.config.height}, {self.config.width})")
-        images = (images - self.mean) / self.std
+        images = local_contrast(images) if self.config.input == "contrast" else (images - self.mean) / self.std
         return self.backbone(images.contiguous(memory_format=torch.channels_last))
+
+    @torch.no_grad()
+    def objectness(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The RPN's belief that an object lies at a location, over its anchors the highest: per level (B, h * w)."""
+        logits, _ = self.rpn.head(list(features.values()))
+        return {name: level.sigmoid().amax(1).flatten(1) for name, level in zip(features, logits)}
 
     def losses(self, features: dict[str, Tensor], targets: list[dict[str, Tensor]]
                ) -> tuple[dict[str, Tensor], Detections]:

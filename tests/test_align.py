@@ -34,6 +34,32 @@ def test_empty_images_count_for_nothing():
     assert loss.item() == 0 and accuracy == 0.5
 
 
+def test_weights_say_how_much_a_location_counts():
+    loss, accuracy = domain_loss([torch.tensor([0.0, 2.0])], [torch.tensor([1.0, -3.0])],
+                                 [torch.tensor([0.75, 0.25])], [torch.tensor([1.0, 0.0])])
+    softplus = lambda v: math.log1p(math.exp(v))
+    assert loss.item() == pytest.approx((0.75 * softplus(0) + 0.25 * softplus(2) + softplus(-1)) / 2, rel=1e-6)
+    assert accuracy == pytest.approx((0.75 + 1.0) / 2)
+
+
+def test_appearance_alignment_looks_where_objects_are_believed(monkeypatch):
+    """With all belief in one location of each image, no other location gets a gradient."""
+    torch.manual_seed(0)
+    config = quick_config(3, 4, 160, 120)
+    model, discriminators = SceneGraphNet(config), Discriminators(("appearance",), config)
+    torch.nn.init.normal_(discriminators.appearance.layers[2].weight)
+    features = {k: v.detach().requires_grad_() for k, v in model.features(torch.rand(2, 3, 120, 160)).items()}
+    belief = {k: torch.zeros(2, v[0, 0].numel()) for k, v in features.items()}
+    for level in belief.values():
+        level[:, 7] = 0.5
+    monkeypatch.setattr(model.detector, "objectness", lambda features: belief)
+    sum(discriminators(model, features, 1.0, 1.0)[0].values()).backward()
+    for name in "01":
+        touched = features[name].grad.flatten(2).abs().sum(1) > 0  # (B, h * w)
+        assert touched[:, 7].all() and touched.sum() == 2
+    assert features["pool"].grad is None
+
+
 def test_factor_schedules():
     assert [reversal_factor(step, 10, 4.0, 0.5, ramp=False) for step in (0, 4, 5, 9)] == [0, 0, 4, 4]
     assert reversal_factor(0, 10, 4.0, 0.0, ramp=True) == 0
@@ -58,7 +84,7 @@ def test_alignment_descends_for_the_judge_and_ascends_for_the_network():
 
     def loss(factor):
         logits = judge(ReverseGradient.apply(net(images), factor))
-        return domain_loss([logits[:2]], [logits[2:]])[0]
+        return domain_loss(list(logits[:2]), list(logits[2:]))[0]
 
     for module, direction in ((judge, -1), (net, 1)):
         before = loss(1.0)
@@ -78,7 +104,7 @@ def test_prediction_alignment_reaches_predictor_relations_and_encoder():
     discriminators = Discriminators(("appearance", "prediction"), config)
     torch.nn.init.normal_(discriminators.prediction.layers[2].weight)
     features = model.features(torch.rand(2, 3, 120, 160))
-    losses, accuracies = discriminators(model, features, 1.0)
+    losses, accuracies = discriminators(model, features, 1.0, 1.0)
     assert set(losses) == {"loss_appearance", "loss_prediction"}
     assert set(accuracies) == {"accuracy_appearance", "accuracy_prediction"}
     losses["loss_prediction"].backward()

@@ -62,7 +62,7 @@ def test_the_log_holds_every_loss_and_what_the_discriminators_do(toy):
         "runs/0/model.pt", "--steps", 10, "--out", "runs/logged")
     row = json.loads((toy / "runs/logged/log.jsonl").read_text().splitlines()[0])
     assert set(row) == {"step", "loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_relpn",
-                        "loss_obj", "loss_rel", "loss_appearance", "accuracy_appearance", "reversal_factor", "rate",
+                        "loss_obj", "loss_rel", "loss_appearance", "accuracy_appearance", "reversal", "rate",
                         "images_per_s"}
 
 
@@ -142,7 +142,7 @@ def test_target_labels_cannot_influence_training(toy, tmp_path):
     ("train.py", ["--source", "data/sdr", "--align", "appearance", "--out", "y"], "--align needs --target"),
     ("train.py", ["--source", "data/sdr", "--target", "data/target/train", "--out", "y"], "--target is used by --align"),
     ("train.py", ["--source", "data/sdr", "--init", "runs/0/model.pt", "--backbone", "resnet50", "--out", "y"],
-     "come from --init"),
+     "leave --backbone, --imagenet and --input out"),
     ("train.py", ["--source", "data/sdr", "--device", "abacus", "--out", "y"], "device 'abacus' is not available"),
     ("evaluate.py", ["--checkpoint", "none.pt"], "none.pt: no such file"),
     ("evaluate.py", ["--checkpoint", "runs/0/model.pt", "--data", "runs/0"], "no PNG or JPEG image"),

@@ -9,7 +9,7 @@ import torch
 import torchvision
 from torchvision.ops import box_iou
 
-from sim2sg_lib.detector import ModelConfig, PyramidAnchors, paper_config, quick_config, roi_align
+from sim2sg_lib.detector import ModelConfig, PyramidAnchors, local_contrast, paper_config, quick_config, roi_align
 from sim2sg_lib.graph import InputError
 from sim2sg_lib.relations import (
     GraphConvolution, Nodes, Prediction, SceneGraphNet, balanced_bce, box_geometry, image_index, match_nodes,
@@ -176,6 +176,27 @@ def test_roi_align_equals_torchvision():
     assert torch.allclose(pooled, expected, atol=1e-5)
     found_gradient, = torch.autograd.grad((pooled * weight).sum(), feature)
     assert torch.allclose(found_gradient, expected_gradient, atol=1e-5)
+
+
+def test_local_contrast_equals_a_slow_twin():
+    images = torch.rand(1, 3, 18, 23, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    found, grey = local_contrast(images)[0].numpy(), images[0].mean(0).numpy()
+    for channel, half in enumerate((3, 7, 15)):
+        def around(values, y, x):
+            return values[max(y - half, 0):y + half + 1, max(x - half, 0):x + half + 1]
+
+        cells = list(np.ndindex(grey.shape))
+        difference = np.array([grey[c] - around(grey, *c).mean() for c in cells]).reshape(grey.shape)
+        deviation = np.array([np.sqrt((around(difference, *c) ** 2).mean()) for c in cells]).reshape(grey.shape)
+        assert np.allclose(found[channel], difference / (deviation + 0.05))
+    assert (local_contrast(torch.full((1, 3, 40, 40), 0.3)).abs() < 1e-5).all()
+
+
+def test_objectness_is_the_best_anchor(net):
+    features = net.features(torch.rand(2, 3, 72, 96))
+    found, (logits, _) = net.detector.objectness(features), net.detector.rpn.head(list(features.values()))
+    assert list(found) == list(features)
+    assert torch.allclose(found["0"][1, 5], logits[0][1].flatten(1)[:, 5].sigmoid().max())
 
 
 def test_boxes_are_pooled_from_the_level_of_their_size(net):
@@ -429,7 +450,7 @@ def test_configuration_survives_a_checkpoint():
     assert paper_config(4, 4, 1242, 375).anchor_sizes == (32, 64, 128, 256, 512)
 
 
-@pytest.mark.parametrize("change", [{"backbone": "vgg16"}, {"attention": "max"}, {"anchor_sizes": (8, 16)}])
+@pytest.mark.parametrize("change", [{"backbone": "vgg16"}, {"input": "grey"}, {"attention": "max"}, {"anchor_sizes": (8, 16)}])
 def test_wrong_configuration_is_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         dataclasses.replace(TINY, **change)
