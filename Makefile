@@ -20,7 +20,7 @@ PYTHON ?= python3
 # images of SDR, of the stand-in and of an iteration; training steps before the first iteration and in each
 SOURCE_NUM := $(if $(filter quick,$(PRESET)),1500,1000)
 TARGET_NUM := $(if $(filter quick,$(PRESET)),400,1600)
-LIFTED_NUM := 1000
+LIFTED_NUM := 500
 START_STEPS := $(if $(filter quick,$(PRESET)),800,10000)
 STEPS := $(if $(filter quick,$(PRESET)),300,45000)
 

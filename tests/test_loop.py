@@ -174,7 +174,7 @@ def test_training_stops_at_a_loss_that_is_not_finite(toy, tmp_path):
     content["weights"]["graph.predicate_logits.bias"][:] = float("nan")
     torch.save(content, tmp_path / "nan.pt")
     line = run(toy, "train.py", "--source", "data/sdr", "--init", tmp_path / "nan.pt", "--out", tmp_path / "run", code=1)
-    assert "step 0: loss_rel is nan on data/sdr/images/" in line and not (tmp_path / "run").exists()
+    assert "step 0: loss_obj is nan on data/sdr/images/" in line and not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("script", ["synthesize.py", "train.py", "evaluate.py"])
