@@ -17,38 +17,42 @@ OUT ?= runs/$(ENV)
 DEVICE ?= auto
 PYTHON ?= python3
 
+# more options for every train.py, for instance --scratch where ImageNet weights cannot be had
+TRAIN_OPTIONS ?=
+
 # images of SDR, of the stand-in and of an iteration; training steps before the first iteration and in each
 SOURCE_NUM := $(if $(filter quick,$(PRESET)),1500,1000)
 TARGET_NUM := $(if $(filter quick,$(PRESET)),400,1600)
-LIFTED_NUM := 500
+LIFTED_NUM := $(if $(filter quick,$(PRESET)),500,1000)
 START_STEPS := $(if $(filter quick,$(PRESET)),800,10000)
 STEPS := $(if $(filter quick,$(PRESET)),300,45000)
 
 # --- where things are -------------------------------------------------------------------------------------------------
 
-RUN := .venv/bin/python
-# a loop in runs/x keeps its data sets in data/x, one anywhere else in OUT/data
-DATA := $(if $(filter runs/%,$(OUT)),$(OUT:runs/%=data/%),$(OUT)/data)
-STAND_IN := data/$(ENV)/$(DOMAIN)$(if $(filter quick,$(PRESET)),,-$(PRESET))
+ifneq ($(words $(OUT)) $(words x$(TARGET)),1 1)
+$(error OUT=$(OUT) TARGET=$(TARGET): expected paths without spaces)
+endif
 ifeq ($(TARGET),)
-TRAIN_IMAGES := $(STAND_IN)/train
-TEST_IMAGES := $(STAND_IN)/test
-READY := $(STAND_IN)/test/dataset.json
+TRAIN_IMAGES := $(OUT)/data/target/train
+TEST_IMAGES := $(OUT)/data/target/test
+TARGET_READY := $(OUT)/data/target/test/dataset.json
 else
-TRAIN_IMAGES := $(if $(wildcard $(TARGET)/train),$(TARGET)/train,$(TARGET))
+ifeq ($(wildcard $(TARGET)/.),)
+$(error TARGET=$(TARGET): no such folder, expected one of images)
+endif
+TRAIN_IMAGES := $(if $(wildcard $(TARGET)/train/.),$(TARGET)/train,$(TARGET))
 LABELLED := $(wildcard $(TARGET)/test/graphs.jsonl) $(wildcard $(TARGET)/val/graphs.jsonl)
 TEST_IMAGES := $(firstword $(LABELLED:/graphs.jsonl=) $(TRAIN_IMAGES))
-READY :=
 endif
 
+RUN := .venv/bin/python
 NUMBERS := $(shell seq 1 $(ITERATIONS))
-BEFORE_LAST := $(shell expr $(ITERATIONS) - 1)
-RUNS := 0 sdr $(NUMBERS) appearance full
+RUNS := start sdr $(NUMBERS:%=label%) appearance full
 OPTIONS := ENV=$(ENV) ITERATIONS=$(ITERATIONS) PRESET=$(PRESET) SEED=$(SEED) TARGET=$(TARGET) DOMAIN=$(DOMAIN) \
-PROTOCOL=$(PROTOCOL)
+PROTOCOL=$(PROTOCOL) TRAIN_OPTIONS=$(TRAIN_OPTIONS)
 
 SYNTHESIZE := $(RUN) synthesize.py --env $(ENV) --preset $(PRESET) --device $(DEVICE) --overwrite
-TRAIN := $(RUN) train.py --preset $(PRESET) --device $(DEVICE) --seed $(SEED) --overwrite \
+TRAIN := $(RUN) train.py --preset $(PRESET) --device $(DEVICE) --seed $(SEED) --overwrite $(TRAIN_OPTIONS) \
 $(if $(filter strong,$(PROTOCOL)),--augment colour)
 EVALUATE := $(RUN) evaluate.py --device $(DEVICE) --overwrite
 
@@ -65,44 +69,50 @@ options: .venv/ready
 	@mkdir -p $(OUT)
 	@test -e $(OUT)/options.txt || echo "$(OPTIONS)" > $(OUT)/options.txt
 	@test "$(OPTIONS)" = "$$(cat $(OUT)/options.txt)" || { echo "Error: $(OUT) was made with $$(cat $(OUT)/options.txt);" \
-		"choose another OUT, or remove $(OUT) and $(DATA)" >&2; exit 2; }
+		"choose another OUT or remove it" >&2; exit 2; }
 
 # the stand-in for real images, labelled, the same for every SEED
-$(STAND_IN)/test/dataset.json: | options
-	$(SYNTHESIZE) --domain $(DOMAIN) --num $(TARGET_NUM) --seed 1 --out $(STAND_IN)
+$(OUT)/data/target/test/dataset.json: | options
+	$(SYNTHESIZE) --domain $(DOMAIN) --num $(TARGET_NUM) --seed 1 --out $(OUT)/data/target
 
 # SDR: random scenes of the source domain
-$(DATA)/sdr/dataset.json: | options
-	$(SYNTHESIZE) --num $(SOURCE_NUM) --seed $(SEED) --randomise $(PROTOCOL) --out $(DATA)/sdr
+$(OUT)/data/sdr/dataset.json: | options
+	$(SYNTHESIZE) --num $(SOURCE_NUM) --seed $(SEED) --randomise $(PROTOCOL) --out $(OUT)/data/sdr
 
 # the start of the loop, trained on them
-$(OUT)/0/model.pt: $(DATA)/sdr/dataset.json
-	$(TRAIN) --source $(DATA)/sdr --steps $(START_STEPS) --out $(OUT)/0
+$(OUT)/start/model.pt: $(OUT)/data/sdr/dataset.json
+	$(TRAIN) --source $(OUT)/data/sdr --steps $(START_STEPS) --out $(OUT)/start
 
-# the baseline: SDR alone for as many steps as the whole loop takes
-$(OUT)/sdr/model.pt: $(OUT)/0/model.pt
-	$(TRAIN) --source $(DATA)/sdr --init $(OUT)/0/model.pt --steps $$(($(ITERATIONS) * $(STEPS))) --out $(OUT)/sdr
+# the baseline: as many steps as the whole loop takes and as many new images as an iteration brings, all of them random
+$(OUT)/data/more/dataset.json: | options
+	$(SYNTHESIZE) --num $(LIFTED_NUM) --seed $$(($(SEED) + 1000)) --randomise $(PROTOCOL) --out $(OUT)/data/more
+
+$(OUT)/sdr/model.pt: $(OUT)/start/model.pt $(OUT)/data/more/dataset.json
+	$(TRAIN) --source $(OUT)/data/sdr --source $(OUT)/data/more --init $(OUT)/start/model.pt \
+		--steps $$(($(ITERATIONS) * $(STEPS))) --out $(OUT)/sdr
 
 # iteration k of label alignment: the network of k - 1 reads the target, its graphs become scenes, the network learns
 # them; random scenes stay in the mix, or it forgets what its own mistakes leave out
+BEFORE = $(if $(filter 1,$(1)),start,label$(shell expr $(1) - 1))
 define iteration
-$(DATA)/$(1)/dataset.json: $(OUT)/$(2)/model.pt $(READY)
-	$(SYNTHESIZE) --checkpoint $(OUT)/$(2)/model.pt --target $(TRAIN_IMAGES) --num $(LIFTED_NUM) --seed $(SEED) \
-		--randomise $(PROTOCOL) --out $(DATA)/$(1)
+$(OUT)/data/label$(1)/dataset.json: $(OUT)/$(BEFORE)/model.pt $(TARGET_READY)
+	$(SYNTHESIZE) --checkpoint $(OUT)/$(BEFORE)/model.pt --target $(TRAIN_IMAGES) --num $(LIFTED_NUM) --seed $(SEED) \
+		--randomise $(PROTOCOL) --out $(OUT)/data/label$(1)
 
-$(OUT)/$(1)/model.pt: $(DATA)/$(1)/dataset.json
-	$(TRAIN) --source $(DATA)/sdr --source $(DATA)/$(1) --init $(OUT)/$(2)/model.pt --steps $(STEPS) --out $(OUT)/$(1)
+$(OUT)/label$(1)/model.pt: $(OUT)/data/label$(1)/dataset.json
+	$(TRAIN) --source $(OUT)/data/sdr --source $(OUT)/data/label$(1) --init $(OUT)/$(BEFORE)/model.pt --steps $(STEPS) \
+		--out $(OUT)/label$(1)
 endef
-$(foreach k,$(NUMBERS),$(eval $(call iteration,$(k),$(shell expr $(k) - 1))))
+$(foreach k,$(NUMBERS),$(eval $(call iteration,$(k))))
 
 # the last iteration once more, with the discriminators
 ALIGN_appearance := appearance
 ALIGN_full := appearance,prediction
-$(OUT)/appearance/model.pt $(OUT)/full/model.pt: $(OUT)/%/model.pt: $(DATA)/$(ITERATIONS)/dataset.json
-	$(TRAIN) --source $(DATA)/sdr --source $(DATA)/$(ITERATIONS) --target $(TRAIN_IMAGES) --align $(ALIGN_$*) \
-		--init $(OUT)/$(BEFORE_LAST)/model.pt --steps $(STEPS) --out $(OUT)/$*
+$(OUT)/appearance/model.pt $(OUT)/full/model.pt: $(OUT)/%/model.pt: $(OUT)/data/label$(ITERATIONS)/dataset.json
+	$(TRAIN) --source $(OUT)/data/sdr --source $(OUT)/data/label$(ITERATIONS) --target $(TRAIN_IMAGES) --align $(ALIGN_$*) \
+		--init $(OUT)/$(call BEFORE,$(ITERATIONS))/model.pt --steps $(STEPS) --out $(OUT)/$*
 
-$(RUNS:%=$(OUT)/%/metrics.json): $(OUT)/%/metrics.json: $(OUT)/%/model.pt $(READY)
+$(RUNS:%=$(OUT)/%/metrics.json): $(OUT)/%/metrics.json: $(OUT)/%/model.pt $(TARGET_READY)
 	$(EVALUATE) --checkpoint $< --data $(TEST_IMAGES) --out $(OUT)/$*
 
 # --- tests, speed -----------------------------------------------------------------------------------------------------
@@ -114,7 +124,7 @@ bench: .venv/ready
 	$(RUN) tests/bench.py
 
 clean:
-	rm -rf data runs .pytest_cache .hypothesis
+	rm -rf data runs .pytest_cache
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -9,6 +9,7 @@ OUT/metrics.json (OUT/metrics_SPLIT.json), OUT/predictions.jsonl and OUT/figures
 program that opens target labels.
 """
 import json
+import shlex
 import statistics
 import sys
 from pathlib import Path
@@ -17,10 +18,9 @@ import click
 
 import envs
 
-OBJECT_THRESHOLD = 0.05  # detections below it cannot matter to a precision-recall curve worth plotting
 PICTURES = 8
-# run folder -> row of the loop's table; iterations 1, 2, ... come between the second and the third
-ROWS = {"0": "SDR, start of the loop", "sdr": "SDR", "appearance": "+ label + appearance",
+# run folder -> row of the loop's table; label1, label2, ... come between the second and the third
+ROWS = {"start": "SDR, start of the loop", "sdr": "SDR", "appearance": "+ label + appearance",
         "full": "+ label + appearance + prediction"}
 
 
@@ -49,18 +49,18 @@ def main(checkpoint_path: Path | None, data: Path | None, out: Path | None, spli
 
     checkpoint_path = checkpoint_path or latest_run()
     content = checkpoint.read(checkpoint_path)
-    env, device = envs.find(content["env"]), checkpoint.pick_device(device)
+    env, device = find_env(content["env"], checkpoint_path), checkpoint.pick_device(device)
     data = data or own_test_set(checkpoint_path.parent, content["options"], env)
     out = out or checkpoint_path.parent
-    record = {"checkpoint": str(checkpoint_path), "data": str(data), "command": "python " + " ".join(sys.argv)}
+    record = {"checkpoint": str(checkpoint_path), "data": str(data), "command": "python " + shlex.join(sys.argv)}
     metrics_path = out / ("metrics.json" if split == "all" else f"metrics_{split}.json")
-    refuse_other(metrics_path, record, overwrite)
+    refuse_other(out, record, overwrite)
 
     # --- predict
     images = open_images(data, env)
     truth = read_truth(data, images, env)
     model = checkpoint.load(checkpoint_path, env, device)
-    predicted = checkpoint.predict_folder(model, images, OBJECT_THRESHOLD, 0.0)
+    predicted = checkpoint.predict_folder(model, images, 0.0, 0.0)
 
     # --- score
     metrics = record | {"split": split, "images": len(images.names)}
@@ -79,30 +79,44 @@ def main(checkpoint_path: Path | None, data: Path | None, out: Path | None, spli
 
 # --- what to evaluate -------------------------------------------------------------------------------------------------
 
+def find_env(name: str, checkpoint_path: Path):
+    """The checkpoint's environment. Errors: InputError."""
+    from sim2sg_lib.graph import InputError
+    if name not in envs.names():
+        raise InputError(f"{checkpoint_path}: env: {name!r} is not one of {', '.join(envs.names())}")
+    return envs.find(name)
+
+
 def latest_run() -> Path:
-    """The newest checkpoint under runs/. Errors: click.UsageError."""
+    """The newest checkpoint under runs/. Errors: InputError."""
+    from sim2sg_lib.graph import InputError
     found = sorted(Path("runs").rglob("model.pt"), key=lambda p: (p.stat().st_mtime, str(p)))
     if not found:
-        raise click.UsageError("no model.pt under runs/: run train.py or make loop first, or give --checkpoint")
+        raise InputError("no model.pt under runs/: run train.py or make loop first, or give --checkpoint")
     return found[-1]
 
 
 def own_test_set(run: Path, options: dict, env) -> Path:
     """Where the run was evaluated before, else the test or val folder beside its target, else the stand-in's."""
+    from sim2sg_lib.dataset import read_json
+    from sim2sg_lib.graph import InputError
     if (run / "metrics.json").exists():
-        return Path(json.loads((run / "metrics.json").read_text())["data"])
+        return Path(str(read_json(run / "metrics.json").get("data")))
     parent = Path(options["target"]).parent if options["target"] else Path("data") / env.name / "target"
     for name in ("test", "val"):
         if (parent / name).is_dir():
             return parent / name
-    raise click.UsageError(f"no test set beside {parent}: give --data")
+    raise InputError(f"no test set beside {parent}: give --data")
 
 
-def refuse_other(path: Path, record: dict, overwrite: bool) -> None:
-    """Errors: InputError if `path` holds the metrics of something else."""
+def refuse_other(out: Path, record: dict, overwrite: bool) -> None:
+    """Errors: InputError if `out` holds the metrics of something else, or is a file."""
+    from sim2sg_lib.dataset import read_json
     from sim2sg_lib.graph import InputError
-    if path.exists() and not overwrite:
-        old = json.loads(path.read_text())
+    if out.exists() and not out.is_dir():
+        raise InputError(f"{out}: is a file, expected a folder")
+    for path in [] if overwrite else sorted(out.glob("metrics*.json")):
+        old = read_json(path)
         for name in ("checkpoint", "data"):
             if old.get(name) != record[name]:
                 raise InputError(f"{path}: holds the metrics of {name} {old.get(name)}; choose another --out or add "
@@ -116,14 +130,18 @@ def read_truth(data: Path, images, env) -> list | None:
     if not (data / "graphs.jsonl").exists():
         return None
     by_image = {graph.image: graph for graph in load_graphs(data, env)}
-    missing = [name for name in images.names if name not in by_image]
-    if missing:
-        raise InputError(f"{data / 'graphs.jsonl'}: no graph for {missing[0]}")
+    for name, camera in zip(images.names, images.cameras):
+        graph = by_image.get(name)
+        if graph is None:
+            raise InputError(f"{data / 'graphs.jsonl'}: no graph for {name}")
+        if (graph.width, graph.height) != (camera.width, camera.height):
+            raise InputError(f"{data / 'graphs.jsonl'}: {name}: {graph.width}x{graph.height} pixels, the image has "
+                             f"{camera.width}x{camera.height}")
     return [by_image[name] for name in images.names]
 
 
 def training_gap(sources: list[str], truth: list, env) -> dict | None:
-    """Total variation between what the network last trained on and the target; None if that data set is gone."""
+    """Total variation between the newest data set the network trained on and the target; None if that is gone."""
     from sim2sg_lib.dataset import load_graphs
     from sim2sg_lib.metrics import content_gap
     newest = Path(sources[-1])
@@ -169,8 +187,11 @@ def save_pictures(path: Path, images, truth: list | None, predicted: list, env) 
 
 def summarise(loops: tuple[Path, ...]) -> None:
     """Print the table of one or several finished loops, and draw figures/loop.png of each."""
+    from sim2sg_lib.graph import InputError
     tables = [read_loop(loop) for loop in loops]
     names = [name for name in tables[0] if all(name in table for table in tables)]
+    if not names:
+        raise InputError("--summary: the loops have no row in common")
     columns = {"mAP@0.5": lambda m: m.get("map50"), "R@20": lambda m: m["recall"]["20"] if "recall" in m else None,
                "R@50": lambda m: m["recall"]["50"] if "recall" in m else None,
                "objects": lambda m: gap(m, "objects_per_image"), "categories": lambda m: gap(m, "categories"),
@@ -200,31 +221,33 @@ def spread(values: list[float | None], digits: int) -> str:
 
 
 def row_title(name: str) -> str:
-    return ROWS.get(name, f"+ label, iteration {name}")
+    return ROWS.get(name, f"+ label, iteration {name.removeprefix('label')}")
 
 
 def read_loop(loop: Path) -> dict[str, dict]:
-    """Run folder -> its metrics and training time, in the table's order. Errors: click.UsageError."""
-    iterations = sorted((p.name for p in loop.iterdir() if p.name.isdigit() and p.name != "0"), key=int) if loop.is_dir() else []
+    """Run folder -> its metrics and training time, in the table's order. Errors: InputError."""
+    from sim2sg_lib.dataset import read_json
+    from sim2sg_lib.graph import InputError
+    iterations = sorted((p.name for p in loop.glob("label*") if p.name[5:].isdigit()), key=lambda name: int(name[5:]))
     table = {}
-    for name in ["0", "sdr", *iterations, "appearance", "full"]:
+    for name in ["start", "sdr", *iterations, "appearance", "full"]:
         if (loop / name / "metrics.json").exists():
-            metrics = json.loads((loop / name / "metrics.json").read_text())
-            config = json.loads((loop / name / "config.json").read_text())
+            metrics, config = read_json(loop / name / "metrics.json"), read_json(loop / name / "config.json")
             table[name] = metrics | {"seconds": config["seconds"], "source": config["source"]}
     if not table:
-        raise click.UsageError(f"{loop}: no run with metrics.json in it, expected a finished loop")
+        raise InputError(f"{loop}: no run with metrics.json in it, expected a finished loop")
     return table
 
 
 def verdict(tables: list[dict], names: list[str]) -> str:
     """Whether the last row beats the SDR row, said plainly."""
     first, last = "sdr" if "sdr" in names else names[0], names[-1]
-    if any("map50" not in table[name] for table in tables for name in (first, last)):
-        return "No labelled test set, so no scores: give the loop a target with a labelled test/ or val/ folder."
     parts = []
-    for title, pick in (("mAP@0.5", lambda m: m["map50"]), ("R@20", lambda m: m["recall"]["20"])):
-        a, b = (statistics.mean(pick(table[name]) for table in tables) for name in (first, last))
+    for title, pick in (("mAP@0.5", lambda m: m.get("map50")), ("R@20", lambda m: m.get("recall", {}).get("20"))):
+        before, after = ([pick(table[name]) for table in tables] for name in (first, last))
+        if None in before + after:
+            return "No labelled test set, so no scores: give the loop a target with a labelled test/ or val/ folder."
+        a, b = statistics.mean(before), statistics.mean(after)
         parts.append(f"{title} {a:.3f} -> {b:.3f} ({'better' if b > a else 'NOT better'})")
     return f"\n{row_title(first)} -> {row_title(last)}: " + ", ".join(parts)
 
@@ -234,7 +257,7 @@ def draw_loop(loop: Path) -> None:
     from sim2sg_lib.dataset import read_image
     from sim2sg_lib.picture import contact_sheet, to_tile
     table = read_loop(loop)
-    aligned = {name: Path(table[name]["source"][-1]) for name in table if name.isdigit() and name != "0"}
+    aligned = {name: Path(table[name]["source"][-1]) for name in table if name.startswith("label")}
     first = next(iter(aligned.values()), None)
     if first is None or not (first / "dataset.json").exists():
         return
@@ -247,8 +270,8 @@ def draw_loop(loop: Path) -> None:
 
     rows = [("target", tiles([target / name for name in names]))]
     if "sdr" in table:
-        rows.append(("SDR", tiles(sorted((Path(table["sdr"]["source"][-1]) / "images").iterdir())[:len(names)])))
-    rows += [(f"iteration {name}", tiles(sorted((folder / "images").iterdir())[:len(names)]))
+        rows.append(("SDR", tiles(sorted((Path(table["sdr"]["source"][0]) / "images").iterdir())[:len(names)])))
+    rows += [(f"iteration {name.removeprefix('label')}", tiles(sorted((folder / "images").iterdir())[:len(names)]))
              for name, folder in aligned.items()]
     (loop / "figures").mkdir(exist_ok=True)
     contact_sheet(rows).save(loop / "figures" / "loop.png")

@@ -8,9 +8,11 @@ Without --checkpoint or --graphs the scenes are random: the source domain gives 
 randomisation), any other a stand-in for real images, split into OUT/train, OUT/val and OUT/test. With one of them, each
 graph is lifted to 3-D and dressed in the source domain's look: label alignment.
 """
+import shlex
 import sys
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -45,26 +47,20 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     # --- setup: the library is imported here, so that --help answers at once
     from sim2sg_lib.checkpoint import load, pick_device, predict_folder
     from sim2sg_lib.dataset import open_images, publish_folder, refuse_used, start_folder
-    from sim2sg_lib.graph import read_graphs, write_graphs
+    from sim2sg_lib.graph import write_graphs
 
     env, device = envs.find(env_name), pick_device(device)
-    if domain not in env.domains:
-        raise click.BadParameter(f"{domain!r} is not one of {', '.join(env.domains)}", param_hint="--domain")
-    if (checkpoint is None) != (target is None) or (checkpoint and graphs_path):
-        raise click.UsageError("--checkpoint and --target go together, and not with --graphs")
+    check_options(env, domain, num, checkpoint, target, graphs_path)
     threshold = env.threshold if threshold is None else threshold
     refuse_used(out, overwrite)
 
     # --- graphs: predicted from target images, given, or none
     graphs, cameras = [], []
     if checkpoint:
-        images = open_images(target, env)
-        graphs, cameras = predict_folder(load(checkpoint, env, device), images, threshold, threshold), images.cameras
+        model, images = load(checkpoint, env, device), sample(open_images(target, env), num, seed)
+        graphs, cameras = predict_folder(model, images, threshold, threshold), images.cameras
     elif graphs_path:
-        graphs = read_graphs(graphs_path, env.vocabulary)
-        cameras = [env.camera] * len(graphs)
-        if not graphs:
-            raise click.UsageError(f"{graphs_path}: no graph in it")
+        graphs, cameras = open_graphs(graphs_path, env)
     num = num or len(graphs) or 400
 
     # --- scenes: one of a domain, or a lifted graph in the source's look
@@ -81,7 +77,7 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     # --- render and label
     partial = start_folder(out, overwrite)
     info = {"method": method, "seed": seed, "randomise": randomise, "preset": preset,
-            "command": "python " + " ".join(sys.argv)}
+            "command": "python " + shlex.join(sys.argv)}
     if graphs:
         info |= {"threshold": threshold, "graphs": str(graphs_path or checkpoint), "target": str(target) if target else None}
     splits = {".": range(num)} if graphs or domain == "source" else split_target(num)
@@ -90,6 +86,43 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     if graphs:
         write_graphs(partial / "predicted.jsonl", graphs, env.vocabulary)
     publish_folder(partial, out)
+
+
+def check_options(env, domain: str, num: int | None, checkpoint, target, graphs_path) -> None:
+    """Errors: InputError for options that contradict one another."""
+    from sim2sg_lib.graph import InputError
+    if domain not in env.domains:
+        raise InputError(f"--domain: {domain!r} is not one of {', '.join(env.domains)}")
+    if (checkpoint is None) != (target is None) or (checkpoint and graphs_path):
+        raise InputError("--checkpoint and --target go together, and not with --graphs")
+    if domain != "source" and (checkpoint or graphs_path):
+        raise InputError("--domain: lifted graphs take the source's look, leave it out")
+    if domain != "source" and num is not None and num < 3:
+        raise InputError(f"--num: {num} images cannot be split into train, val and test, expected 3 or more")
+
+
+def sample(images, num: int | None, seed: int):
+    """Of more target images than are asked for, a random choice, still in order."""
+    import numpy as np
+    if num is None or num >= len(images.names):
+        return images
+    chosen = np.sort(np.random.default_rng(seed).choice(len(images.names), num, replace=False))
+    return replace(images, names=[images.names[i] for i in chosen], cameras=[images.cameras[i] for i in chosen])
+
+
+def open_graphs(path: Path, env) -> tuple[list, list]:
+    """The graphs of a JSON Lines file and their cameras: those of a cameras.jsonl beside it, or the nominal one."""
+    from sim2sg_lib.dataset import check_aspect, read_cameras
+    from sim2sg_lib.graph import InputError, read_graphs
+    graphs = read_graphs(path, env.vocabulary)
+    if not graphs:
+        raise InputError(f"{path}: no graph in it")
+    for graph in graphs:
+        check_aspect(f"{path}: {graph.image}", graph.width, graph.height, env.camera)
+    sizes = [(graph.width, graph.height) for graph in graphs]
+    if (path.parent / "cameras.jsonl").exists():
+        return graphs, read_cameras(path.parent / "cameras.jsonl", [graph.image for graph in graphs], sizes)
+    return graphs, [env.camera.resized(*size) for size in sizes]
 
 
 def random_generator(seed: int, env_name: str, method: str, index: int):
@@ -107,9 +140,8 @@ def lift_graph(graph, camera, env, threshold: float, randomise: str, rng):
 def split_target(num: int) -> dict[str, range]:
     """A quarter for the test, an eighth for development, the rest to adapt to."""
     test, val = -(-num // 4), -(-num // 8)
-    train = max(num - test - val, 1)
-    bounds = {"train": (0, train), "val": (train, train + val), "test": (train + val, num)}
-    return {name: range(*bound) for name, bound in bounds.items() if bound[0] < bound[1]}
+    train = num - test - val
+    return {"train": range(train), "val": range(train, train + val), "test": range(train + val, num)}
 
 
 def write_data_set(folder: Path, indices: range, scene, env, size: tuple[int, int], info: dict, device) -> None:

@@ -8,6 +8,7 @@
 Writes OUT/model.pt, OUT/config.json and OUT/log.jsonl. Target labels are never opened.
 """
 import json
+import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
@@ -94,7 +95,7 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, init: Path |
     terms = parse_align(align, target)
     schedule = override(SCHEDULES[preset], steps=steps, appearance_factor=appearance_factor,
                         prediction_factor=prediction_factor, warmup=warmup)
-    device, env = checkpoint.pick_device(device), envs.find(source_env(source))
+    device, env = checkpoint.pick_device(device), envs.find(source_env(source, envs.names()))
 
     # --- model and data
     model = make_model(init, env, preset, backbone, imagenet, input_, device)
@@ -103,7 +104,7 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, init: Path |
     real = TargetImages(open_images(target, env), width, height) if terms else None
     discriminators = Discriminators(terms, model.config).to(device) if terms else None
     partial = start_folder(out, overwrite)
-    options = {"command": "python " + " ".join(sys.argv), "env": env.name, "source": [str(s) for s in source],
+    options = {"command": "python " + shlex.join(sys.argv), "env": env.name, "source": [str(s) for s in source],
                "target": str(target) if target else None, "align": list(terms), "init": str(init) if init else None,
                "preset": preset, "augment": augment, "seed": seed, "schedule": asdict(schedule),
                "model": asdict(model.config), "threads": torch.get_num_threads(), "torch": str(torch.__version__),
@@ -132,13 +133,13 @@ def learn(model, discriminators, synthetic, real, schedule: Schedule, augment: b
     from sim2sg_lib.dataset import loader
 
     optimiser, learning_rate = make_optimiser(model, schedule)
-    judge = torch.optim.AdamW(discriminators.parameters(), schedule.discriminator_rate) if discriminators else None
+    judge = make_judge(discriminators, schedule) if discriminators else None
     source_batches = loader(synthetic, schedule.batch, schedule.steps, seed, device)
-    target_batches = loader(real, schedule.batch, schedule.steps, seed + 1, device) if real else [None] * schedule.steps
+    target_batches = loader(real, schedule.batch, schedule.steps, seed + 1, device) if real else [(None, [])] * schedule.steps
     colours = torch.Generator().manual_seed(seed)
     log = TrainingLog(log_path, schedule.batch)
     bar = tqdm(zip(source_batches, target_batches), total=schedule.steps, desc="train", unit="step", disable=None)
-    for step, ((images, targets, names), target_images) in enumerate(bar):
+    for step, ((images, targets, names), (target_images, target_names)) in enumerate(bar):
         images = augment_colours(images, colours) if augment else images
         adversarial = real is not None and step >= schedule.warmup * schedule.steps
         features = model.features(torch.cat([images, target_images]) if adversarial else images)
@@ -150,7 +151,7 @@ def learn(model, discriminators, synthetic, real, schedule: Schedule, augment: b
                                                 growth * schedule.prediction_factor)
             losses |= judged
             notes |= accuracies | {"reversal": growth}
-        stop_if_not_finite(losses, step, names)
+        stop_if_not_finite(losses, step, names + (target_names if adversarial else []), log)
         optimise(sum(losses.values()), [(optimiser, model)] + ([(judge, discriminators)] if adversarial else []))
         learning_rate.step()
         log.add(step, {k: v.item() for k, v in losses.items()} | notes)
@@ -159,15 +160,16 @@ def learn(model, discriminators, synthetic, real, schedule: Schedule, augment: b
 
 
 def parse_align(align: str, target: Path | None) -> tuple[str, ...]:
-    """ "appearance,prediction" -> its parts. Errors: click.UsageError."""
+    """ "appearance,prediction" -> its parts. Errors: InputError."""
+    from sim2sg_lib.graph import InputError
     terms = tuple(term.strip() for term in align.split(",") if term.strip())
     for term in terms:
         if term not in ("appearance", "prediction"):
-            raise click.BadParameter(f"{term!r} is not appearance or prediction", param_hint="--align")
+            raise InputError(f"--align: {term!r} is not appearance or prediction")
     if terms and target is None:
-        raise click.UsageError("--align needs --target, the images to align with")
+        raise InputError("--align needs --target, the images to align with")
     if target and not terms:
-        raise click.UsageError("--target is used by --align alone: add --align appearance,prediction or leave it out")
+        raise InputError("--target is used by --align alone: add --align appearance,prediction or leave it out")
     return terms
 
 
@@ -178,16 +180,17 @@ def override(preset, **options):
 
 def make_model(init: Path | None, env, preset: str, backbone: str | None, imagenet: bool | None, input_: str | None,
                device):
-    """The network from a checkpoint, or a new one of the preset. Errors: InputError, click.UsageError."""
+    """The network from a checkpoint, or a new one of the preset. Errors: InputError."""
     from sim2sg_lib import checkpoint
     from sim2sg_lib.detector import paper_config, quick_config
+    from sim2sg_lib.graph import InputError
     from sim2sg_lib.relations import SceneGraphNet
 
     if init:
         model = checkpoint.load(init, env, device)
         config = override(model.config, backbone=backbone, imagenet=imagenet, input=input_)
         if config != model.config:
-            raise click.UsageError(f"--init {init} is {model.config.backbone}, "
+            raise InputError(f"--init {init} is {model.config.backbone}, "
                                    f"{'ImageNet weights' if model.config.imagenet else 'scratch'}, input {model.config.input}; "
                                    "leave --backbone, --imagenet and --input out")
         return model.train()
@@ -208,6 +211,14 @@ def make_optimiser(model, schedule: Schedule):
     optimiser = torch.optim.AdamW(weights, schedule.rate, weight_decay=1e-4)
     # one step more than are taken, so that the last one still learns
     return optimiser, torch.optim.lr_scheduler.OneCycleLR(optimiser, schedule.rate, schedule.steps + 1, pct_start=0.1)
+
+
+def make_judge(discriminators, schedule: Schedule):
+    """The discriminators' own optimiser, of the network's kind."""
+    import torch
+    if schedule.optimiser == "sgd":
+        return torch.optim.SGD(discriminators.parameters(), schedule.discriminator_rate, momentum=0.9)
+    return torch.optim.AdamW(discriminators.parameters(), schedule.discriminator_rate)
 
 
 def optimise(loss, optimisers: list) -> None:
@@ -231,10 +242,11 @@ def augment_colours(images, generator):
     return (shuffled * gain.to(images.device) + shift.to(images.device)).clamp(0, 1)
 
 
-def stop_if_not_finite(losses: dict, step: int, names: list[str]) -> None:
+def stop_if_not_finite(losses: dict, step: int, names: list[str], log: "TrainingLog") -> None:
     """Errors: click.ClickException that names the first loss that is NaN or infinite, and the images behind it."""
     for name, value in losses.items():
         if not value.isfinite():
+            log.close()
             raise click.ClickException(f"step {step}: {name} is {float(value)} on {', '.join(names)}; stopped, "
                                        "nothing was overwritten")
 
@@ -244,10 +256,11 @@ class TrainingLog:
 
     def __init__(self, path: Path, batch: int) -> None:
         self.file, self.batch = open(path, "w", encoding="utf-8"), batch
-        self.rows, self.since, self.last_loss = [], time.perf_counter(), float("nan")
+        self.rows, self.step, self.since, self.last_loss = [], 0, time.perf_counter(), float("nan")
 
     def add(self, step: int, row: dict[str, float]) -> None:
         self.rows.append(row)
+        self.step = step
         self.last_loss = sum(v for k, v in row.items() if k.startswith("loss"))
         if (step + 1) % LOG_EVERY == 0:
             self.write(step)
@@ -262,6 +275,8 @@ class TrainingLog:
         self.rows, self.since = [], now
 
     def close(self) -> None:
+        if self.rows:
+            self.write(self.step)
         self.file.close()
 
 

@@ -14,6 +14,7 @@ from sim2sg_lib.graph import InputError, SceneGraph
 from sim2sg_lib.relations import SceneGraphNet, to_graph
 
 FORMAT = 1
+FIELDS = {"env", "categories", "predicates", "model", "options", "weights"}
 
 
 def save(path: Path, model: SceneGraphNet, env: Env, options: dict) -> None:
@@ -33,10 +34,13 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict:
     if not Path(path).is_file():
         raise InputError(f"{path}: no such file, expected a checkpoint (train.py writes OUT/model.pt)")
     try:
+        with zipfile.ZipFile(path) as archive:  # torch.load takes a flipped bit for a weight, the archive's CRC does not
+            if archive.testzip():
+                raise zipfile.BadZipFile
         content = torch.load(path, map_location=device, weights_only=True)
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, pickle.UnpicklingError, zipfile.BadZipFile):
         raise InputError(f"{path}: damaged, or not a checkpoint of train.py") from None
-    if not isinstance(content, dict) or content.get("format") != FORMAT:
+    if not isinstance(content, dict) or content.get("format") != FORMAT or not set(content) >= FIELDS:
         raise InputError(f"{path}: not a checkpoint of train.py, format {FORMAT}")
     return content
 
@@ -48,8 +52,11 @@ def load(path: Path, env: Env, device: torch.device | str = "cpu") -> SceneGraph
     if theirs != (env.name, env.vocabulary.categories, env.vocabulary.predicates):
         raise InputError(f"{path}: trained for {content['env']} ({', '.join(content['categories'])}), expected {env.name} "
                          f"({', '.join(env.vocabulary.categories)})")
-    model = SceneGraphNet(ModelConfig(**content["model"]), pretrained=False).to(device)
-    model.load_state_dict(content["weights"])
+    try:
+        model = SceneGraphNet(ModelConfig(**content["model"]), pretrained=False).to(device)
+        model.load_state_dict(content["weights"])
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(f"{path}: its weights do not fit this version's network, train it again") from None
     return model
 
 
@@ -58,8 +65,9 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.zeros(1, device=name).device
-    except (RuntimeError, AssertionError):
+        torch.zeros(1, device=name).cpu()  # "meta" is a device, too, but holds no numbers
+        return torch.device(name)
+    except (RuntimeError, AssertionError, NotImplementedError):
         raise InputError(f"device {name!r} is not available, expected auto, cpu or cuda") from None
 
 

@@ -43,65 +43,80 @@ class ImageFolder:
 
 
 def open_images(folder: Path, env: Env) -> ImageFolder:
-    """Open a dataset folder, or any folder of images. Errors: InputError (missing, empty, other environment, sizes)."""
+    """Open a dataset folder, or any folder of images. Errors: InputError (missing, empty, other environment, sizes).
+
+    A camera counts pixels of its own image: the nominal view is brought to each image's size.
+    """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder, expected one of images or a data set")
     info = read_info(folder, env) if (folder / "dataset.json").exists() else None
     root = folder / "images" if (folder / "images").is_dir() else folder
-    names = sorted(str(p.relative_to(folder)) for p in root.iterdir() if p.suffix.lower() in SUFFIXES)
+    names = sorted(str(p.relative_to(folder)) for p in root.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
     if not names:
         raise InputError(f"{folder}: no PNG or JPEG image in it or in its images/")
     if info and info["count"] != len(names):
         raise InputError(f"{folder}: {len(names)} images, but dataset.json says {info['count']}")
+    sizes = [open_image(folder / name).size for name in names]
+    for name, (width, height) in zip(names, sizes):
+        if info and (width, height) != (info["width"], info["height"]):
+            raise InputError(f"{folder / name}: {width}x{height} pixels, dataset.json says {info['width']}x{info['height']}")
+        check_aspect(folder / name, width, height, env.camera)
     if (folder / "cameras.jsonl").exists():
-        cameras = read_cameras(folder, names, env, info)
-    else:
-        cameras = [env.camera] * len(names)
-    for name, camera in zip(names, cameras):
-        check_size(folder / name, camera, exact=info is not None and (folder / "cameras.jsonl").exists())
-    return ImageFolder(folder, names, cameras)
+        return ImageFolder(folder, names, read_cameras(folder / "cameras.jsonl", names, sizes))
+    return ImageFolder(folder, names, [env.camera.resized(*size) for size in sizes])
+
+
+def check_aspect(where: Path | str, width: int, height: int, camera: Camera) -> None:
+    """Errors: InputError if width x height has not the camera's shape, within a hundredth."""
+    if abs(width * camera.height / (height * camera.width) - 1) > 0.01:
+        raise InputError(f"{where}: {width}x{height} pixels, the camera expects {camera.width}x{camera.height} or its aspect "
+                         "ratio")
 
 
 def read_info(folder: Path, env: Env) -> dict:
     """dataset.json, checked against the environment. Errors: InputError."""
     path = Path(folder) / "dataset.json"
-    if not path.exists():
-        raise InputError(f"{path}: no such file, expected a data set made by synthesize.py")
-    info = load_json(path.read_text(encoding="utf-8"), str(path))
+    info = read_json(path)
     for name in ("width", "height", "count"):
         if not isinstance(info.get(name), int) or info[name] <= 0:
             raise InputError(f"{path}: {name}: {info.get(name)!r}, expected a positive integer")
     if info.get("env") != env.name:
         raise InputError(f"{path}: env: {info.get('env')!r}, expected {env.name!r}")
     for name in ("categories", "predicates"):
-        if tuple(info.get(name, ())) != getattr(env.vocabulary, name):
+        if info.get(name) != list(getattr(env.vocabulary, name)):
             raise InputError(f"{path}: {name}: {info.get(name)}, expected {list(getattr(env.vocabulary, name))}")
     return info
 
 
-def source_env(folders: tuple[Path, ...]) -> str:
-    """The environment that the first of some data sets names. Errors: InputError."""
+def read_json(path: Path) -> dict:
+    """One JSON object. Errors: InputError if it is missing or is none."""
+    try:
+        return load_json(Path(path).read_text(encoding="utf-8"), str(path))
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, expected one made by synthesize.py or train.py") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error.__class__.__name__})") from None
+
+
+def source_env(folders: tuple[Path, ...], known: list[str]) -> str:
+    """The environment that the first of some data sets names. Errors: InputError if it is not a known one."""
     path = Path(folders[0]) / "dataset.json"
-    if not path.exists():
-        raise InputError(f"{path}: no such file, expected a data set made by synthesize.py")
-    name = load_json(path.read_text(encoding="utf-8"), str(path)).get("env")
-    if not isinstance(name, str):
-        raise InputError(f"{path}: env: {name!r}, expected a name")
+    name = read_json(path).get("env")
+    if name not in known:
+        raise InputError(f"{path}: env: {name!r}, expected one of {', '.join(known)}")
     return name
 
 
-def read_cameras(folder: Path, names: list[str], env: Env, info: dict | None) -> list[Camera]:
-    """One camera an image from cameras.jsonl, in pixels of the data set's own size. Errors: InputError."""
-    path = Path(folder) / "cameras.jsonl"
-    width, height = (info["width"], info["height"]) if info else (env.camera.width, env.camera.height)
+def read_cameras(path: Path, names: list[str], sizes: list[tuple[int, int]]) -> list[Camera]:
+    """The camera of each named image, whose size in pixels (width, height) is known. Errors: InputError."""
     cameras = {}
     for line, row in read_json_lines(path):
         arrays = []
         for name, shape in (("K", (3, 3)), ("R", (3, 3)), ("t", (3,))):
             try:
                 array = np.array(row.get(name), np.float64)
-            except (TypeError, ValueError):
+            except (TypeError, ValueError, OverflowError):
                 array = np.empty(0)
             if array.shape != shape or not np.isfinite(array).all():
                 raise InputError(f"{path}:{line}: {name}: expected finite numbers of shape {shape}")
@@ -109,20 +124,11 @@ def read_cameras(folder: Path, names: list[str], env: Env, info: dict | None) ->
         K, R, t = arrays
         if K[0, 0] <= 0 or K[1, 1] <= 0 or not np.allclose(R @ R.T, np.eye(3), atol=1e-3) or np.linalg.det(R) < 0:
             raise InputError(f"{path}:{line}: expected positive focal lengths in K and a rotation R")
-        cameras[row.get("image")] = Camera(K, R, t, width, height)
+        cameras[str(row.get("image"))] = (K, R, t)
     missing = [name for name in names if name not in cameras]
     if missing:
         raise InputError(f"{path}: no camera for {missing[0]}")
-    return [cameras[name] for name in names]
-
-
-def check_size(path: Path, camera: Camera, exact: bool) -> None:
-    """Refuse an image whose shape is not the camera's: exactly where it has its own, by aspect ratio otherwise."""
-    width, height = open_image(path).size
-    same_shape = abs(width * camera.height / (height * camera.width) - 1) < 0.01
-    if (width, height) != (camera.width, camera.height) and (exact or not same_shape):
-        wanted = f"{camera.width}x{camera.height}" + ("" if exact else " or its aspect ratio")
-        raise InputError(f"{path}: {width}x{height} pixels, the camera expects {wanted}")
+    return [Camera(*cameras[name], *size) for name, size in zip(names, sizes)]
 
 
 def open_image(path: Path) -> Image.Image:
@@ -173,11 +179,16 @@ def start_folder(out: Path, overwrite: bool) -> Path:
 
 
 def refuse_used(out: Path, overwrite: bool) -> None:
-    """Errors: InputError if `out` is a file, or a folder with something in it and not to be overwritten."""
+    """Errors: InputError if `out` is a file, or a folder with something in it that may not, or must not, be overwritten."""
     if out.exists() and not out.is_dir():
         raise InputError(f"{out}: is a file, expected a folder")
-    if out.is_dir() and any(out.iterdir()) and not overwrite:
+    if not out.is_dir() or not any(out.iterdir()):
+        return
+    if not overwrite:
         raise InputError(f"{out}: is not empty; choose another --out or add --overwrite")
+    # a data set, a set of splits, a run: anything else may be somebody's only copy
+    if not any((out / name).exists() for name in ("dataset.json", "train/dataset.json", "config.json")):
+        raise InputError(f"{out}: is neither a data set nor a run, so it is not overwritten; choose another --out")
 
 
 def publish_folder(partial: Path, out: Path) -> None:
@@ -235,21 +246,23 @@ class LabelledImages(torch.utils.data.Dataset):
 
     def __init__(self, folders: list[Path], env: Env, width: int, height: int) -> None:
         self.size = (width, height)
-        self.items: list[tuple[Path, SceneGraph]] = []
+        self.paths: list[Path] = []
+        self.graphs: list[SceneGraph] = []
         for folder in map(Path, folders):
             read_info(folder, env)
-            self.items += [(folder / graph.image, graph) for graph in load_graphs(folder, env)]
+            graphs = load_graphs(folder, env)
+            self.paths += [folder / graph.image for graph in graphs]
+            self.graphs += [select_objects(graph, ~graph.ignore) for graph in graphs]
 
     def __len__(self) -> int:
-        return len(self.items)
+        return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        path, graph = self.items[index]
-        graph = select_objects(graph, ~graph.ignore)
+        graph = self.graphs[index]
         scale = np.array(self.size * 2) / (graph.width, graph.height, graph.width, graph.height)
         target = {"boxes": torch.from_numpy((graph.boxes_px * scale).astype(np.float32)),
                   "labels": torch.from_numpy(graph.labels + 1), "relations": torch.from_numpy(graph.relations)}
-        return load_tensor(path, *self.size), target
+        return load_tensor(self.paths[index], *self.size), target
 
 
 class TargetImages(torch.utils.data.Dataset):
@@ -280,18 +293,21 @@ def batches(count: int, batch: int, steps: int, seed: int) -> list[list[int]]:
 
 def loader(images: LabelledImages | TargetImages, batch: int, steps: int, seed: int,
            device: torch.device) -> Iterator:
-    """Yields `steps` batches on the device, pixels as float in [0, 1].
+    """Yields `steps` batches (images (B, 3, H, W) in [0, 1] on the device, list of names).
 
-    LabelledImages: (images (B, 3, H, W), list of targets, list of names). TargetImages: images alone.
+    LabelledImages: with a list of targets between the two. Errors: InputError for a broken image.
     """
     order = batches(len(images), batch, steps, seed)
     # on a CPU the network needs every core; a GPU leaves them free to decode
     workers = 4 if device.type == "cuda" else 0
     data = torch.utils.data.DataLoader(images, batch_sampler=order, collate_fn=list, num_workers=workers)
-    for indices, items in zip(order, data):
-        if isinstance(images, TargetImages):
-            yield torch.stack(items).to(device).float() / 255
-            continue
-        pixels = torch.stack([image for image, _ in items]).to(device).float() / 255
-        targets = [{k: v.to(device) for k, v in target.items()} for _, target in items]
-        yield pixels, targets, [str(images.items[i][0]) for i in indices]
+    try:
+        for indices, items in zip(order, data):
+            names = [str(images.paths[i]) for i in indices]
+            if isinstance(images, TargetImages):
+                yield torch.stack(items).to(device).float() / 255, names
+                continue
+            pixels = torch.stack([image for image, _ in items]).to(device).float() / 255
+            yield pixels, [{k: v.to(device) for k, v in target.items()} for _, target in items], names
+    except InputError as error:  # one raised in a worker arrives with the worker's traceback in its text
+        raise InputError(error.message.strip().splitlines()[-1].removeprefix("sim2sg_lib.graph.InputError: ")) from None

@@ -6,7 +6,7 @@ from sim2sg_lib.camera import Cameras
 from sim2sg_lib.env import Env
 from sim2sg_lib.graph import SceneGraph, make_graph, select_objects
 from sim2sg_lib.meshes import Meshes
-from sim2sg_lib.render import NEAR_M, Fragments, coverage
+from sim2sg_lib.render import NEAR_M, Fragments, coverage, scale_cameras
 from sim2sg_lib.scene import Scene, relations
 
 
@@ -21,7 +21,7 @@ def annotate(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: lis
     width, height = cameras.width, cameras.height
     fine = fragments.pix_to_face.shape[2] // width
     boxes, shown = visible_boxes(fragments, meshes)
-    alone = alone_pixels(meshes, cameras) * fine * fine
+    alone = alone_pixels(meshes, scale_cameras(cameras, fine))
     truncated = truncated_share(meshes, cameras)
     graphs, first = [], 0
     for scene, image in zip(scenes, images):

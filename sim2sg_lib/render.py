@@ -32,12 +32,6 @@ class Fragments:
     bary_coords: torch.Tensor
 
 
-def render(scenes: list[Scene], meshes: Meshes, cameras: Cameras) -> torch.Tensor:
-    """(B, 3, H, W) images in [0, 1]: rasterised at SUPERSAMPLE times the cameras' size, shaded, averaged."""
-    fragments = rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE))
-    return shade(fragments, meshes, cameras, scenes)
-
-
 def scale_cameras(cameras: Cameras, factor: int) -> Cameras:
     """The same views on a grid `factor` times as fine."""
     scale = torch.tensor([factor, factor, 1.0], dtype=cameras.K.dtype, device=cameras.K.device)

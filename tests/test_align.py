@@ -10,6 +10,10 @@ from sim2sg_lib.detector import quick_config
 from sim2sg_lib.relations import SceneGraphNet
 
 
+def softplus(v):
+    return math.log1p(math.exp(v))
+
+
 def test_reversal_is_the_identity_forward_and_minus_factor_backward():
     x, w = torch.tensor([1.0, 2.0], requires_grad=True), torch.tensor([3.0, 5.0], requires_grad=True)
     out = (ReverseGradient.apply(x, 4.0) * w).sum()
@@ -21,7 +25,6 @@ def test_reversal_is_the_identity_forward_and_minus_factor_backward():
 def test_domain_loss_by_hand():
     # source logits 0 and 2 in one entry, -1 in another; target logit 1
     loss, accuracy = domain_loss([torch.tensor([0.0, 2.0]), torch.tensor([-1.0])], [torch.tensor([1.0])])
-    softplus = lambda v: math.log1p(math.exp(v))
     source = ((softplus(0) + softplus(2)) / 2 + softplus(-1)) / 2
     assert loss.item() == pytest.approx((source + softplus(-1)) / 2, rel=1e-6)
     assert accuracy == pytest.approx(((0.5 + 1.0) / 2 + 1.0) / 2)
@@ -37,7 +40,6 @@ def test_empty_images_count_for_nothing():
 def test_weights_say_how_much_a_location_counts():
     loss, accuracy = domain_loss([torch.tensor([0.0, 2.0])], [torch.tensor([1.0, -3.0])],
                                  [torch.tensor([0.75, 0.25])], [torch.tensor([1.0, 0.0])])
-    softplus = lambda v: math.log1p(math.exp(v))
     assert loss.item() == pytest.approx((0.75 * softplus(0) + 0.25 * softplus(2) + softplus(-1)) / 2, rel=1e-6)
     assert accuracy == pytest.approx((0.75 + 1.0) / 2)
 

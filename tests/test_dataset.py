@@ -43,12 +43,13 @@ def test_open_images_gives_names_and_cameras(folder):
     assert (images.cameras[0].width, images.cameras[0].height) == (160, 120)
 
 
-def test_a_plain_folder_takes_the_nominal_camera(tmp_path):
+def test_a_plain_folder_takes_the_nominal_camera_at_each_image_s_size(tmp_path):
     for name, size in (("b.jpg", (640, 480)), ("a.PNG", (320, 240))):
         Image.new("RGB", size).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("not an image")
     images = open_images(tmp_path, ENV)
-    assert images.names == ["a.PNG", "b.jpg"] and images.cameras == [ENV.camera] * 2
+    assert images.names == ["a.PNG", "b.jpg"]
+    assert [(c.width, c.height, c.K[0, 0], c.K[0, 2]) for c in images.cameras] == [(320, 240, 350, 160), (640, 480, 700, 320)]
 
 
 def test_missing_empty_and_foreign_folders(folder, tmp_path):
@@ -64,7 +65,7 @@ def test_missing_empty_and_foreign_folders(folder, tmp_path):
 
 def test_images_that_do_not_fit_the_camera(folder, tmp_path):
     Image.new("RGB", (161, 120)).save(folder / "images/000001.png")
-    assert "000001.png: 161x120 pixels, the camera expects 160x120" in complaint(open_images, folder, ENV)
+    assert "000001.png: 161x120 pixels, dataset.json says 160x120" in complaint(open_images, folder, ENV)
     (tmp_path / "plain").mkdir()
     Image.new("RGB", (300, 300)).save(tmp_path / "plain/a.png")
     assert "its aspect ratio" in complaint(open_images, tmp_path / "plain", ENV)
@@ -118,6 +119,9 @@ def test_a_used_folder_is_refused_and_survives_until_its_successor_is_complete(t
     out.mkdir()
     (out / "old.txt").write_text("old")
     assert "is not empty" in complaint(start_folder, out, False)
+    # a folder of something else may be the only copy of it
+    assert "neither a data set nor a run" in complaint(start_folder, out, True)
+    (out / "config.json").write_text("{}")
     partial = start_folder(out, overwrite=True)
     (partial / "new.txt").write_text("new")
     assert (out / "old.txt").read_text() == "old"

@@ -11,7 +11,7 @@ from sim2sg_lib.graph import make_graph
 from sim2sg_lib.labels import annotate
 from sim2sg_lib.lift import aim, lift, refine_by_relations
 from sim2sg_lib.meshes import box_mesh, build, cylinder_mesh, place, sphere_mesh
-from sim2sg_lib.render import covered_pairs, rasterize, render, scale_cameras
+from sim2sg_lib.render import SUPERSAMPLE, covered_pairs, rasterize, scale_cameras, shade
 from sim2sg_lib.scene import Ground, Light, Material, Scene, SceneObject, predicate_axes, relations
 
 LEVEL = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0.0]])  # camera looks along world y, x to the right
@@ -194,6 +194,11 @@ def test_rasterize_agrees_with_the_slow_twin():
     np.testing.assert_allclose(scene.camera.project(points.numpy())[0], np.stack([column, row], 1) + 0.5, atol=1e-9)
 
 
+def render(scenes, cameras):
+    meshes = build(scenes, ENV.assets)
+    return shade(rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE)), meshes, cameras, scenes)
+
+
 def test_a_scene_renders_to_the_same_bytes_alone_and_in_any_batch():
     rng = np.random.default_rng(3)
     scenes = []
@@ -204,7 +209,7 @@ def test_a_scene_renders_to_the_same_bytes_alone_and_in_any_batch():
 
     def image(batch):
         cameras = stack_cameras([s.camera for s in batch], 80, 60)
-        return (render(batch, build(batch, ENV.assets), cameras) * 255).round().byte()
+        return (render(batch, cameras) * 255).round().byte()
 
     together = image(scenes)
     for i, scene in enumerate(scenes):
@@ -219,7 +224,7 @@ def test_shadow_falls_on_the_side_away_from_the_lamp():
     lit = Scene((), camera, (lamp,), (0.1,) * 3, Ground((0.5,) * 3))
     shaded = Scene((box,), camera, (lamp,), (0.1,) * 3, Ground((0.5,) * 3))
     cameras = stack_cameras([camera] * 2, 64, 48)
-    bare, with_box = render([lit, shaded], build([lit, shaded], ENV.assets), cameras).mean(1)
+    bare, with_box = render([lit, shaded], cameras).mean(1)
 
     def darkened(x, y):
         column, row = camera.project(np.array([[x, y, 0.0]]))[0][0].astype(int)

@@ -1,0 +1,103 @@
+"""CLEVR's domains against the appendix's numbers, and the labels of scenes whose answer is known."""
+import numpy as np
+import pytest
+
+from envs.clevr import ENV
+from sim2sg_lib.camera import look_at, stack_cameras
+from sim2sg_lib.labels import annotate
+from sim2sg_lib.meshes import build
+from sim2sg_lib.render import SUPERSAMPLE, rasterize, scale_cameras
+from sim2sg_lib.scene import Ground, Scene, SceneObject, predicate_axes
+
+SOURCE_RGB = {(42, 75, 215), (29, 125, 20), (210, 40, 180), (255, 238, 51)}  # blue, green, magenta, yellow
+TARGET_RGB = {(242, 130, 160), (129, 74, 25), (235, 235, 235)}               # pink, brown, white
+
+
+def draw(domain, count=60, randomise="paper"):
+    rng = np.random.default_rng(5)
+    scenes = []
+    for _ in range(count):
+        objects, camera = ENV.layout(domain, rng)
+        scenes.append(ENV.dress(objects, camera, domain, randomise, rng))
+    return scenes
+
+
+def smallest_gap(scene):
+    """The smallest distance of two objects along left-right or front-behind, metres."""
+    axes = predicate_axes(scene.camera)
+    positions = np.array([o.position_world for o in scene.objects])
+    return min(abs((positions[i] - positions[j]) @ axes[name]) for name in ("right", "behind")
+               for i in range(len(positions)) for j in range(i))
+
+
+@pytest.mark.parametrize("domain, counts, margins_m, palette, metallic, stylised", [
+    ("source", {4}, (0.3, 0.8), SOURCE_RGB, 1.0, False),
+    ("target", {2, 3}, (0.8, 9.0), TARGET_RGB, 0.0, True),
+    ("target-content", {2, 3}, (0.8, 9.0), SOURCE_RGB, 1.0, False),
+    ("target-appearance", {4}, (0.3, 0.8), TARGET_RGB, 0.0, True)])
+def test_domains_are_the_appendix_s(domain, counts, margins_m, palette, metallic, stylised):
+    scenes = draw(domain)
+    assert {len(scene.objects) for scene in scenes} == counts
+    gaps = [smallest_gap(scene) for scene in scenes]
+    assert min(gaps) >= margins_m[0] and np.median(gaps) <= margins_m[1]
+    things = [o for scene in scenes for o in scene.objects]
+    assert {tuple(round(255 * v ** (1 / 2.2)) for v in o.material.colour) for o in things} == palette
+    assert {o.material.metallic for o in things} == {metallic}
+    assert {scene.style_seed is not None for scene in scenes} == {stylised}
+    assert {ENV.vocabulary.categories[o.label] for o in things} == {"cube", "sphere", "cylinder"}
+
+
+def test_sizes_are_clevr_s():
+    widths = {name: {round(o.size_m[0], 4) for scene in draw("source") for o in scene.objects if o.asset == name}
+              for name in ENV.vocabulary.categories}
+    assert widths["sphere"] == widths["cylinder"] == {0.7, 1.0, 1.4}
+    assert widths["cube"] == {0.495, 0.7071, 0.9899}  # scaled by 1 / sqrt 2
+
+
+def test_camera_and_lamps_are_jittered():
+    scenes = draw("source")
+    eyes = np.array([scene.camera.position_world for scene in scenes])
+    assert (abs(eyes - [7.48, -6.51, 5.34]) <= 0.5).all() and (eyes.std(0) > 0.2).all()
+    lamps = np.array([[lamp.position_world for lamp in scene.lights] for scene in scenes])
+    assert lamps.shape[1] == 3 and (lamps.std(0) > 0.4).all()
+
+
+def test_strong_randomises_what_no_graph_holds_and_nothing_else():
+    plain, strong = draw("source"), draw("source", randomise="strong")
+    assert {o.material.metallic for scene in plain for o in scene.objects} == {1.0}
+    assert len({o.material.metallic for scene in strong for o in scene.objects}) > 100
+    for value in (lambda s: s.exposure, lambda s: s.ground.colour, lambda s: s.ground.texture_seed, lambda s: s.ambient,
+                  lambda s: s.lights[0].intensity):
+        assert len({value(scene) for scene in plain}) == 1 and len({value(scene) for scene in strong}) > 50
+    assert {len(scene.objects) for scene in strong} == {4}
+    # the target's look is what it is
+    assert {o.material.metallic for scene in draw("target", randomise="strong") for o in scene.objects} == {0.0}
+
+
+def label(*things):
+    """Label boxes of one metre, given as (x, y), seen level from -y, 100 x 100 pixels."""
+    camera = look_at((0, -10, 0.5), (0, 0, 0.5), 150, 100, 100)
+    objects = tuple(SceneObject(0, "cube", (x, y, 0.0), (1.0, 1.0, 1.0), 0.0) for x, y in things)
+    scene = Scene(objects, camera, (), (1.0,) * 3, Ground((0.5,) * 3))
+    cameras, meshes = stack_cameras([camera], 100, 100), build([scene], ENV.assets)
+    return annotate(rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE)), meshes, cameras, [scene], ENV, ["x.png"])[0]
+
+
+def test_visible_share_of_an_occluded_object():
+    alone = label((0.0, 2.0))
+    assert alone.visible.tolist() == [1.0]
+    half = label((0.0, 2.0), (0.5, -1.0))  # the nearer box hides the right half of the farther one
+    assert half.visible.tolist() == pytest.approx([0.5, 1.0], abs=0.05)
+    assert half.boxes_px[0].tolist() == [*alone.boxes_px[0, :2], 50, alone.boxes_px[0, 3]]  # its box is what shows
+    # one right behind another is no object of the image, nor has it relations
+    assert len(label((0.0, 2.0), (0.0, -2.0))) == 1 and len(label((0.0, 2.0), (0.0, -2.0)).relations) == 0
+
+
+def test_truncated_share_of_an_object_at_the_border():
+    inside, cut = label((0.0, 0.0)), label((3.2, 0.0))
+    assert inside.truncated.tolist() == [0.0]
+    width = inside.boxes_px[0, 2] - inside.boxes_px[0, 0]
+    shown = cut.boxes_px[0, 2] - cut.boxes_px[0, 0]
+    assert cut.boxes_px[0, 2] == 100
+    # seen from aside its box is wider than from the front: by the side that faces the camera
+    assert 1 - shown / width < cut.truncated[0] < 1 - shown / (width * 1.4)
