@@ -24,8 +24,8 @@ TRAIN_OPTIONS ?=
 SOURCE_NUM := $(if $(filter quick,$(PRESET)),1500,1000)
 TARGET_NUM := $(if $(filter quick,$(PRESET)),400,1600)
 LIFTED_NUM := $(if $(filter quick,$(PRESET)),500,1000)
-START_STEPS := $(if $(filter quick,$(PRESET)),800,10000)
-STEPS := $(if $(filter quick,$(PRESET)),300,45000)
+START_STEPS := $(if $(filter quick,$(PRESET)),500,10000)
+STEPS := $(if $(filter quick,$(PRESET)),250,45000)
 
 # --- where things are -------------------------------------------------------------------------------------------------
 

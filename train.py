@@ -66,8 +66,8 @@ CLIP = 10.0  # largest gradient norm, of the network and of the discriminators
               show_default="the preset's", help="Encoder.")
 @click.option("--imagenet/--scratch", default=None, show_default="the preset's",
               help="ImageNet weights and frozen batch norm, or random weights and group norm.")
-@click.option("--input", "input_", type=click.Choice(["contrast", "rgb"]), default=None,
-              show_default="contrast from scratch, rgb with ImageNet weights", help="What the encoder sees of an image.")
+@click.option("--input", "input_", type=click.Choice(["edges", "rgb"]), default=None,
+              show_default="edges from scratch, rgb with ImageNet weights", help="What the encoder sees of an image.")
 @click.option("--steps", type=click.IntRange(1), default=None, show_default="the preset's", help="Optimiser steps.")
 @click.option("--appearance-factor", type=click.FloatRange(0), default=None, show_default="the preset's",
               help="Gradient-reversal factor of the appearance discriminator.")
@@ -197,7 +197,7 @@ def make_model(init: Path | None, env, preset: str, backbone: str | None, imagen
     make_config = {"quick": quick_config, "paper": paper_config}[preset]
     config = make_config(len(env.vocabulary.categories), len(env.vocabulary.predicates), *env.image_sizes[preset])
     config = override(config, backbone=backbone, imagenet=imagenet)
-    config = override(config, input=input_ or ("rgb" if config.imagenet else "contrast"))
+    config = override(config, input=input_ or ("rgb" if config.imagenet else "edges"))
     return SceneGraphNet(config).to(device).train()
 
 

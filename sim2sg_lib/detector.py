@@ -26,7 +26,7 @@ ROI_SIZE = 7
 SCORE_THRESHOLD = 0.05    # a detection below it is no candidate at all
 CLASS_NMS_IOU = 0.5       # within one category
 MIN_PRE_NMS = 300         # fewer RPN boxes of a level can all lie on the few most distinct objects
-CONTRAST_WINDOWS = (7, 15, 31)  # pixels: from an edge to a whole object of the quick preset
+EDGE_WINDOW, EDGE_FLOOR = 31, 0.05  # pixels, and the luminance difference below which an edge is noise
 AGNOSTIC_NMS_IOU = 0.8    # across categories: torchvision may give one RoI several classes, Graph R-CNN wants one node
 
 
@@ -40,7 +40,7 @@ class ModelConfig:
     backbone:        'resnet18', 'resnet50' or 'resnet101'.
     imagenet:        True: ImageNet weights, frozen batch norm, the last three stages trained.
                      False: group norm, everything trained from scratch.
-    input:           what the encoder sees: 'contrast', `local_contrast` of the image, or 'rgb', normalised as for ImageNet.
+    input:           what the encoder sees: 'edges', `local_edges` of the image, or 'rgb', normalised as for ImageNet.
     returned_layers: ResNet stages (1..4, strides 4..32) that become pyramid levels; a pooled level comes on top.
     anchor_sizes:    anchor side in pixels for each level, the pooled one last.
     fpn_channels:    channels of every pyramid level.
@@ -89,8 +89,8 @@ class ModelConfig:
         object.__setattr__(self, "anchor_sizes", tuple(self.anchor_sizes))
         if self.backbone not in ("resnet18", "resnet50", "resnet101"):
             raise ValueError(f"backbone: {self.backbone!r} expected resnet18, resnet50 or resnet101")
-        if self.input not in ("contrast", "rgb"):
-            raise ValueError(f"input: {self.input!r} expected contrast or rgb")
+        if self.input not in ("edges", "rgb"):
+            raise ValueError(f"input: {self.input!r} expected edges or rgb")
         if self.attention not in ("softmax", "mean"):
             raise ValueError(f"attention: {self.attention!r} expected softmax or mean")
         if len(self.anchor_sizes) != len(self.returned_layers) + 1:
@@ -100,7 +100,7 @@ class ModelConfig:
 def quick_config(categories: int, predicates: int, width: int, height: int) -> ModelConfig:
     """A network that trains on a laptop CPU in minutes: 160x120 images, objects of 8 to 40 pixels, no downloads."""
     return ModelConfig(
-        categories, predicates, width, height, backbone="resnet18", imagenet=False, input="contrast",
+        categories, predicates, width, height, backbone="resnet18", imagenet=False, input="edges",
         returned_layers=(2, 3), anchor_sizes=(12, 24, 48), fpn_channels=128, head_width=256, rois_per_image=64,
         proposals_train=128, proposals_test=64, graph_width=128, nodes_train=8, nodes_test=32, pairs_train=24, pairs_test=128)
 
@@ -155,24 +155,20 @@ class PyramidAnchors(nn.Module):
         return [self.anchors] * len(images.image_sizes)
 
 
-def local_contrast(images: Tensor) -> Tensor:
-    """Luminance against its surroundings at three scales (Jarrett et al. 2009): (B, 3, H, W) in [0, 1] -> (B, 3, H, W).
+def local_edges(images: Tensor) -> Tensor:
+    """Edges of the luminance, signless and against those around (Dalal and Triggs 2005): (B, 3, H, W) -> (B, 3, H, W).
 
-    Channel k is (g - m) / (s + 0.05), with g the mean of the colours, m and s its mean and deviation in a square window
-    of CONTRAST_WINDOWS[k] pixels (its part inside the image). A network that starts from random weights otherwise
-    learns first what a domain's palette and lamps give away, and shape last.
+    |dx|, |dy| and their norm, by central differences, over EDGE_FLOOR plus the root mean square of the norm in a square
+    window (its part inside the image). A network that starts from random weights otherwise learns first what a
+    domain's palette and lamps give away: that objects are darker than the ground, say.
     """
-    luminance, channels = images.mean(1, keepdim=True), []
-    for window in CONTRAST_WINDOWS:
-        difference = luminance - _box_mean(luminance, window)
-        channels.append(difference / (_box_mean(difference ** 2, window).sqrt() + 0.05))
-    return torch.cat(channels, 1)
-
-
-def _box_mean(x: Tensor, window: int) -> Tensor:
-    for size in ((window, 1), (1, window)):  # a square is two lines
-        x = F.avg_pool2d(x, size, 1, (size[0] // 2, size[1] // 2), count_include_pad=False)
-    return x
+    luminance = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
+    dx = luminance[..., 1:-1, 2:] - luminance[..., 1:-1, :-2]
+    dy = luminance[..., 2:, 1:-1] - luminance[..., :-2, 1:-1]
+    square, half = dx ** 2 + dy ** 2, EDGE_WINDOW // 2
+    around = F.avg_pool2d(square, (EDGE_WINDOW, 1), 1, (half, 0), count_include_pad=False)  # a square is two lines
+    around = F.avg_pool2d(around, (1, EDGE_WINDOW), 1, (0, half), count_include_pad=False)
+    return torch.cat([dx.abs(), dy.abs(), square.sqrt()], 1) / (around.sqrt() + EDGE_FLOOR)
 
 
 def roi_align(feature: Tensor, boxes: Tensor, stride: int) -> Tensor:
@@ -242,7 +238,7 @@ class Detector(nn.Module):
         if tuple(images.shape[1:]) != (3, self.config.height, self.config.width):
             raise ValueError(f"images: shape {tuple(images.shape)}, "
                              f"expected (B, 3, {self.config.height}, {self.config.width})")
-        images = local_contrast(images) if self.config.input == "contrast" else (images - self.mean) / self.std
+        images = local_edges(images) if self.config.input == "edges" else (images - self.mean) / self.std
         return self.backbone(images.contiguous(memory_format=torch.channels_last))
 
     @torch.no_grad()
