@@ -20,12 +20,12 @@ PYTHON ?= python3
 # more options for every train.py, for instance --scratch where ImageNet weights cannot be had
 TRAIN_OPTIONS ?=
 
-# images of SDR, of the stand-in and of an iteration; training steps before the first iteration and in each
+# images of SDR, of the stand-in and of an iteration; training steps of the start and of every row that grows from it
 SOURCE_NUM := $(if $(filter quick,$(PRESET)),1500,1000)
 TARGET_NUM := $(if $(filter quick,$(PRESET)),400,1600)
 LIFTED_NUM := $(if $(filter quick,$(PRESET)),500,1000)
-START_STEPS := $(if $(filter quick,$(PRESET)),500,10000)
-STEPS := $(if $(filter quick,$(PRESET)),250,45000)
+START_STEPS := $(if $(filter quick,$(PRESET)),400,10000)
+STEPS := $(if $(filter quick,$(PRESET)),350,90000)
 
 # --- where things are -------------------------------------------------------------------------------------------------
 
@@ -83,16 +83,17 @@ $(OUT)/data/sdr/dataset.json: | options
 $(OUT)/start/model.pt: $(OUT)/data/sdr/dataset.json
 	$(TRAIN) --source $(OUT)/data/sdr --steps $(START_STEPS) --out $(OUT)/start
 
-# the baseline: as many steps as the whole loop takes and as many new images as an iteration brings, all of them random
+# the baseline: the same steps as every later row and as many new images, all of them random
 $(OUT)/data/more/dataset.json: | options
 	$(SYNTHESIZE) --num $(LIFTED_NUM) --seed $$(($(SEED) + 1000)) --randomise $(PROTOCOL) --out $(OUT)/data/more
 
 $(OUT)/sdr/model.pt: $(OUT)/start/model.pt $(OUT)/data/more/dataset.json
 	$(TRAIN) --source $(OUT)/data/sdr --source $(OUT)/data/more --init $(OUT)/start/model.pt \
-		--steps $$(($(ITERATIONS) * $(STEPS))) --out $(OUT)/sdr
+		--steps $(STEPS) --out $(OUT)/sdr
 
-# iteration k of label alignment: the network of k - 1 reads the target, its graphs become scenes, the network learns
-# them; random scenes stay in the mix, or it forgets what its own mistakes leave out
+# iteration k of label alignment: the network of k - 1 reads the target, its graphs become scenes, a network learns them.
+# It grows from the start, not from k - 1, so that every row takes the same steps and inherits no mistake; random scenes
+# stay in the mix, or it forgets what the mistakes leave out
 BEFORE = $(if $(filter 1,$(1)),start,label$(shell expr $(1) - 1))
 define iteration
 $(OUT)/data/label$(1)/dataset.json: $(OUT)/$(BEFORE)/model.pt $(TARGET_READY)
@@ -100,7 +101,7 @@ $(OUT)/data/label$(1)/dataset.json: $(OUT)/$(BEFORE)/model.pt $(TARGET_READY)
 		--randomise $(PROTOCOL) --out $(OUT)/data/label$(1)
 
 $(OUT)/label$(1)/model.pt: $(OUT)/data/label$(1)/dataset.json
-	$(TRAIN) --source $(OUT)/data/sdr --source $(OUT)/data/label$(1) --init $(OUT)/$(BEFORE)/model.pt --steps $(STEPS) \
+	$(TRAIN) --source $(OUT)/data/sdr --source $(OUT)/data/label$(1) --init $(OUT)/start/model.pt --steps $(STEPS) \
 		--out $(OUT)/label$(1)
 endef
 $(foreach k,$(NUMBERS),$(eval $(call iteration,$(k))))
@@ -110,7 +111,7 @@ ALIGN_appearance := appearance
 ALIGN_full := appearance,prediction
 $(OUT)/appearance/model.pt $(OUT)/full/model.pt: $(OUT)/%/model.pt: $(OUT)/data/label$(ITERATIONS)/dataset.json
 	$(TRAIN) --source $(OUT)/data/sdr --source $(OUT)/data/label$(ITERATIONS) --target $(TRAIN_IMAGES) --align $(ALIGN_$*) \
-		--init $(OUT)/$(call BEFORE,$(ITERATIONS))/model.pt --steps $(STEPS) --out $(OUT)/$*
+		--init $(OUT)/start/model.pt --steps $(STEPS) --out $(OUT)/$*
 
 $(RUNS:%=$(OUT)/%/metrics.json): $(OUT)/%/metrics.json: $(OUT)/%/model.pt $(TARGET_READY)
 	$(EVALUATE) --checkpoint $< --data $(TEST_IMAGES) --out $(OUT)/$*
