@@ -145,7 +145,7 @@ def training_gap(sources: list[str], truth: list, env) -> dict | None:
     from sim2sg_lib.dataset import load_graphs
     from sim2sg_lib.metrics import content_gap
     newest = Path(sources[-1])
-    return content_gap(load_graphs(newest, env), truth, env.vocabulary) if newest.is_dir() else None
+    return content_gap(load_graphs(newest, env), truth, env.vocabulary) if (newest / "graphs.jsonl").exists() else None
 
 
 # --- what to show -----------------------------------------------------------------------------------------------------
