@@ -113,9 +113,8 @@ class Discriminators(nn.Module):
             losses["loss_appearance"], accuracies["accuracy_appearance"] = self.judge_appearance(
                 model, features, appearance_factor)
         if self.prediction:
-            half = len(features["0"]) // 2
-            logits = [self.prediction(ReverseGradient.apply(tokens, prediction_factor)) for tokens in model.tokens(features)]
-            losses["loss_prediction"], accuracies["accuracy_prediction"] = domain_loss(logits[:half], logits[half:])
+            losses["loss_prediction"], accuracies["accuracy_prediction"] = self.judge_predictions(
+                model, features, prediction_factor)
         return losses, accuracies
 
     def judge_appearance(self, model: SceneGraphNet, features: dict[str, Tensor], factor: float) -> tuple[Tensor, float]:
@@ -132,3 +131,15 @@ class Discriminators(nn.Module):
                 logits[domain].extend(judged[own])
                 weights[domain].extend(shares[own])
         return domain_loss(*logits, *weights)
+
+    def judge_predictions(self, model: SceneGraphNet, features: dict[str, Tensor], factor: float) -> tuple[Tensor, float]:
+        """D_c sees both domains, but only the real images' predictions are moved (as in Tsai et al. 2018).
+
+        The synthetic ones have labels to learn from: pushed towards the target's mistakes as well, training diverges.
+        """
+        half = len(features["0"]) // 2
+        with torch.no_grad():
+            source = model.tokens({name: level[:half] for name, level in features.items()})
+        target = model.tokens({name: level[half:] for name, level in features.items()})
+        return domain_loss([self.prediction(tokens) for tokens in source],
+                           [self.prediction(ReverseGradient.apply(tokens, factor)) for tokens in target])

@@ -113,3 +113,15 @@ def test_prediction_alignment_reaches_predictor_relations_and_encoder():
     for part in (model.detector.roi_heads.box_predictor.cls_score, model.graph.predicate_logits,
                  model.detector.backbone.fpn.layer_blocks[0][0]):
         assert part.weight.grad.abs().sum() > 0
+
+
+def test_prediction_alignment_moves_the_real_images_alone():
+    torch.manual_seed(0)
+    config = quick_config(3, 4, 160, 120)
+    model, discriminators = SceneGraphNet(config).train(), Discriminators(("prediction",), config)
+    model.detector.roi_heads.box_predictor.cls_score.bias.data = torch.tensor([0.0, 1, 1, 1])
+    torch.nn.init.normal_(discriminators.prediction.layers[2].weight)
+    features = {k: v.detach().requires_grad_() for k, v in model.features(torch.rand(2, 3, 120, 160)).items()}
+    discriminators(model, features, 0.0, 1.0)[0]["loss_prediction"].backward()
+    moved = [sum(float(level.grad[i].abs().sum()) for level in features.values() if level.grad is not None) for i in (0, 1)]
+    assert moved[0] == 0 and moved[1] > 0
