@@ -247,7 +247,7 @@ def stop_if_not_finite(losses: dict, step: int, names: list[str], log: "Training
     for name, value in losses.items():
         if not value.isfinite():
             log.close()
-            raise click.ClickException(f"step {step}: {name} is {float(value)} on {', '.join(names)}; stopped, "
+            raise click.ClickException(f"step {step}: {name} is {value.item()} on {', '.join(names)}; stopped, "
                                        "nothing was overwritten")
 
 
