@@ -46,8 +46,9 @@ TEST_IMAGES := $(firstword $(LABELLED:/graphs.jsonl=) $(TRAIN_IMAGES))
 endif
 
 RUN := .venv/bin/python
+comma := ,
 NUMBERS := $(shell seq 1 $(ITERATIONS))
-RUNS := start sdr $(NUMBERS:%=label%) appearance full
+RUNS := start sdr $(NUMBERS:%=label%) $(NUMBERS:%=appearance%) full
 OPTIONS := ENV=$(ENV) ITERATIONS=$(ITERATIONS) PRESET=$(PRESET) SEED=$(SEED) TARGET=$(TARGET) DOMAIN=$(DOMAIN) \
 PROTOCOL=$(PROTOCOL) TRAIN_OPTIONS=$(TRAIN_OPTIONS)
 
@@ -91,27 +92,27 @@ $(OUT)/sdr/model.pt: $(OUT)/start/model.pt $(OUT)/data/more/dataset.json
 	$(TRAIN) --source $(OUT)/data/sdr --source $(OUT)/data/more --init $(OUT)/start/model.pt \
 		--steps $(STEPS) --out $(OUT)/sdr
 
-# iteration k of label alignment: the network of k - 1 reads the target, its graphs become scenes, a network learns them.
-# It grows from the start, not from k - 1, so that every row takes the same steps and inherits no mistake; random scenes
-# stay in the mix, or it forgets what the mistakes leave out
-BEFORE = $(if $(filter 1,$(1)),start,label$(shell expr $(1) - 1))
-define iteration
-$(OUT)/data/label$(1)/dataset.json: $(OUT)/$(BEFORE)/model.pt $(TARGET_READY)
-	$(SYNTHESIZE) --checkpoint $(OUT)/$(BEFORE)/model.pt --target $(TRAIN_IMAGES) --num $(LIFTED_NUM) --seed $(SEED) \
-		--randomise $(PROTOCOL) --out $(OUT)/data/label$(1)
-
-$(OUT)/label$(1)/model.pt: $(OUT)/data/label$(1)/dataset.json
-	$(TRAIN) --source $(OUT)/data/sdr --source $(OUT)/data/label$(1) --init $(OUT)/start/model.pt --steps $(STEPS) \
-		--out $(OUT)/label$(1)
+# iteration k: the network of k - 1 reads the target, its graphs become scenes, a network learns them. It grows from the
+# start, not from k - 1, so that every row takes the same steps; random scenes stay in the mix, or it forgets what the
+# mistakes leave out. label<k> does so without discriminators, appearance<k> with D_a; both begin with what the start reads
+BEFORE = $(if $(filter 1,$(2)),start,$(1)$(shell expr $(2) - 1))
+LIFTED = $(OUT)/data/$(if $(filter 1,$(2)),label,$(1))$(2)
+define lift
+$(OUT)/data/$(1)$(2)/dataset.json: $(OUT)/$(call BEFORE,$(1),$(2))/model.pt $(TARGET_READY)
+	$(SYNTHESIZE) --checkpoint $(OUT)/$(call BEFORE,$(1),$(2))/model.pt --target $(TRAIN_IMAGES) --num $(LIFTED_NUM) --seed $(SEED) \
+		--randomise $(PROTOCOL) --out $(OUT)/data/$(1)$(2)
 endef
-$(foreach k,$(NUMBERS),$(eval $(call iteration,$(k))))
-
-# the last iteration once more, with the discriminators
-ALIGN_appearance := appearance
-ALIGN_full := appearance,prediction
-$(OUT)/appearance/model.pt $(OUT)/full/model.pt: $(OUT)/%/model.pt: $(OUT)/data/label$(ITERATIONS)/dataset.json
-	$(TRAIN) --source $(OUT)/data/sdr --source $(OUT)/data/label$(ITERATIONS) --target $(TRAIN_IMAGES) --align $(ALIGN_$*) \
-		--init $(OUT)/start/model.pt --steps $(STEPS) --out $(OUT)/$*
+define learn
+$(OUT)/$(1)/model.pt: $(2)/dataset.json
+	$(TRAIN) --source $(OUT)/data/sdr --source $(2) $(if $(3),--target $(TRAIN_IMAGES) --align $(3)) \
+		--init $(OUT)/start/model.pt --steps $(STEPS) --out $(OUT)/$(1)
+endef
+$(foreach k,$(NUMBERS),$(eval $(call lift,label,$(k))))
+$(foreach k,$(filter-out 1,$(NUMBERS)),$(eval $(call lift,appearance,$(k))))
+$(foreach k,$(NUMBERS),$(eval $(call learn,label$(k),$(OUT)/data/label$(k))))
+$(foreach k,$(NUMBERS),$(eval $(call learn,appearance$(k),$(call LIFTED,appearance,$(k)),appearance)))
+# the last iteration once more, with D_a and D_c
+$(eval $(call learn,full,$(call LIFTED,appearance,$(ITERATIONS)),appearance$(comma)prediction))
 
 $(RUNS:%=$(OUT)/%/metrics.json): $(OUT)/%/metrics.json: $(OUT)/%/model.pt $(TARGET_READY)
 	$(EVALUATE) --checkpoint $< --data $(TEST_IMAGES) --out $(OUT)/$*

@@ -8,7 +8,7 @@ Without --checkpoint the latest run under runs/ is taken, without --data the tes
 OUT/metrics.json (OUT/metrics_SPLIT.json), OUT/predictions.jsonl and OUT/figures/predictions.png. This is the only
 program that opens target labels.
 """
-import json
+import re
 import shlex
 import statistics
 import sys
@@ -20,8 +20,9 @@ import envs
 
 PICTURES = 8
 # run folder -> row of the loop's table; label1, label2, ... come between the second and the third
-ROWS = {"start": "SDR, start of the loop", "sdr": "SDR", "appearance": "+ label + appearance",
+ROWS = {"start": "SDR, start of the loop", "sdr": "SDR", "label": "+ label", "appearance": "+ label + appearance",
         "full": "+ label + appearance + prediction"}
+ITERATION = re.compile(r"(label|appearance)(\d+)")
 
 
 @click.command(help=__doc__, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -49,7 +50,7 @@ def main(checkpoint_path: Path | None, data: Path | None, out: Path | None, spli
 
     checkpoint_path = checkpoint_path or latest_run()
     content = checkpoint.read(checkpoint_path)
-    env, device = find_env(content["env"], checkpoint_path), checkpoint.pick_device(device)
+    env, device = envs.find(content["env"], f"{checkpoint_path}: env"), checkpoint.pick_device(device)
     data = data or own_test_set(checkpoint_path.parent, content["options"], env)
     out = out or checkpoint_path.parent
     record = {"checkpoint": str(checkpoint_path), "data": str(data), "command": "python " + shlex.join(sys.argv)}
@@ -59,7 +60,7 @@ def main(checkpoint_path: Path | None, data: Path | None, out: Path | None, spli
     # --- predict
     images = open_images(data, env)
     truth = read_truth(data, images, env)
-    model = checkpoint.load(checkpoint_path, env, device)
+    model = checkpoint.rebuild(content, checkpoint_path, env, device)
     predicted = checkpoint.predict_folder(model, images, 0.0, 0.0)
 
     # --- score
@@ -78,14 +79,6 @@ def main(checkpoint_path: Path | None, data: Path | None, out: Path | None, spli
 
 
 # --- what to evaluate -------------------------------------------------------------------------------------------------
-
-def find_env(name: str, checkpoint_path: Path):
-    """The checkpoint's environment. Errors: InputError."""
-    from sim2sg_lib.graph import InputError
-    if name not in envs.names():
-        raise InputError(f"{checkpoint_path}: env: {name!r} is not one of {', '.join(envs.names())}")
-    return envs.find(name)
-
 
 def latest_run() -> Path:
     """The newest checkpoint under runs/. Errors: InputError."""
@@ -204,8 +197,8 @@ def summarise(loops: tuple[Path, ...]) -> None:
                  for title, pick in columns.items()]
         print(f"{row_title(name):<36}" + "".join(f"{cell:>{wide}}" for cell in cells))
     print(verdict(tables, names))
-    for loop in loops:
-        draw_loop(loop)
+    for loop, table in zip(loops, tables):
+        draw_loop(loop, table)
 
 
 def gap(metrics: dict, name: str) -> float | None:
@@ -221,16 +214,18 @@ def spread(values: list[float | None], digits: int) -> str:
 
 
 def row_title(name: str) -> str:
-    return ROWS.get(name, f"+ label, iteration {name.removeprefix('label')}")
+    iteration = ITERATION.fullmatch(name)
+    return f"{ROWS[iteration[1]]}, iteration {iteration[2]}" if iteration else ROWS[name]
 
 
 def read_loop(loop: Path) -> dict[str, dict]:
     """Run folder -> its metrics and training time, in the table's order. Errors: InputError."""
     from sim2sg_lib.dataset import read_json
     from sim2sg_lib.graph import InputError
-    iterations = sorted((p.name for p in loop.glob("label*") if p.name[5:].isdigit()), key=lambda name: int(name[5:]))
+    found = [match for match in map(ITERATION.fullmatch, (p.name for p in loop.glob("*"))) if match]
+    found.sort(key=lambda match: (list(ROWS).index(match[1]), int(match[2])))
     table = {}
-    for name in ["start", "sdr", *iterations, "appearance", "full"]:
+    for name in ["start", "sdr", *(match[0] for match in found), "full"]:
         if (loop / name / "metrics.json").exists():
             metrics, config = read_json(loop / name / "metrics.json"), read_json(loop / name / "config.json")
             table[name] = metrics | {"seconds": config["seconds"], "source": config["source"]}
@@ -252,18 +247,20 @@ def verdict(tables: list[dict], names: list[str]) -> str:
     return f"\n{row_title(first)} -> {row_title(last)}: " + ", ".join(parts)
 
 
-def draw_loop(loop: Path) -> None:
+def draw_loop(loop: Path, table: dict[str, dict]) -> None:
     """figures/loop.png: target images on top, what each iteration synthesised for them below (the paper's Figure 3)."""
-    from sim2sg_lib.dataset import read_image
+    from sim2sg_lib.dataset import read_image, read_json
+    from sim2sg_lib.graph import read_json_lines
     from sim2sg_lib.picture import contact_sheet, to_tile
-    table = read_loop(loop)
-    aligned = {name: Path(table[name]["source"][-1]) for name in table if name.startswith("label")}
-    first = next(iter(aligned.values()), None)
+    lifted = {}  # data set -> the first row that learnt it
+    for name in filter(ITERATION.fullmatch, table):
+        lifted.setdefault(Path(table[name]["source"][-1]), row_title(name))
+    first = next(iter(lifted), None)
     if first is None or not (first / "dataset.json").exists():
         return
-    info = json.loads((first / "dataset.json").read_text())
+    info = read_json(first / "dataset.json")
     target, size = Path(info["target"]), (info["width"], info["height"])
-    names = [json.loads(line)["image"] for line in (first / "predicted.jsonl").read_text().splitlines()[:6]]
+    names = [row["image"] for _, row in read_json_lines(first / "predicted.jsonl")[:6]]
 
     def tiles(paths):
         return [to_tile(read_image(path, *size)) for path in paths]
@@ -271,8 +268,8 @@ def draw_loop(loop: Path) -> None:
     rows = [("target", tiles([target / name for name in names]))]
     if "sdr" in table:
         rows.append(("SDR", tiles(sorted((Path(table["sdr"]["source"][0]) / "images").iterdir())[:len(names)])))
-    rows += [(f"iteration {name.removeprefix('label')}", tiles(sorted((folder / "images").iterdir())[:len(names)]))
-             for name, folder in aligned.items()]
+    rows += [(title.replace(", ", ",\n"), tiles(sorted((folder / "images").iterdir())[:len(names)]))
+             for folder, title in lifted.items()]
     (loop / "figures").mkdir(exist_ok=True)
     contact_sheet(rows).save(loop / "figures" / "loop.png")
     print(f"\n{loop}/figures/loop.png shows what each iteration made of the target")

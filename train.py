@@ -87,7 +87,7 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, init: Path |
     import torch
     from sim2sg_lib import checkpoint
     from sim2sg_lib.align import Discriminators
-    from sim2sg_lib.dataset import (LabelledImages, TargetImages, open_images, publish_folder, source_env, start_folder,
+    from sim2sg_lib.dataset import (LabelledImages, TargetImages, open_images, publish_folder, read_json, start_folder,
                                     write_json)
 
     start = time.perf_counter()
@@ -95,7 +95,8 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, init: Path |
     terms = parse_align(align, target)
     schedule = override(SCHEDULES[preset], steps=steps, appearance_factor=appearance_factor,
                         prediction_factor=prediction_factor, warmup=warmup)
-    device, env = checkpoint.pick_device(device), envs.find(source_env(source, envs.names()))
+    first = source[0] / "dataset.json"
+    device, env = checkpoint.pick_device(device), envs.find(read_json(first).get("env"), f"{first}: env")
 
     # --- model and data
     model = make_model(init, env, preset, backbone, imagenet, input_, device)
@@ -191,8 +192,8 @@ def make_model(init: Path | None, env, preset: str, backbone: str | None, imagen
         config = override(model.config, backbone=backbone, imagenet=imagenet, input=input_)
         if config != model.config:
             raise InputError(f"--init {init} is {model.config.backbone}, "
-                                   f"{'ImageNet weights' if model.config.imagenet else 'scratch'}, input {model.config.input}; "
-                                   "leave --backbone, --imagenet and --input out")
+                             f"{'ImageNet weights' if model.config.imagenet else 'scratch'}, input {model.config.input}; "
+                             "leave --backbone, --imagenet and --input out")
         return model.train()
     make_config = {"quick": quick_config, "paper": paper_config}[preset]
     config = make_config(len(env.vocabulary.categories), len(env.vocabulary.predicates), *env.image_sizes[preset])
@@ -263,20 +264,20 @@ class TrainingLog:
         self.step = step
         self.last_loss = sum(v for k, v in row.items() if k.startswith("loss"))
         if (step + 1) % LOG_EVERY == 0:
-            self.write(step)
+            self.write()
 
-    def write(self, step: int) -> None:
+    def write(self) -> None:
         now = time.perf_counter()
         mean = {k: round(sum(row[k] for row in self.rows if k in row) / sum(k in row for row in self.rows), 6)
                 for k in self.rows[-1]}
         speed = self.batch * len(self.rows) / (now - self.since)
-        self.file.write(json.dumps({"step": step + 1, **mean, "images_per_s": round(speed, 2)}) + "\n")
+        self.file.write(json.dumps({"step": self.step + 1, **mean, "images_per_s": round(speed, 2)}) + "\n")
         self.file.flush()
         self.rows, self.since = [], now
 
     def close(self) -> None:
         if self.rows:
-            self.write(self.step)
+            self.write()
         self.file.close()
 
 

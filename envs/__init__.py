@@ -2,16 +2,15 @@
 import importlib
 import pkgutil
 
-import click
-
 
 def names() -> list[str]:
     """The environments there are, without importing them."""
     return sorted(module.name for module in pkgutil.iter_modules(__path__))
 
 
-def find(name: str):
-    """The `Env` that envs/<name>.py declares. Errors: click.BadParameter, naming what there is."""
+def find(name: str, where: str = "--env"):
+    """The `Env` that envs/<name>.py declares. Errors: InputError that says `where` the name came from and what there is."""
+    from sim2sg_lib.graph import InputError  # here, since it brings numpy and --help must not wait for that
     if name not in names():
-        raise click.BadParameter(f"{name!r} is not one of {', '.join(names())}", param_hint="--env")
+        raise InputError(f"{where}: {name!r} is not one of {', '.join(names())}")
     return importlib.import_module(f"envs.{name}").ENV

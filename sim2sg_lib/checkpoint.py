@@ -46,8 +46,12 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict:
 
 
 def load(path: Path, env: Env, device: torch.device | str = "cpu") -> SceneGraphNet:
-    """Rebuild the network. Errors: InputError also if it was trained for another environment."""
-    content = read(path, device)
+    """Read and rebuild the network. Errors: InputError."""
+    return rebuild(read(path, device), path, env, device)
+
+
+def rebuild(content: dict, path: Path, env: Env, device: torch.device | str) -> SceneGraphNet:
+    """The network of what `read` returned for `path`. Errors: InputError if it was trained for another environment."""
     theirs = (content["env"], tuple(content["categories"]), tuple(content["predicates"]))
     if theirs != (env.name, env.vocabulary.categories, env.vocabulary.predicates):
         raise InputError(f"{path}: trained for {content['env']} ({', '.join(content['categories'])}), expected {env.name} "

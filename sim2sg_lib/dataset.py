@@ -21,8 +21,8 @@ from PIL import Image
 
 from sim2sg_lib.camera import Camera
 from sim2sg_lib.env import Env
-from sim2sg_lib.graph import (InputError, SceneGraph, load_json, read_graphs, read_json_lines, select_objects,
-                              write_graphs)
+from sim2sg_lib.graph import (InputError, SceneGraph, load_json, read_graphs, read_json_lines, read_text,
+                              select_objects, write_graphs)
 from sim2sg_lib.scene import Scene
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -91,21 +91,7 @@ def read_info(folder: Path, env: Env) -> dict:
 
 def read_json(path: Path) -> dict:
     """One JSON object. Errors: InputError if it is missing or is none."""
-    try:
-        return load_json(Path(path).read_text(encoding="utf-8"), str(path))
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, expected one made by synthesize.py or train.py") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error.__class__.__name__})") from None
-
-
-def source_env(folders: tuple[Path, ...], known: list[str]) -> str:
-    """The environment that the first of some data sets names. Errors: InputError if it is not a known one."""
-    path = Path(folders[0]) / "dataset.json"
-    name = read_json(path).get("env")
-    if name not in known:
-        raise InputError(f"{path}: env: {name!r}, expected one of {', '.join(known)}")
-    return name
+    return load_json(read_text(path, "one made by synthesize.py or train.py"), str(path))
 
 
 def read_cameras(path: Path, names: list[str], sizes: list[tuple[int, int]]) -> list[Camera]:

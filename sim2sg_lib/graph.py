@@ -131,17 +131,21 @@ def read_graphs(path: Path, vocabulary: Vocabulary) -> list[SceneGraph]:
 
 def read_json_lines(path: Path) -> list[tuple[int, dict]]:
     """Every non-empty line of a JSON Lines file as (line number from 1, object). Errors: InputError."""
-    try:
-        lines = Path(path).read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, expected JSON Lines") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error.__class__.__name__})") from None
     rows = []
-    for line_number, line in enumerate(lines, 1):
+    for line_number, line in enumerate(read_text(path, "JSON Lines").splitlines(), 1):
         if line.strip():
             rows.append((line_number, load_json(line, f"{path}:{line_number}")))
     return rows
+
+
+def read_text(path: Path, expected: str) -> str:
+    """A file's text. Errors: InputError if it is missing, which says what was `expected`, or is no UTF-8."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file, expected {expected}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read as UTF-8 text ({error.__class__.__name__})") from None
 
 
 def load_json(text: str, where: str) -> dict:

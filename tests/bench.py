@@ -82,7 +82,7 @@ def bench_training():
     def aligned_losses():
         features = aligned.features(torch.cat([images, images.flip(0)]))
         own = {k: v[:BATCH] for k, v in features.items()}
-        return aligned.losses(own, targets) | judges(aligned, features, 0.2, 0.05)[0]
+        return aligned.losses(own, targets) | judges(aligned, features, 0.2, 0.02)[0]
 
     steps = OrderedDict([
         ("plain Faster R-CNN", stepper(plain, lambda: plain(list(images), targets))),

@@ -102,15 +102,17 @@ def test_an_unlabelled_folder_gets_predictions_and_no_scores(toy, tmp_path):
 
 
 def test_the_table_of_a_loop(toy, tmp_path):
-    for name, score in (("start", 0.1), ("sdr", 0.2), ("label1", 0.3), ("full", 0.25)):
+    for name, score in (("start", 0.1), ("sdr", 0.2), ("label10", 0.3), ("label2", 0.3),
+                        ("appearance1", 0.3), ("full", 0.25)):
         (tmp_path / "loop" / name).mkdir(parents=True)
-        source = ["data/sdr"] + (["data/1"] if name in ("label1", "full") else [])
+        source = ["data/sdr"] + (["data/1"] if name not in ("start", "sdr") else [])
         (tmp_path / "loop" / name / "config.json").write_text(json.dumps({"seconds": 1, "source": source}))
         metrics = {"map50": score, "recall": {"20": score, "50": score, "100": score}, "content_gap": None}
         (tmp_path / "loop" / name / "metrics.json").write_text(json.dumps(metrics))
     printed = run(toy, "evaluate.py", "--summary", tmp_path / "loop")
     rows = [line.split("  ")[0] for line in printed.splitlines()]
-    assert rows[2:6] == ["SDR, start of the loop", "SDR", "+ label, iteration 1", "+ label + appearance + prediction"]
+    assert rows[2:8] == ["SDR, start of the loop", "SDR", "+ label, iteration 2", "+ label, iteration 10",
+                         "+ label + appearance, iteration 1", "+ label + appearance + prediction"]
     assert "mAP@0.5 0.200 -> 0.250 (better)" in printed
     with Image.open(tmp_path / "loop/figures/loop.png") as sheet:  # target, SDR and one iteration
         assert sheet.height == 3 * 184
@@ -128,9 +130,13 @@ def test_the_makefile_names_every_stage_once(tmp_path):
 
     stages = [line for line in plan("ITERATIONS=3", "PROTOCOL=strong").splitlines() if ".py " in line]
     names = [Path(line.split("--out ")[1].split()[0]).name for line in stages if "synthesize.py" in line]
-    assert sorted(names) == ["label1", "label2", "label3", "more", "sdr", "target"]
-    assert sum("train.py" in line for line in stages) == sum("evaluate.py" in line for line in stages) - 1 == 7
-    assert all("--randomise strong" in line for line in stages if "label" in line and "synthesize.py" in line)
+    assert sorted(names) == ["appearance2", "appearance3", "label1", "label2", "label3", "more", "sdr", "target"]
+    assert sum("train.py" in line for line in stages) == sum("evaluate.py" in line for line in stages) - 1 == 9
+    aligned = [line for line in stages if "--align" in line]
+    assert [line.split("--source ")[2].split()[0] for line in aligned] == [
+        f"{tmp_path}/loop/data/{name}" for name in ("label1", "appearance2", "appearance3", "appearance3")]
+    assert [line.split("--align ")[1].split()[0] for line in aligned] == 3 * ["appearance"] + ["appearance,prediction"]
+    assert all("--randomise strong" in line for line in stages if "--checkpoint" in line and "synthesize.py" in line)
     assert "no such folder" in plan("TARGET=/nowhere", code=2)
     assert "without spaces" in plan("TARGET=a b", code=2)
 
@@ -185,6 +191,7 @@ def test_target_labels_cannot_influence_training(toy, tmp_path):
 
 @pytest.mark.parametrize("script, arguments, words", [
     ("synthesize.py", ["--out", "data/sdr"], "data/sdr: is not empty"),
+    ("synthesize.py", ["--env", "mars", "--out", "y"], "'mars' is not one of clevr"),
     ("synthesize.py", ["--domain", "mars", "--out", "y"], "'mars' is not one of source, target"),
     ("synthesize.py", ["--domain", "target", "--num", 2, "--out", "y"], "2 images cannot be split"),
     ("synthesize.py", ["--graphs", "graphs.jsonl", "--domain", "target", "--out", "y"], "leave it out"),
