@@ -57,7 +57,7 @@ TRAIN := $(RUN) train.py --preset $(PRESET) --device $(DEVICE) --seed $(SEED) --
 $(if $(filter strong,$(PROTOCOL)),--augment colour)
 EVALUATE := $(RUN) evaluate.py --device $(DEVICE) --overwrite
 
-.PHONY: loop options test bench clean
+.PHONY: loop options test bench
 .DELETE_ON_ERROR:
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
@@ -124,9 +124,6 @@ test: .venv/ready
 
 bench: .venv/ready
 	$(RUN) tests/bench.py
-
-clean:
-	rm -rf data runs .pytest_cache
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv

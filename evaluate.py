@@ -19,7 +19,7 @@ import click
 import envs
 
 PICTURES = 8
-# run folder -> row of the loop's table; label1, label2, ... come between the second and the third
+# run folder -> row of the loop's table; label and appearance are followed by the iteration's number
 ROWS = {"start": "SDR, start of the loop", "sdr": "SDR", "label": "+ label", "appearance": "+ label + appearance",
         "full": "+ label + appearance + prediction"}
 ITERATION = re.compile(r"(label|appearance)(\d+)")
@@ -41,10 +41,13 @@ ITERATION = re.compile(r"(label|appearance)(\d+)")
 def main(checkpoint_path: Path | None, data: Path | None, out: Path | None, split: str, summary: tuple[Path, ...],
          device: str, overwrite: bool) -> None:
     if summary:
+        if checkpoint_path or data or out or split != "all" or overwrite:
+            from sim2sg_lib.graph import InputError
+            raise InputError("--summary prints the tables of finished loops and takes no other option")
         return summarise(summary)
     # --- setup: the library is imported here, so that --help answers at once
     from sim2sg_lib import checkpoint
-    from sim2sg_lib.dataset import open_images, write_json
+    from sim2sg_lib.dataset import open_images, read_labels, write_json
     from sim2sg_lib.graph import write_graphs
     from sim2sg_lib.metrics import evaluate_graphs
 
@@ -55,22 +58,21 @@ def main(checkpoint_path: Path | None, data: Path | None, out: Path | None, spli
     out = out or checkpoint_path.parent
     record = {"checkpoint": str(checkpoint_path), "data": str(data), "command": "python " + shlex.join(sys.argv)}
     metrics_path = out / ("metrics.json" if split == "all" else f"metrics_{split}.json")
-    refuse_other(out, record, overwrite)
+    prepare(out, record, overwrite)
 
     # --- predict
     images = open_images(data, env)
-    truth = read_truth(data, images, env)
+    truth = read_labels(images, env) if (data / "graphs.jsonl").exists() else None
     model = checkpoint.rebuild(content, checkpoint_path, env, device)
     predicted = checkpoint.predict_folder(model, images, 0.0, 0.0)
 
     # --- score
     metrics = record | {"split": split, "images": len(images.names)}
-    if truth:
+    if truth is not None:
         metrics |= evaluate_graphs(truth, predicted, env.vocabulary, split)
         metrics["content_gap"] = training_gap(content["options"]["source"], truth, env)
 
     # --- save and show
-    (out / "figures").mkdir(parents=True, exist_ok=True)
     write_graphs(out / "predictions.jsonl", predicted, env.vocabulary)
     write_json(metrics_path, metrics)
     save_pictures(out / "figures" / "predictions.png", images, truth, predicted, env)
@@ -102,43 +104,28 @@ def own_test_set(run: Path, options: dict, env) -> Path:
     raise InputError(f"no test set beside {parent}: give --data")
 
 
-def refuse_other(out: Path, record: dict, overwrite: bool) -> None:
-    """Errors: InputError if `out` holds the metrics of something else, or is a file."""
+def prepare(out: Path, record: dict, overwrite: bool) -> None:
+    """Make `out`. Errors: InputError if it holds the metrics of something else, or cannot be made."""
     from sim2sg_lib.dataset import read_json
     from sim2sg_lib.graph import InputError
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file, expected a folder")
     for path in [] if overwrite else sorted(out.glob("metrics*.json")):
         old = read_json(path)
         for name in ("checkpoint", "data"):
             if old.get(name) != record[name]:
                 raise InputError(f"{path}: holds the metrics of {name} {old.get(name)}; choose another --out or add "
                                  "--overwrite")
-
-
-def read_truth(data: Path, images, env) -> list | None:
-    """The labels in the images' order, or None for an unlabelled folder. Errors: InputError."""
-    from sim2sg_lib.dataset import load_graphs
-    from sim2sg_lib.graph import InputError
-    if not (data / "graphs.jsonl").exists():
-        return None
-    by_image = {graph.image: graph for graph in load_graphs(data, env)}
-    for name, camera in zip(images.names, images.cameras):
-        graph = by_image.get(name)
-        if graph is None:
-            raise InputError(f"{data / 'graphs.jsonl'}: no graph for {name}")
-        if (graph.width, graph.height) != (camera.width, camera.height):
-            raise InputError(f"{data / 'graphs.jsonl'}: {name}: {graph.width}x{graph.height} pixels, the image has "
-                             f"{camera.width}x{camera.height}")
-    return [by_image[name] for name in images.names]
+    try:
+        (out / "figures").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be made a folder ({error.strerror})") from None
 
 
 def training_gap(sources: list[str], truth: list, env) -> dict | None:
-    """Total variation between the newest data set the network trained on and the target; None if that is gone."""
-    from sim2sg_lib.dataset import load_graphs
+    """Total variation between the last --source the network trained on and the target; None if that is gone."""
+    from sim2sg_lib.graph import read_graphs
     from sim2sg_lib.metrics import content_gap
-    newest = Path(sources[-1])
-    return content_gap(load_graphs(newest, env), truth, env.vocabulary) if (newest / "graphs.jsonl").exists() else None
+    newest = Path(sources[-1]) / "graphs.jsonl"
+    return content_gap(read_graphs(newest, env.vocabulary), truth, env.vocabulary) if newest.exists() else None
 
 
 # --- what to show -----------------------------------------------------------------------------------------------------
@@ -247,6 +234,11 @@ def verdict(tables: list[dict], names: list[str]) -> str:
     return f"\n{row_title(first)} -> {row_title(last)}: " + ", ".join(parts)
 
 
+def first_images(folder: Path, count: int) -> list[Path]:
+    """Paths of a data set's first images; none if it is gone."""
+    return sorted((folder / "images").glob("*.png"))[:count]
+
+
 def draw_loop(loop: Path, table: dict[str, dict]) -> None:
     """figures/loop.png: target images on top, what each iteration synthesised for them below (the paper's Figure 3)."""
     from sim2sg_lib.dataset import read_image, read_json
@@ -259,17 +251,13 @@ def draw_loop(loop: Path, table: dict[str, dict]) -> None:
     if first is None or not (first / "dataset.json").exists():
         return
     info = read_json(first / "dataset.json")
-    target, size = Path(info["target"]), (info["width"], info["height"])
+    target, size = Path(info["target"] or ""), (info["width"], info["height"])
     names = [row["image"] for _, row in read_json_lines(first / "predicted.jsonl")[:6]]
-
-    def tiles(paths):
-        return [to_tile(read_image(path, *size)) for path in paths]
-
-    rows = [("target", tiles([target / name for name in names]))]
-    if "sdr" in table:
-        rows.append(("SDR", tiles(sorted((Path(table["sdr"]["source"][0]) / "images").iterdir())[:len(names)])))
-    rows += [(title.replace(", ", ",\n"), tiles(sorted((folder / "images").iterdir())[:len(names)]))
-             for folder, title in lifted.items()]
+    shown = [("target", [target / name for name in names])]
+    shown += [("SDR", first_images(Path(table["sdr"]["source"][0]), len(names)))] if "sdr" in table else []
+    shown += [(title.replace(", ", ",\n"), first_images(folder, len(names))) for folder, title in lifted.items()]
+    rows = [(caption, [to_tile(read_image(path, *size)) for path in paths])
+            for caption, paths in shown if paths and all(path.is_file() for path in paths)]
     (loop / "figures").mkdir(exist_ok=True)
     contact_sheet(rows).save(loop / "figures" / "loop.png")
     print(f"\n{loop}/figures/loop.png shows what each iteration made of the target")

@@ -38,7 +38,7 @@ CHUNK = 16  # scenes rendered at once
               help="Source look: as the paper draws it, or varying all that a scene graph does not hold.")
 @click.option("--preset", type=click.Choice(["quick", "paper"]), default="quick",
               help="Image size: 160x120 or 320x240 pixels on CLEVR.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="Image i depends on seed, domain and i alone.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="Image i depends on the other options, the seed and i alone.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that is not empty.")
 def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Path | None, target: Path | None,
@@ -102,11 +102,11 @@ def check_options(env, domain: str, num: int | None, checkpoint, target, graphs_
 
 
 def sample(images, num: int | None, seed: int):
-    """Of more target images than are asked for, a random choice, still in order."""
+    """Of more target images than are asked for, a random choice; another `num` is a longer or shorter start of the same."""
     import numpy as np
     if num is None or num >= len(images.names):
         return images
-    chosen = np.sort(np.random.default_rng(seed).choice(len(images.names), num, replace=False))
+    chosen = np.random.default_rng(seed).permutation(len(images.names))[:num]
     return replace(images, names=[images.names[i] for i in chosen], cameras=[images.cameras[i] for i in chosen])
 
 

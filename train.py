@@ -55,13 +55,13 @@ CLIP = 10.0  # largest gradient norm, of the network and of the discriminators
 
 @click.command(help=__doc__, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--source", type=click.Path(path_type=Path), multiple=True, default=["data/clevr/sdr"],
-              help="Labelled synthetic data set; may be given several times.")
+              help="Labelled synthetic data set; may be given several times, the newest last.")
 @click.option("--target", type=click.Path(path_type=Path), default=None, help="Folder of images to align with.")
 @click.option("--align", default="", show_default="none", help="appearance, prediction, or both with a comma.")
 @click.option("--init", type=click.Path(path_type=Path), default=None, help="Checkpoint to start from.")
 @click.option("--out", type=click.Path(path_type=Path), default="runs/clevr/0", help="Run folder to write.")
 @click.option("--preset", type=click.Choice(list(SCHEDULES)), default="quick",
-              help="Network, input size and schedule: minutes on two cores, or the paper's.")
+              help="Network, input size and schedule: minutes on two cores, or the paper's; with --init the schedule alone.")
 @click.option("--backbone", type=click.Choice(["resnet101", "resnet50", "resnet18"]), default=None,
               show_default="the preset's", help="Encoder.")
 @click.option("--imagenet/--scratch", default=None, show_default="the preset's",
@@ -87,14 +87,15 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, init: Path |
     import torch
     from sim2sg_lib import checkpoint
     from sim2sg_lib.align import Discriminators
-    from sim2sg_lib.dataset import (LabelledImages, TargetImages, open_images, publish_folder, read_json, start_folder,
-                                    write_json)
+    from sim2sg_lib.dataset import (LabelledImages, TargetImages, open_images, publish_folder, read_json, refuse_used,
+                                    start_folder, write_json)
 
     start = time.perf_counter()
     torch.manual_seed(seed)
     terms = parse_align(align, target)
     schedule = override(SCHEDULES[preset], steps=steps, appearance_factor=appearance_factor,
                         prediction_factor=prediction_factor, warmup=warmup)
+    refuse_used(out, overwrite)
     first = source[0] / "dataset.json"
     device, env = checkpoint.pick_device(device), envs.find(read_json(first).get("env"), f"{first}: env")
 
@@ -210,8 +211,9 @@ def make_optimiser(model, schedule: Schedule):
         optimiser = torch.optim.SGD(weights, schedule.rate, momentum=0.9, weight_decay=1e-4)
         return optimiser, torch.optim.lr_scheduler.ConstantLR(optimiser, 1.0)
     optimiser = torch.optim.AdamW(weights, schedule.rate, weight_decay=1e-4)
-    # one step more than are taken, so that the last one still learns
-    return optimiser, torch.optim.lr_scheduler.OneCycleLR(optimiser, schedule.rate, schedule.steps + 1, pct_start=0.1)
+    # one step more than are taken, so that the last one still learns; torch divides by the rise less one
+    rise = max(0.1, 1.5 / (schedule.steps + 1))
+    return optimiser, torch.optim.lr_scheduler.OneCycleLR(optimiser, schedule.rate, schedule.steps + 1, pct_start=rise)
 
 
 def make_judge(discriminators, schedule: Schedule):

@@ -5,6 +5,7 @@
     FOLDER/graphs.jsonl    one SceneGraph a line, in image order; absent for an unlabelled target
     FOLDER/cameras.jsonl   one camera a line; absent where the environment's nominal camera holds
     FOLDER/scenes.jsonl    the 3-D scene behind each synthetic image
+    FOLDER/predicted.jsonl the graphs that were lifted, one a target image; only where there were some
 
 Any folder of PNG or JPEG files is a valid unlabelled target too. Opening images never opens labels: what `train.py`
 and `synthesize.py` read of a target cannot depend on them.
@@ -26,6 +27,7 @@ from sim2sg_lib.graph import (InputError, SceneGraph, load_json, read_graphs, re
 from sim2sg_lib.scene import Scene
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
+FORMAT = 1  # of dataset.json and the files beside it
 
 
 @dataclass(frozen=True)
@@ -78,6 +80,8 @@ def read_info(folder: Path, env: Env) -> dict:
     """dataset.json, checked against the environment. Errors: InputError."""
     path = Path(folder) / "dataset.json"
     info = read_json(path)
+    if info.get("format") != FORMAT:
+        raise InputError(f"{path}: format: {info.get('format')!r}, expected {FORMAT}")
     for name in ("width", "height", "count"):
         if not isinstance(info.get(name), int) or info[name] <= 0:
             raise InputError(f"{path}: {name}: {info.get(name)!r}, expected a positive integer")
@@ -110,6 +114,8 @@ def read_cameras(path: Path, names: list[str], sizes: list[tuple[int, int]]) -> 
         K, R, t = arrays
         if K[0, 0] <= 0 or K[1, 1] <= 0 or not np.allclose(R @ R.T, np.eye(3), atol=1e-3) or np.linalg.det(R) < 0:
             raise InputError(f"{path}:{line}: expected positive focal lengths in K and a rotation R")
+        if np.hypot(R[2, 0], R[2, 1]) < 1e-3:
+            raise InputError(f"{path}:{line}: R: the camera looks straight up or down, so nothing is in front or behind")
         cameras[str(row.get("image"))] = (K, R, t)
     missing = [name for name in names if name not in cameras]
     if missing:
@@ -137,16 +143,18 @@ def read_image(path: Path, width: int, height: int) -> np.ndarray:
     return np.asarray(image)
 
 
-def load_graphs(folder: Path, env: Env) -> list[SceneGraph]:
-    """The labels of a data set, one a line, in image order. Errors: InputError."""
-    folder = Path(folder)
-    graphs = read_graphs(folder / "graphs.jsonl", env.vocabulary)
-    for line, graph in enumerate(graphs, 1):
-        if not (folder / graph.image).is_file():
-            raise InputError(f"{folder / 'graphs.jsonl'}:{line}: image: {graph.image} is not in {folder}")
-    if not graphs:
-        raise InputError(f"{folder / 'graphs.jsonl'}: no graph in it")
-    return graphs
+def read_labels(images: ImageFolder, env: Env) -> list[SceneGraph]:
+    """The labels of a data set, one an image, in the images' order. Errors: InputError."""
+    path = images.folder / "graphs.jsonl"
+    by_image = {graph.image: graph for graph in read_graphs(path, env.vocabulary, images.folder)}
+    for name, camera in zip(images.names, images.cameras):
+        graph = by_image.get(name)
+        if graph is None:
+            raise InputError(f"{path}: no graph for {name}")
+        if (graph.width, graph.height) != (camera.width, camera.height):
+            raise InputError(f"{path}: {name}: {graph.width}x{graph.height} pixels, the image has "
+                             f"{camera.width}x{camera.height}")
+    return [by_image[name] for name in images.names]
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -173,7 +181,8 @@ def refuse_used(out: Path, overwrite: bool) -> None:
     if not overwrite:
         raise InputError(f"{out}: is not empty; choose another --out or add --overwrite")
     # a data set, a set of splits, a run: anything else may be somebody's only copy
-    if not any((out / name).exists() for name in ("dataset.json", "train/dataset.json", "config.json")):
+    marks = (("dataset.json", "images"), ("train/dataset.json",), ("config.json", "log.jsonl"))
+    if not any(all((out / name).exists() for name in mark) for mark in marks):
         raise InputError(f"{out}: is neither a data set nor a run, so it is not overwritten; choose another --out")
 
 
@@ -205,7 +214,7 @@ def write_labels(folder: Path, graphs: list[SceneGraph], scenes: list[Scene], en
     write_json_lines(folder / "cameras.jsonl", cameras)
     write_json_lines(folder / "scenes.jsonl", [{"image": g.image, **s.to_json()} for g, s in zip(graphs, scenes)])
     write_json(folder / "dataset.json", {
-        "format": 1, "env": env.name, **info, "categories": list(env.vocabulary.categories),
+        "format": FORMAT, "env": env.name, **info, "categories": list(env.vocabulary.categories),
         "predicates": list(env.vocabulary.predicates), "count": len(graphs)})
 
 
@@ -236,7 +245,7 @@ class LabelledImages(torch.utils.data.Dataset):
         self.graphs: list[SceneGraph] = []
         for folder in map(Path, folders):
             read_info(folder, env)
-            graphs = load_graphs(folder, env)
+            graphs = read_labels(open_images(folder, env), env)
             self.paths += [folder / graph.image for graph in graphs]
             self.graphs += [select_objects(graph, ~graph.ignore) for graph in graphs]
 

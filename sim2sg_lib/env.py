@@ -24,7 +24,7 @@ class Env:
     relation_margin_m:  smallest distance along an axis for a spatial predicate to hold.
     min_visible_share:  objects with less of the image than this share are left out of the labels.
     threshold:          default confidence below which predictions are not lifted (tau).
-    domains:            names for `--domain`; the first is the source, the second the target.
+    domains:            names for `--domain`: "source", "target", and whatever else there is.
     layout:             (domain, generator) -> objects without appearance, and the camera: the content of a scene.
     dress:              (objects, camera, domain, randomise, generator) -> Scene: its appearance; randomise is
                         "paper" or "strong".

@@ -118,14 +118,23 @@ def write_graphs(path: Path, graphs: list[SceneGraph], vocabulary: Vocabulary) -
             file.write(json.dumps(to_json(graph, vocabulary), allow_nan=False) + "\n")
 
 
-def read_graphs(path: Path, vocabulary: Vocabulary) -> list[SceneGraph]:
-    """Read and validate a graphs.jsonl. Errors: InputError naming file, line and field."""
-    graphs = []
+def read_graphs(path: Path, vocabulary: Vocabulary, folder: Path | None = None) -> list[SceneGraph]:
+    """Read and validate a graphs.jsonl. Errors: InputError naming file, line and field.
+
+    folder: where each graph's image must lie, one graph an image; None if the images do not matter.
+    """
+    graphs, seen = [], set()
     for line_number, row in read_json_lines(path):
         try:
-            graphs.append(_parse_graph(row, vocabulary))
+            graph = _parse_graph(row, vocabulary)
+            if folder and graph.image in seen:
+                raise ValueError(f"image: {graph.image} has a graph already")
+            if folder and not (folder / graph.image).is_file():
+                raise ValueError(f"image: {graph.image} is not in {folder}")
         except ValueError as error:
             raise InputError(f"{path}:{line_number}: {error}") from None
+        graphs.append(graph)
+        seen.add(graph.image)
     return graphs
 
 

@@ -13,7 +13,7 @@ from sim2sg_lib.meshes import place
 from sim2sg_lib.scene import SceneObject, predicate_axes
 
 YAW_DRAWS = 12         # random yaws tried for each size: a box says little about yaw, so it stays random
-AIM_STEPS = 4          # corrections of the aim; each shrinks the error about tenfold
+AIM_STEPS = 4          # projections of an asset; each but the last corrects the aim about tenfold
 NEAREST_M = 1.0        # an object nearer to the camera than this is a false detection
 RELATION_SWEEPS = 50   # most rounds of corrections by the relations
 DUPLICATE_SHARE = 0.5  # two solids cannot stand closer than this share of their two radii
@@ -100,7 +100,7 @@ def refine_by_relations(positions: np.ndarray, relations: np.ndarray, scores: np
     """
     positions = positions.copy()
     wanted = {}
-    for (s, p, o), score in sorted(zip(map(tuple, relations), scores), key=lambda row: row[1]):
+    for (s, p, o), _ in sorted(zip(map(tuple, relations), scores), key=lambda row: row[1]):
         axis = axes[env.vocabulary.predicates[p]]
         # <s, left, o> and <o, right, s> say the same and share a key: the last written, most certain, wins
         line = int(np.argmax([abs(axis @ other) for other in axes.values()]))

@@ -21,7 +21,7 @@ def draw_boxes(image: np.ndarray, graph: SceneGraph, vocabulary: Vocabulary, thr
             continue
         colour = COLOURS[label % len(COLOURS)]
         x0, y0, x1, y1 = box * (scale_x, scale_y, scale_x, scale_y)
-        draw.rectangle((x0, y0, x1 - 1, y1 - 1), outline=colour, width=2)
+        draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=2)
         text = vocabulary.categories[label] + ("" if score == 1 else f" {score:.2f}")
         place = (min(x0, tile.width - draw.textlength(text, font)), max(y0 - 13, 0))
         draw.text(place, text, fill=colour, font=font, stroke_width=2, stroke_fill="black")

@@ -11,6 +11,7 @@ from envs.clevr import ENV
 from sim2sg_lib.dataset import (LabelledImages, batches, open_images, publish_folder, read_image, start_folder,
                                 write_image, write_labels)
 from sim2sg_lib.graph import InputError, make_graph
+from sim2sg_lib.picture import draw_boxes
 from sim2sg_lib.scene import Ground, Scene
 
 
@@ -82,7 +83,8 @@ def test_truncated_and_disguised_images(folder):
 
 @pytest.mark.parametrize("name, value, words", [
     ("K", [[1, 0], [0, 1]], "K: expected finite numbers of shape (3, 3)"), ("t", [0, 0, None], "t: expected"),
-    ("R", [[1, 0, 0], [0, 1, 0], [0, 0, -1]], "a rotation R"), ("image", "images/9.png", "no camera for images/000001.png")])
+    ("R", [[1, 0, 0], [0, 1, 0], [0, 0, -1]], "a rotation R"),
+    ("R", [[1, 0, 0], [0, -1, 0], [0, 0, -1]], "R: the camera looks straight"), ("image", "images/9.png", "no camera for images/000001.png")])
 def test_bad_cameras_are_named_by_line(folder, name, value, words):
     path = folder / "cameras.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
@@ -107,6 +109,35 @@ def test_training_items_are_scaled_to_the_network(folder):
     assert empty["boxes"].shape == (0, 4) and empty["relations"].shape == (0, 3)
 
 
+def test_labels_must_be_those_of_the_images(folder):
+    """What open_images refuses of a target is refused of a training set, too."""
+    def broken(name, old, new):
+        text = (folder / name).read_text()
+        assert old in text
+        (folder / name).write_text(text.replace(old, new))
+        message = complaint(LabelledImages, [folder], ENV, 80, 60)
+        (folder / name).write_text(text)
+        return message
+
+    assert "dataset.json: format: 9, expected 1" in broken("dataset.json", '"format": 1', '"format": 9')
+    assert "2 images, but dataset.json says 7" in broken("dataset.json", '"count": 2', '"count": 7')
+    assert "000000.png: 320x240 pixels, the image has 160x120" in broken("graphs.jsonl", '"width": 160, "height": 120, "objects": [{',
+                                                                         '"width": 320, "height": 240, "objects": [{')
+    # the file's own line numbers, empty lines counted
+    assert "graphs.jsonl:3: image: images/000000.png has a graph already" in broken(
+        "graphs.jsonl", '\n{"image": "images/000001.png"', '\n\n{"image": "images/000000.png"')
+    assert "no graph for images/000001.png" in broken(
+        "graphs.jsonl", (folder / "graphs.jsonl").read_text().splitlines()[1], "")
+    write_image(folder / "images/000001.png", np.zeros((60, 160, 3), np.uint8))
+    assert "000001.png: 160x60 pixels, dataset.json says 160x120" in complaint(LabelledImages, [folder], ENV, 80, 60)
+
+
+def test_boxes_thinner_than_a_pixel_are_drawn():
+    graph = make_graph("x.png", 1280, 960, [1], [[640, 480, 642, 481]])
+    tile = np.asarray(draw_boxes(np.zeros((960, 1280, 3), np.uint8), graph, ENV.vocabulary))
+    assert tile.shape == (180, 240, 3) and tuple(tile[90, 120]) == (0x56, 0xB4, 0xE9)
+
+
 def test_batches_show_every_image_once_an_epoch():
     order = [i for batch in batches(count=10, batch=4, steps=5, seed=0) for i in batch]
     assert sorted(order[:10]) == sorted(order[10:]) == list(range(10))
@@ -121,7 +152,9 @@ def test_a_used_folder_is_refused_and_survives_until_its_successor_is_complete(t
     assert "is not empty" in complaint(start_folder, out, False)
     # a folder of something else may be the only copy of it
     assert "neither a data set nor a run" in complaint(start_folder, out, True)
-    (out / "config.json").write_text("{}")
+    (out / "config.json").write_text("{}")  # a name that many programs use
+    assert "neither a data set nor a run" in complaint(start_folder, out, True)
+    (out / "log.jsonl").write_text("")
     partial = start_folder(out, overwrite=True)
     (partial / "new.txt").write_text("new")
     assert (out / "old.txt").read_text() == "old"

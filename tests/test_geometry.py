@@ -230,7 +230,7 @@ def test_shadow_falls_on_the_side_away_from_the_lamp():
         column, row = camera.project(np.array([[x, y, 0.0]]))[0][0].astype(int)
         return float(bare[row, column] - with_box[row, column])
 
-    assert darkened(0.8, 0.0) > 0.1        # right of the box: in its shadow (it reaches x = 0.5 + 4.5/3 / ...)
+    assert darkened(0.8, 0.0) > 0.1        # right of the box: in its shadow, which reaches x = 2
     assert abs(darkened(-1.0, 0.0)) < 1e-6  # left of it: lit
 
 

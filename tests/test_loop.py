@@ -213,7 +213,8 @@ def test_target_labels_cannot_influence_training(toy, tmp_path):
     ("evaluate.py", ["--checkpoint", "runs/0/model.pt", "--data", "runs/0"], "no PNG or JPEG image"),
     ("train.py", ["--source", "data/sdr", "--device", "meta", "--out", "y"], "device 'meta' is not available"),
     ("evaluate.py", ["--checkpoint", "runs/0/model.pt", "--data", "data/target/test", "--out", "runs/0/model.pt"],
-     "model.pt: is a file"),
+     "model.pt: cannot be made a folder"),
+    ("evaluate.py", ["--summary", "runs", "--split", "hard"], "takes no other option"),
     ("evaluate.py", ["--summary", "nowhere"], "nowhere: no run with metrics.json"),
 ])
 def test_mistakes_get_one_line_and_harm_nothing(toy, script, arguments, words):
@@ -243,6 +244,24 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(toy, tmp_path):
     (tmp_path / "rotten.pt").write_bytes(content)
     line = run(toy, "evaluate.py", "--checkpoint", tmp_path / "rotten.pt", "--data", "data/target/test", code=3)
     assert "rotten.pt: damaged" in line
+
+
+@pytest.mark.parametrize("options, resolved", [
+    (["--preset", "paper", "--scratch", "--backbone", "resnet18", "--steps", 2, "--align", "appearance,prediction"],
+     {"optimiser": "sgd", "appearance_factor": 4.0, "ramp": False, "imagenet": False, "backbone": "resnet18", "width": 320}),
+    (["--warmup", 0.5, "--steps", 20, "--appearance-factor", 0.3, "--prediction-factor", 0.01, "--align",
+      "appearance,prediction", "--input", "rgb"],
+     {"warmup": 0.5, "appearance_factor": 0.3, "prediction_factor": 0.01, "input": "rgb", "width": 160}),
+    (["--steps", 9], {"steps": 9, "input": "edges", "backbone": "resnet18"}), (["--steps", 1], {"steps": 1})])
+def test_every_option_of_training_has_its_effect(toy, tmp_path, options, resolved):
+    target = ["--target", "data/target/train"] if "--align" in options else []
+    run(toy, "train.py", "--source", "data/sdr", *target, *options, "--out", tmp_path / "run")
+    config = json.loads((tmp_path / "run/config.json").read_text())
+    assert {name: (config["schedule"] | config["model"])[name] for name in resolved} == resolved
+    rows = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == config["schedule"]["steps"]
+    # the discriminators start with the second half where that is the warm-up
+    assert ["loss_appearance" in row for row in rows] == ([False, True] if "--warmup" in options else [bool(target)])
 
 
 def test_training_stops_at_a_loss_that_is_not_finite(toy, tmp_path):
