@@ -38,7 +38,8 @@ CHUNK = 16  # scenes rendered at once
               help="Source look: as the paper draws it, or varying all that a scene graph does not hold.")
 @click.option("--preset", type=click.Choice(["quick", "paper"]), default="quick",
               help="Image size: 160x120 or 320x240 pixels on CLEVR.")
-@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="Image i depends on the other options, the seed and i alone.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0,
+              help="Image i depends on the other options, the seed and i alone.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that is not empty.")
 def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Path | None, target: Path | None,

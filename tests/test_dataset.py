@@ -121,8 +121,8 @@ def test_labels_must_be_those_of_the_images(folder):
 
     assert "dataset.json: format: 9, expected 1" in broken("dataset.json", '"format": 1', '"format": 9')
     assert "2 images, but dataset.json says 7" in broken("dataset.json", '"count": 2', '"count": 7')
-    assert "000000.png: 320x240 pixels, the image has 160x120" in broken("graphs.jsonl", '"width": 160, "height": 120, "objects": [{',
-                                                                         '"width": 320, "height": 240, "objects": [{')
+    assert "000000.png: 320x240 pixels, the image has 160x120" in broken(
+        "graphs.jsonl", '"width": 160, "height": 120, "objects": [{', '"width": 320, "height": 240, "objects": [{')
     # the file's own line numbers, empty lines counted
     assert "graphs.jsonl:3: image: images/000000.png has a graph already" in broken(
         "graphs.jsonl", '\n{"image": "images/000001.png"', '\n\n{"image": "images/000000.png"')
