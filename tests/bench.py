@@ -100,7 +100,7 @@ def bench_training():
         print(f"  {name:<26}{1000 * statistics.median(values):8.1f} ms   {statistics.median(values) / base:5.2f} x")
 
 
-def bench_rendering(num=400):
+def bench_rendering(num=1500):  # the loop's own number
     root = Path(__file__).resolve().parents[1]
     print(f"synthesize.py --num {num}, written to disk, start of Python and torch included")
     for name, options in (("source", []), ("source, strong", ["--randomise", "strong"]), ("target", ["--domain", "target"])):
