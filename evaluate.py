@@ -255,7 +255,8 @@ def draw_loop(loop: Path, table: dict[str, dict]) -> None:
     names = [row["image"] for _, row in read_json_lines(first / "predicted.jsonl")[:6]]
     shown = [("target", [target / name for name in names])]
     shown += [("SDR", first_images(Path(table["sdr"]["source"][0]), len(names)))] if "sdr" in table else []
-    shown += [(title.replace(" + ", "\n+ ").replace(", ", ",\n"), first_images(folder, len(names))) for folder, title in lifted.items()]
+    shown += [(title.replace(" + ", "\n+ ").replace(", ", ",\n"), first_images(folder, len(names)))
+              for folder, title in lifted.items()]
     rows = [(caption, [to_tile(read_image(path, *size)) for path in paths])
             for caption, paths in shown if paths and all(path.is_file() for path in paths)]
     (loop / "figures").mkdir(exist_ok=True)

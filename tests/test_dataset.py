@@ -84,7 +84,8 @@ def test_truncated_and_disguised_images(folder):
 @pytest.mark.parametrize("name, value, words", [
     ("K", [[1, 0], [0, 1]], "K: expected finite numbers of shape (3, 3)"), ("t", [0, 0, None], "t: expected"),
     ("R", [[1, 0, 0], [0, 1, 0], [0, 0, -1]], "a rotation R"),
-    ("R", [[1, 0, 0], [0, -1, 0], [0, 0, -1]], "R: the camera looks straight"), ("image", "images/9.png", "no camera for images/000001.png")])
+    ("R", [[1, 0, 0], [0, -1, 0], [0, 0, -1]], "R: the camera looks straight"),
+    ("image", "images/9.png", "no camera for images/000001.png")])
 def test_bad_cameras_are_named_by_line(folder, name, value, words):
     path = folder / "cameras.jsonl"
     rows = [json.loads(line) for line in path.read_text().splitlines()]
