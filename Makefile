@@ -99,7 +99,7 @@ BEFORE = $(if $(filter 1,$(2)),start,$(1)$(shell expr $(2) - 1))
 LIFTED = $(OUT)/data/$(if $(filter 1,$(2)),label,$(1))$(2)
 define lift
 $(OUT)/data/$(1)$(2)/dataset.json: $(OUT)/$(call BEFORE,$(1),$(2))/model.pt $(TARGET_READY)
-	$(SYNTHESIZE) --checkpoint $(OUT)/$(call BEFORE,$(1),$(2))/model.pt --target $(TRAIN_IMAGES) --num $(LIFTED_NUM) --seed $(SEED) \
+	$(SYNTHESIZE) --checkpoint $$< --target $(TRAIN_IMAGES) --num $(LIFTED_NUM) --seed $(SEED) \
 		--randomise $(PROTOCOL) --out $(OUT)/data/$(1)$(2)
 endef
 define learn

@@ -259,6 +259,8 @@ def draw_loop(loop: Path, table: dict[str, dict]) -> None:
               for folder, title in lifted.items()]
     rows = [(caption, [to_tile(read_image(path, *size)) for path in paths])
             for caption, paths in shown if paths and all(path.is_file() for path in paths)]
+    if not rows:
+        return
     (loop / "figures").mkdir(exist_ok=True)
     contact_sheet(rows).save(loop / "figures" / "loop.png")
     print(f"\n{loop}/figures/loop.png shows what each iteration made of the target")

@@ -116,6 +116,14 @@ def test_the_table_of_a_loop(toy, tmp_path):
     assert "mAP@0.5 0.200 -> 0.250 (better)" in printed
     with Image.open(tmp_path / "loop/figures/loop.png") as sheet:  # target, SDR and one iteration
         assert sheet.height == 3 * 184
+    # without the images there is still a table, and the old sheet stays
+    for folder in ("data/1", "data/sdr"):
+        shutil.copytree(toy / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.png"))
+    info = json.loads((tmp_path / "data/1/dataset.json").read_text())
+    (tmp_path / "data/1/dataset.json").write_text(json.dumps(info | {"target": "gone"}))
+    old = (tmp_path / "loop/figures/loop.png").read_bytes()
+    assert "(better)" in run(tmp_path, "evaluate.py", "--summary", "loop")
+    assert (tmp_path / "loop/figures/loop.png").read_bytes() == old
     (tmp_path / "loop/full/metrics.json").write_text(json.dumps({"map50": None, "recall": {"20": None, "50": None}}))
     assert "No labelled test set" in run(toy, "evaluate.py", "--summary", tmp_path / "loop", "--summary", tmp_path / "loop")
 
