@@ -106,6 +106,11 @@ class Cameras:
         focal_px = torch.stack([self.K[:, 0, 0], self.K[:, 1, 1]], -1)[view]  # (N, 2)
         return points_camera[:, :2] / depth_m[:, None] * focal_px + self.K[view, :2, 2], depth_m
 
+    def homogeneous_px(self, points_world: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
+        """(N, 3) world points, each seen by camera view (N,) -> (N, 3): depth times (u, v, 1), pixels and metres."""
+        points_camera = (self.R[view] * points_world[:, None, :]).sum(-1) + self.t[view]
+        return (self.K[view] * points_camera[:, None, :]).sum(-1)
+
     def positions_world(self) -> torch.Tensor:
         """(B, 3) optical centres, metres."""
         return -(self.R * self.t[:, :, None]).sum(1)

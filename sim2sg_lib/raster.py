@@ -1,0 +1,324 @@
+"""The rasteriser, in pure torch: which faces a pixel sees, how deep, and how far it is from their edges.
+
+Pairs of face and pixel are enumerated from each face's (blurred) bounding box, so that work and memory grow with the
+sum of the boxes and never with faces x pixels. Which pairs count is decided without gradient; what counts is computed
+once more, with it. Fragments mean what PyTorch3D's mean (Ravi et al. 2020), the soft silhouette is SoftRas' (Liu et al.
+2019). Rows of the batch are worked off in bands that fit a memory budget; a band's size changes no bit of the result.
+
+A face with corners q_i = z_i (u_i, v_i, 1), z depth and u, v pixels, covers the pixel h = (u, v, 1) with barycentrics
+b_i / sum(b), b = h M^-1, M the matrix of rows q_i, at depth 1 / sum(b) (Olano and Greer 1997). b is affine in the pixel and
+needs no division by a corner's depth: a face that crosses the camera's plane is as good as any other.
+"""
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch.utils.checkpoint import checkpoint
+
+from sim2sg_lib.camera import Cameras
+from sim2sg_lib.meshes import Meshes
+
+NEAR_M = 0.05       # nothing nearer than this is drawn; faces that cross it are clipped
+PAIR_BYTES = 200    # of one pair of face and pixel at the widest point of the enumeration
+OPAQUE = 1e-4       # a face adds less than this to a silhouette beyond the distance where it is cut off
+
+
+@dataclass(frozen=True)
+class Fragments:
+    """What each pixel of B images sees, nearest first; faces count through the whole batch.
+
+    pix_to_face: (B, H, W, K) int64, the K nearest faces; -1 where there are fewer.
+    zbuf:        (B, H, W, K) float, depth in metres; -1 where empty.
+    bary_coords: (B, H, W, K, 3) float, perspective-correct barycentric coordinates in the face, clipped to it beyond
+                 its edges; -1 where empty.
+    dists:       (B, H, W, K) float, squared distance to the face's nearest edge on the screen, negative inside, in NDC
+                 (the image's short side is 2 long); -1 where empty.
+    """
+
+    pix_to_face: torch.Tensor
+    zbuf: torch.Tensor
+    bary_coords: torch.Tensor
+    dists: torch.Tensor
+
+
+@dataclass(frozen=True)
+class ScreenFaces:
+    """F faces as their cameras see them. Offsets are in pixels from the centre of a face's first pixel.
+
+    face:    (F,) int64, index into Meshes.faces.
+    depth_m: (F, 3) of the corners, behind the camera negative.
+    first:   (F, 2) int64, column and row of the first pixel; rows count through the whole batch: scene * H + row.
+    span:    (F, 2) int64, columns and rows of the blurred bounding box inside the image, at least 1 by 1.
+    inverse: (F, 3, 3), barycentrics of corner i before normalisation: inverse[:, :, i] dotted with (x, y, 1).
+    ends:    (F, 4, 2, 2), offsets of both ends of three edges and of the cut along the near plane.
+    drawn:   (F, 4) bool, whether an edge has any part before the near plane.
+    """
+
+    face: torch.Tensor
+    depth_m: torch.Tensor
+    first: torch.Tensor
+    span: torch.Tensor
+    inverse: torch.Tensor
+    ends: torch.Tensor
+    drawn: torch.Tensor
+
+
+# --- faces on the screen ----------------------------------------------------------------------------------------------
+
+def screen_faces(meshes: Meshes, cameras: Cameras, blur_px: float, cull_backfaces: bool) -> ScreenFaces:
+    """Every face with any pixel within `blur_px` of it; those without area on the screen have none."""
+    size = cameras.K.new_tensor([cameras.width, cameras.height])
+    corners = cameras.homogeneous_px(meshes.verts_world, meshes.vert_scene)[meshes.faces]  # (F, 3, 3): z u, z v, z
+    with torch.no_grad():
+        ends, drawn = edges_px(corners)  # (F, 4, 2, 2), (F, 4)
+        visible = drawn[..., None, None]
+        low = torch.where(visible, ends, torch.inf).amin((1, 2)) - blur_px
+        high = torch.where(visible, ends, -torch.inf).amax((1, 2)) + blur_px
+        first = (low - 0.5).ceil().clamp(min=0).minimum(size)
+        span = (((high - 0.5).floor() + 1).clamp(min=0).minimum(size) - first).clamp(min=0)
+        volume = torch.linalg.det(F.normalize(shift(corners, first + 0.5).double(), dim=-1))  # 0 for a face seen edge-on
+        volume = torch.where(volume.abs() > 8 * torch.finfo(corners.dtype).eps ** 2, volume, 0.0)
+        keep = (span > 0).all(1) & (volume < 0 if cull_backfaces else volume != 0)
+        keep = keep.nonzero()[:, 0]
+    first, span = first[keep], span[keep].long()
+    relative = shift(corners[keep], first + 0.5)
+    ends, drawn = edges_px(relative)
+    scene = meshes.object_scene[meshes.face_object[keep]]
+    return ScreenFaces(keep, corners[keep, :, 2], torch.stack([first[:, 0].long(), scene * cameras.height + first[:, 1].long()], 1),
+                       span, invert(relative), ends, drawn)
+
+
+def shift(corners: torch.Tensor, origin_px: torch.Tensor) -> torch.Tensor:
+    """(F, 3, 3) corners z (u, v, 1) seen from another origin (F, 2) of the pixels: no large numbers cancel later."""
+    return torch.cat([corners[..., :2] - corners[..., 2:] * origin_px[:, None], corners[..., 2:]], -1)
+
+
+def invert(corners: torch.Tensor) -> torch.Tensor:
+    """(F, 3, 3) -> (F, 3, 3) inverse matrices, by cross products."""
+    cross = torch.linalg.cross(corners.roll(-1, 1), corners.roll(-2, 1))  # row i: q_j x q_k
+    determinant = (cross[:, 0] * corners[:, 0]).sum(-1)
+    return (cross / determinant[:, None, None]).transpose(1, 2)
+
+
+def edges_px(corners: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Three edges and the cut along the near plane, clipped to it: corners (F, 3, 3) -> (F, 4, 2, 2) px, (F, 4) bool."""
+    depth = corners[..., 2]
+    front = depth > NEAR_M
+    start, end = corners, corners.roll(-1, 1)
+    crossing = front != front.roll(-1, 1)
+    along = (NEAR_M - depth) / torch.where(crossing, depth.roll(-1, 1) - depth, 1.0)
+    cut = torch.lerp(start, end, along[..., None])  # (F, 3, 3) where each edge meets the near plane
+    ends = torch.stack([torch.where(front[..., None], start, cut),
+                        torch.where(front.roll(-1, 1)[..., None], end, cut)], 2)  # (F, 3, 2, 3)
+    drawn = front | crossing
+    # the two cuts of a crossing face, in the order of its edges
+    order = crossing.int().sort(dim=1, descending=True, stable=True).indices[:, :2]
+    near = cut.gather(1, order[..., None].expand(-1, -1, 3))
+    ends = torch.cat([ends, near[:, None]], 1)
+    drawn = torch.cat([drawn, crossing.any(1, keepdim=True)], 1)
+    return ends[..., :2] / torch.where(drawn[..., None], ends[..., 2], 1.0)[..., None], drawn
+
+
+# --- pairs of face and pixel ------------------------------------------------------------------------------------------
+
+@dataclass(frozen=True)
+class Pairs:
+    """P pairs of face and pixel, faces ascending.
+
+    face:   (P,) int64, index into ScreenFaces.
+    offset: (P, 2) float, pixels from the face's first pixel.
+    pixel:  (P,) int64, counted row by row from the band's first.
+    """
+
+    face: torch.Tensor
+    offset: torch.Tensor
+    pixel: torch.Tensor
+
+    def select(self, chosen: torch.Tensor) -> "Pairs":
+        """Those of an index or mask."""
+        return Pairs(self.face[chosen], self.offset[chosen], self.pixel[chosen])
+
+
+def row_bands(faces: ScreenFaces, rows: int, memory_mb: float) -> list[tuple[int, int]]:
+    """Cut the batch's rows where the pairs so far would no longer fit the budget; a band has at least one row."""
+    change = torch.zeros(rows + 1, dtype=torch.int64, device=faces.first.device)  # pairs that begin or end at a row
+    change.index_add_(0, faces.first[:, 1], faces.span[:, 0])
+    change.index_add_(0, faces.first[:, 1] + faces.span[:, 1], -faces.span[:, 0])
+    total = change.cumsum(0).cumsum(0)[:rows].tolist()  # pairs in the rows up to each one
+    budget, bands, start, before = memory_mb * 2 ** 20 / PAIR_BYTES, [], 0, 0
+    for row in range(1, rows + 1):
+        if row == rows or total[row] - before > budget:
+            bands.append((start, row))
+            start, before = row, total[row - 1]
+    return bands
+
+
+def enumerate_pairs(faces: ScreenFaces, band: tuple[int, int], width: int) -> Pairs:
+    """All pixels of the faces' boxes in the rows of a band."""
+    top = faces.first[:, 1].clamp(min=band[0])
+    bottom = (faces.first[:, 1] + faces.span[:, 1]).clamp(max=band[1])
+    columns = faces.span[:, 0]
+    count = columns * (bottom - top).clamp(min=0)
+    face = torch.repeat_interleave(count)
+    step = torch.arange(len(face), device=face.device) - (count.cumsum(0) - count)[face]
+    row = torch.div(step, columns[face], rounding_mode="floor")
+    column = step - row * columns[face]
+    pixel = (row + (top - band[0])[face]) * width + column + faces.first[face, 0]
+    offset = torch.stack([column, row + (top - faces.first[:, 1])[face]], -1)
+    return Pairs(face, offset.to(faces.inverse.dtype), pixel)
+
+
+def barycentrics(faces: ScreenFaces, pairs: Pairs) -> torch.Tensor:
+    """(P, 3) barycentric coordinates over depth: positive inside a face that lies before the camera."""
+    affine = faces.inverse[pairs.face]  # (P, 3, 3)
+    return affine[:, 0] * pairs.offset[:, :1] + affine[:, 1] * pairs.offset[:, 1:] + affine[:, 2]
+
+
+def squared_distance_px(faces: ScreenFaces, pairs: Pairs) -> torch.Tensor:
+    """(P,) squared distance of each pixel to the nearest edge of its face."""
+    nearest = torch.full_like(pairs.offset[:, 0], torch.inf)
+    for edge in range(4):
+        drawn = faces.drawn[:, edge]
+        if not drawn.any():
+            continue
+        start, end = faces.ends[:, edge].unbind(1)
+        along = end - start  # (F, 2)
+        length = (along ** 2).sum(1).clamp(min=1e-12)
+        to_pixel = pairs.offset - start[pairs.face]
+        share = ((to_pixel * along[pairs.face]).sum(1) / length[pairs.face]).clamp(0, 1)
+        squared = ((to_pixel - share[:, None] * along[pairs.face]) ** 2).sum(1)
+        nearest = torch.minimum(nearest, torch.where(drawn[pairs.face], squared, torch.inf))
+    return nearest
+
+
+def covered(faces: ScreenFaces, pairs: Pairs, blur_px: float) -> Pairs:
+    """The pairs whose pixel lies in the face or nearer than `blur_px` to its edges."""
+    inside = is_inside(barycentrics(faces, pairs))
+    if blur_px > 0:
+        outside = (~inside).nonzero()[:, 0]
+        inside[outside] = squared_distance_px(faces, pairs.select(outside)) < blur_px ** 2
+    return pairs.select(inside)
+
+
+def is_inside(bary: torch.Tensor) -> torch.Tensor:
+    """(P, 3) barycentrics over depth -> (P,) bool: in the face, and no nearer than the near plane."""
+    return (bary >= 0).all(1) & (bary.sum(1) > 0) & (bary.sum(1) < 1 / NEAR_M)
+
+
+def depth_and_barycentrics(faces: ScreenFaces, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
+    """(P,) metres and (P, 3), of the face's point seen at the pixel; beyond the face clipped to it, as PyTorch3D does."""
+    bary = barycentrics(faces, pairs).clamp(min=0)
+    bary = bary / bary.sum(1, keepdim=True).clamp(min=1e-12)
+    return (bary * faces.depth_m[pairs.face]).sum(1).clamp(min=NEAR_M), bary
+
+
+# --- which faces a pixel sees -----------------------------------------------------------------------------------------
+
+def rasterize(meshes: Meshes, cameras: Cameras, blur_radius: float = 0.0, faces_per_pixel: int = 1,
+              cull_backfaces: bool = False, memory_mb: float = 512) -> Fragments:
+    """The nearest `faces_per_pixel` faces at every pixel's centre, of those in it or within the blur radius.
+
+    blur_radius: squared NDC distance up to which a face is seen beyond its edges.
+    cull_backfaces: skip faces whose corners run clockwise, seen from the camera.
+    memory_mb: what the enumeration may take, about; the result does not depend on it.
+    """
+    blur_px = math.sqrt(blur_radius) * min(cameras.width, cameras.height) / 2
+    faces = screen_faces(meshes, cameras, blur_px, cull_backfaces)
+
+    def rasterize_band(low: int, high: int) -> tuple[torch.Tensor, ...]:
+        with torch.no_grad():
+            pairs = covered(faces, enumerate_pairs(faces, (low, high), cameras.width), blur_px)
+            depth_m, _ = depth_and_barycentrics(faces, pairs)
+            chosen, rank = nearest(pairs.pixel, depth_m, faces_per_pixel, (high - low) * cameras.width)
+            pairs = pairs.select(chosen)
+        return fill(faces, pairs, rank, (high - low, cameras.width, faces_per_pixel), cameras)
+
+    bands = row_bands(faces, meshes.scenes * cameras.height, memory_mb)
+    parts = [in_band(rasterize_band, band, faces, len(bands)) for band in bands]
+    shape = (meshes.scenes, cameras.height, cameras.width, faces_per_pixel)
+    pix_to_face, zbuf, bary, dists = (torch.cat(column) for column in zip(*parts))
+    return Fragments(pix_to_face.view(shape), zbuf.view(shape), bary.view(*shape, 3), dists.view(shape))
+
+
+def in_band(work, band: tuple[int, int], faces: ScreenFaces, bands: int):
+    """work(low, high); with gradients and several bands, what a band computed is computed again in the backward pass."""
+    if bands > 1 and faces.inverse.requires_grad:
+        return checkpoint(work, *band, use_reentrant=False)
+    return work(*band)
+
+
+def nearest(pixel: torch.Tensor, depth_m: torch.Tensor, count: int, pixels: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of pairs (P,) the `count` nearest of every pixel: their indices, and their ranks from 0. A tie goes to the first."""
+    if depth_m.dtype == torch.float32:
+        order = depth_m.view(torch.int32).long()  # a positive float's bits sort like the float
+    else:
+        order = torch.unique(depth_m, return_inverse=True)[1]
+    if count == 1:
+        empty = torch.iinfo(torch.int64).max
+        first = torch.full((pixels,), empty, dtype=torch.int64, device=pixel.device)
+        first.scatter_reduce_(0, pixel, (order << 32) | torch.arange(len(pixel), device=pixel.device), "amin")
+        chosen = first[first != empty] & 0xFFFFFFFF
+        return chosen, torch.zeros_like(chosen)
+    key, chosen = ((pixel << 32) | order).sort(stable=True)
+    pixel = key >> 32
+    begin = torch.searchsorted(pixel, torch.arange(pixels, device=pixel.device))
+    rank = torch.arange(len(pixel), device=pixel.device) - begin[pixel]
+    return chosen[rank < count], rank[rank < count]
+
+
+def fill(faces: ScreenFaces, pairs: Pairs, rank: torch.Tensor, shape: tuple[int, int, int], cameras: Cameras
+         ) -> tuple[torch.Tensor, ...]:
+    """The fields of Fragments for one band, (rows, W, K), with gradient to the faces."""
+    depth_m, bary = depth_and_barycentrics(faces, pairs)
+    dists = signed_distance(faces, pairs, cameras)
+    place = pairs.pixel * shape[2] + rank
+    pix_to_face = torch.full((math.prod(shape),), -1, dtype=torch.int64, device=place.device)
+    pix_to_face = pix_to_face.index_put((place,), faces.face[pairs.face])
+    values = torch.cat([depth_m[:, None], bary, dists[:, None]], 1)  # (P, 5)
+    filled = values.new_full((math.prod(shape), 5), -1.0).index_put((place,), values)
+    return (pix_to_face.view(shape), filled[:, 0].reshape(shape), filled[:, 1:4].reshape(*shape, 3),
+            filled[:, 4].reshape(shape))
+
+
+def signed_distance(faces: ScreenFaces, pairs: Pairs, cameras: Cameras) -> torch.Tensor:
+    """(P,) squared NDC distance to the nearest edge, negative inside."""
+    to_ndc = (2 / min(cameras.width, cameras.height)) ** 2
+    squared = squared_distance_px(faces, pairs) * to_ndc
+    return torch.where(is_inside(barycentrics(faces, pairs).detach()), -squared, squared)
+
+
+# --- soft images ------------------------------------------------------------------------------------------------------
+
+def silhouette(meshes: Meshes, cameras: Cameras, sigma: float, memory_mb: float = 512) -> torch.Tensor:
+    """(B, H, W) share of each pixel that the objects cover: 1 - prod(1 - D) over ALL faces (Liu et al. 2019, eq. 1, 3).
+
+    D = sigmoid(-d / sigma), d the face's signed squared NDC distance. Its limit for sigma -> 0 is the hard mask.
+    """
+    blur_px = math.sqrt(sigma * math.log(1 / OPAQUE - 1)) * min(cameras.width, cameras.height) / 2
+    faces = screen_faces(meshes, cameras, blur_px, cull_backfaces=False)
+
+    def silhouette_band(low: int, high: int) -> torch.Tensor:
+        with torch.no_grad():
+            pairs = covered(faces, enumerate_pairs(faces, (low, high), cameras.width), blur_px)
+        clear = F.logsigmoid(signed_distance(faces, pairs, cameras) / sigma)  # log(1 - D)
+        return clear.new_zeros((high - low) * cameras.width).index_add(0, pairs.pixel, clear)
+
+    bands = row_bands(faces, meshes.scenes * cameras.height, memory_mb)
+    clear = torch.cat([in_band(silhouette_band, band, faces, len(bands)) for band in bands])
+    return -torch.expm1(clear).view(meshes.scenes, cameras.height, cameras.width)
+
+
+def soft_blend(colours: torch.Tensor, fragments: Fragments, background: torch.Tensor, sigma: float, gamma: float,
+               near_m: float = 1.0, far_m: float = 100.0) -> torch.Tensor:
+    """Colours weighted by closeness and depth (Liu et al. 2019, eq. 2; PyTorch3D's softmax_rgb_blend): -> (B, H, W, 3).
+
+    colours: (B, H, W, K, 3) of the fragments' faces. background: broadcastable to (B, H, W, 3).
+    """
+    seen = fragments.pix_to_face >= 0
+    share = torch.sigmoid(-fragments.dists / sigma) * seen
+    closeness = torch.where(seen, (far_m - fragments.zbuf) / (far_m - near_m), 0.0)
+    closest = closeness.amax(-1, keepdim=True).clamp(min=1e-10)
+    weight = share * torch.exp((closeness - closest) / gamma)  # (B, H, W, K)
+    behind = torch.exp((1e-10 - closest) / gamma).clamp(min=1e-10)  # (B, H, W, 1)
+    return ((weight[..., None] * colours).sum(-2) + behind * background) / (weight.sum(-1, keepdim=True) + behind)

@@ -1,0 +1,248 @@
+"""The rasteriser against PyTorch3D's own output, a slow twin, finite differences and degenerate scenes."""
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sim2sg_lib.camera import Cameras
+from sim2sg_lib.meshes import Meshes
+from sim2sg_lib.raster import NEAR_M, rasterize, silhouette, soft_blend
+
+FIELDS = ("pix_to_face", "zbuf", "bary_coords", "dists")
+
+
+def pack(verts, faces, scene=None, scenes=1) -> Meshes:
+    """Bare triangles: verts (V, 3), faces (F, 3), one object a scene, scene (V,) of each vertex."""
+    scene = torch.zeros(len(verts), dtype=torch.int64) if scene is None else scene
+    face_object = scene[faces[:, 0]] if len(faces) else torch.zeros(0, dtype=torch.int64)
+    blank = torch.zeros(scenes)
+    return Meshes(verts, verts, faces, face_object, scene, torch.arange(scenes), scenes, torch.zeros(scenes, 3), blank, blank)
+
+
+def view(width, height, focal_px, dtype=torch.float64, scenes=1) -> Cameras:
+    """Cameras at the world's origin that look along +z, principal point off the centre."""
+    K = torch.tensor([[focal_px, 0, 0.45 * width], [0, focal_px, 0.55 * height], [0, 0, 1]], dtype=dtype)
+    return Cameras(K.expand(scenes, 3, 3), torch.eye(3, dtype=dtype).expand(scenes, 3, 3), torch.zeros(scenes, 3, dtype=dtype),
+                   width, height)
+
+
+# --- PyTorch3D --------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope="module")
+def reference():
+    path = Path(__file__).parent / "data" / "pytorch3d_raster.npz"
+    return np.load(path)
+
+
+@pytest.mark.parametrize("name", ["triangle_hard", "two_soft", "two_soft_wide", "scene_hard", "scene_soft"])
+def test_fragments_are_pytorch3d_s(reference, name):
+    """What PyTorch3D 0.7.9's CPU rasteriser returned for the same scene (tests/data/README.md)."""
+    def get(key):
+        return torch.from_numpy(np.asarray(reference[f"{name}/{key}"]))
+
+    height, width = get("size").tolist()
+    verts = get("verts").requires_grad_()
+    cameras = Cameras(get("K")[None], get("R")[None], get("t")[None], width, height)
+    meshes = pack(verts, get("faces"))
+    found = rasterize(meshes, cameras, float(get("blur_radius")), int(get("faces_per_pixel")))
+    same = found.pix_to_face[0] == get("pix_to_face")
+    assert same[..., 0].float().mean() >= 0.999 and same.float().mean() >= 0.999
+    assert (found.zbuf[0] - get("zbuf"))[same].abs().max() < 1e-4
+    assert (found.bary_coords[0] - get("bary"))[same].abs().max() < 1e-4
+    assert (found.dists[0] - get("dists"))[same].abs().max() < 1e-5
+    if f"{name}/silhouette" not in reference:
+        return
+    shares = torch.sigmoid(-found.dists / float(get("sigma"))) * (found.pix_to_face >= 0)
+    image = 1 - (1 - shares).prod(-1)
+    assert (image[0] - get("silhouette")).abs().max() < 1e-3
+    y, x = torch.meshgrid(torch.linspace(0, 1, height), torch.linspace(0, 1, width), indexing="ij")
+    loss = ((image - 0.3 * x - 0.5 * y) ** 2).sum()
+    assert loss.item() == pytest.approx(float(get("loss")), rel=1e-4)
+    gradient, = torch.autograd.grad(loss, verts)
+    assert torch.cosine_similarity(gradient.flatten(), get("grad_verts").flatten(), 0) > 0.999
+
+
+# --- a slow twin ------------------------------------------------------------------------------------------------------
+
+def slow_pixel(corners, K, u, v):
+    """One face (3, 3) in the camera's frame and one pixel: (depth, barycentrics, signed squared px) by plain geometry.
+
+    Depth and barycentrics come from the ray's crossing of the face's plane in 3-D, the distance from the edges cut at the
+    near plane and projected. None where the ray meets the plane outside the face.
+    """
+    ray = np.array([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], 1.0])
+    system = np.column_stack([corners[0] - corners[2], corners[1] - corners[2], -ray])
+    a, b, depth = np.linalg.solve(system, -corners[2])
+    bary = np.array([a, b, 1 - a - b])
+    inside = bool((bary >= 0).all() and depth > NEAR_M)
+    polygon = []
+    for i in range(3):
+        p, q = corners[i], corners[(i + 1) % 3]
+        if p[2] > NEAR_M:
+            polygon.append(p)
+        if (p[2] > NEAR_M) != (q[2] > NEAR_M):
+            polygon.append(p + (q - p) * (NEAR_M - p[2]) / (q[2] - p[2]))
+    points = [np.array([K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]]) for x, y, z in polygon]
+    squared = math.inf
+    for p, q in zip(points, points[1:] + points[:1]):
+        share = np.clip((np.array([u, v]) - p) @ (q - p) / max((q - p) @ (q - p), 1e-12), 0, 1)
+        squared = min(squared, ((np.array([u, v]) - p - share * (q - p)) ** 2).sum())
+    return inside, depth, bary, squared
+
+
+def random_triangles(count, seed, behind):
+    """Triangles before the camera; with `behind`, half of them reach behind it."""
+    rng = np.random.default_rng(seed)
+    verts = rng.uniform([-1.5, -1.5, 1.0], [1.5, 1.5, 4.0], (3 * count, 3))
+    if behind:
+        verts[::6, 2] -= 4.0
+    return torch.from_numpy(verts), torch.arange(3 * count).view(-1, 3)
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_nearest_faces_agree_with_a_per_pixel_twin(behind):
+    verts, faces = random_triangles(12, 4, behind)
+    cameras = view(8, 8, 6.0)
+    found = rasterize(pack(verts, faces), cameras, faces_per_pixel=4)
+    K = cameras.K[0].numpy()
+    for y, x in np.ndindex(8, 8):
+        hits = []
+        for f in range(12):
+            inside, depth, bary, squared = slow_pixel(verts[faces[f]].numpy(), K, x + 0.5, y + 0.5)
+            if inside:
+                hits.append((depth, f, bary, -squared / 16))  # NDC: 8 pixels are 2 long
+        hits = sorted(hits, key=lambda hit: hit[0])[:4]
+        assert found.pix_to_face[0, y, x].tolist() == [hit[1] for hit in hits] + [-1] * (4 - len(hits))
+        for k, (depth, _, bary, squared) in enumerate(hits):
+            assert found.zbuf[0, y, x, k].item() == pytest.approx(depth, rel=1e-6)
+            assert found.bary_coords[0, y, x, k].numpy() == pytest.approx(bary, abs=1e-6)
+            assert found.dists[0, y, x, k].item() == pytest.approx(squared, rel=1e-6, abs=1e-9)
+
+
+@pytest.mark.parametrize("behind", [False, True])
+def test_the_silhouette_agrees_with_a_per_pixel_twin_over_all_faces(behind):
+    verts, faces = random_triangles(12, 5, behind)
+    cameras, sigma = view(8, 8, 6.0), 1e-2
+    found = silhouette(pack(verts, faces), cameras, sigma)
+    K = cameras.K[0].numpy()
+    for y, x in np.ndindex(8, 8):
+        clear = 1.0
+        for f in range(12):
+            inside, _, _, squared = slow_pixel(verts[faces[f]].numpy(), K, x + 0.5, y + 0.5)
+            clear *= 1 - 1 / (1 + math.exp(min((-squared if inside else squared) / 16 / sigma, 700)))
+        assert found[0, y, x].item() == pytest.approx(1 - clear, abs=12 * 1.1e-4)  # each face is cut off at 1e-4
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+def scene_inputs():
+    verts, faces = random_triangles(4, 7, behind=False)
+    cameras = view(8, 8, 6.0)
+    inputs = [verts.requires_grad_(), cameras.K.clone().requires_grad_(), cameras.R.clone().requires_grad_(),
+              cameras.t.clone().requires_grad_()]
+    return inputs, faces
+
+
+def test_gradients_of_fragments_agree_with_finite_differences():
+    inputs, faces = scene_inputs()
+
+    def fragments(verts, K, R, t):
+        found = rasterize(pack(verts, faces), Cameras(K, R, t, 8, 8), 0.05, 3)
+        return found.zbuf, found.bary_coords, found.dists
+
+    assert torch.autograd.gradcheck(fragments, inputs, eps=1e-7, atol=1e-4)
+
+
+def test_gradients_of_soft_images_agree_with_finite_differences():
+    inputs, faces = scene_inputs()
+    colours = torch.rand(1, 8, 8, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+
+    def images(verts, K, R, t, colours):
+        meshes, cameras = pack(verts, faces), Cameras(K, R, t, 8, 8)
+        found = rasterize(meshes, cameras, 0.05, 3)
+        return silhouette(meshes, cameras, 1e-2), soft_blend(colours, found, torch.zeros(3), 1e-2, 1e-2)
+
+    assert torch.autograd.gradcheck(images, [*inputs, colours], eps=1e-7, atol=1e-4)
+
+
+# --- budget, limits, degenerate scenes --------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("count, blur", [(1, 0.0), (3, 0.01)])
+def test_every_memory_budget_gives_the_same_bits(count, blur):
+    verts, faces = random_triangles(40, 8, behind=True)
+    scene = torch.arange(40).repeat_interleave(3) % 2
+    results = []
+    for budget in (1e-4, 0.01, 512):
+        moving = verts.float().clone().requires_grad_()
+        meshes, cameras = pack(moving, faces, scene, 2), view(40, 30, 30.0, torch.float32, 2)
+        found = rasterize(meshes, cameras, blur, count, memory_mb=budget)
+        soft = silhouette(meshes, cameras, 1e-3, memory_mb=budget)
+        gradient, = torch.autograd.grad(found.dists.sum() + soft.sum(), moving)
+        results.append([getattr(found, name) for name in FIELDS] + [soft])
+        assert gradient.isfinite().all()
+    for other in results[1:]:
+        assert all(torch.equal(a, b) for a, b in zip(results[0], other))
+
+
+def test_the_hard_mask_is_the_soft_one_s_limit():
+    verts, faces = random_triangles(6, 9, behind=False)
+    meshes, cameras = pack(verts, faces), view(32, 24, 20.0)
+    hard = rasterize(meshes, cameras).pix_to_face[..., 0] >= 0
+    assert ((silhouette(meshes, cameras, 1e-9) > 0.5) == hard).all()
+    nearer = rasterize(meshes, cameras, 1e-9, 6)
+    colours = torch.rand(6, 3, dtype=torch.float64)[nearer.pix_to_face.clamp(min=0)]
+    soft = soft_blend(colours, nearer, torch.zeros(3, dtype=torch.float64), 1e-9, 1e-6)
+    assert torch.allclose(soft[hard], colours[..., 0, :][hard], atol=1e-3)
+    assert (soft[~hard] < 1e-3).all()
+
+
+def test_a_batch_of_scenes_of_different_size_equals_each_alone():
+    verts, faces = random_triangles(7, 10, behind=True)
+    scene = torch.tensor([0, 0, 0, 0, 0, 2, 2]).repeat_interleave(3)  # scene 1 is empty
+    together = rasterize(pack(verts, faces, scene, 3), view(20, 15, 12.0, scenes=3), 0.01, 4)
+    for b, own in ((0, slice(0, 5)), (1, slice(0, 0)), (2, slice(5, 7))):
+        first = own.start
+        few = pack(verts[3 * own.start:3 * own.stop], faces[own] - 3 * first)
+        alone = rasterize(few, view(20, 15, 12.0), 0.01, 4)
+        assert torch.equal(torch.where(together.pix_to_face[b] >= 0, together.pix_to_face[b] - first, -1),
+                           alone.pix_to_face[0])
+        assert torch.equal(together.dists[b], alone.dists[0])
+
+
+def test_a_projected_square_equals_its_outline():
+    """A square facing the camera, 2 m wide at 4 m, seen at 10 px focal length: 5 px wide around the principal point."""
+    verts = torch.tensor([[-1.0, -1, 4], [1, -1, 4], [1, 1, 4], [-1, 1, 4]], dtype=torch.float64)
+    faces = torch.tensor([[0, 1, 2], [0, 2, 3]])
+    cameras = view(20, 20, 10.0)  # principal point (9, 11): columns 6.5 to 11.5, rows 8.5 to 13.5
+    seen = rasterize(pack(verts, faces), cameras).pix_to_face[0, ..., 0] >= 0
+    expected = torch.zeros(20, 20, dtype=torch.bool)
+    expected[9:13, 7:11] = True
+    edge = torch.zeros_like(expected)  # pixels whose centre lies on the outline may fall either way
+    edge[8:14, 6:12] = True
+    assert (seen[~edge | expected] == expected[~edge | expected]).all()
+
+
+coordinate = st.one_of(st.floats(-3, 3), st.sampled_from([0.0, 1.0, -1.0, 1e-6, 1e6, NEAR_M]))
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(st.lists(st.tuples(coordinate, coordinate, coordinate), min_size=0, max_size=4), st.booleans(),
+       st.sampled_from([(1, 1), (5, 3)]), st.sampled_from([1e-6, 1.0, 1e6]), st.sampled_from([torch.float32, torch.float64]))
+def test_degenerate_scenes_give_finite_images_and_gradients(points, twice, size, scale, dtype):
+    """No face, faces without area, on, behind and across the camera's plane, coplanar, tiny and huge."""
+    points = points + points[:1] * (len(points) % 3 and 3 - len(points) % 3)
+    verts = (scale * torch.tensor(points, dtype=dtype).reshape(-1, 3)).requires_grad_()
+    faces = torch.arange(len(points)).view(-1, 3).repeat(2 if twice else 1, 1)
+    meshes, cameras = pack(verts, faces), view(*size, 4.0, dtype)
+    found = rasterize(meshes, cameras, 0.01, 3)
+    soft = silhouette(meshes, cameras, 1e-2)
+    image = soft_blend(torch.ones(*found.zbuf.shape, 3, dtype=dtype), found, torch.zeros(3, dtype=dtype), 1e-2, 1e-2)
+    for value in (found.zbuf, found.bary_coords, found.dists, soft, image):
+        assert value.isfinite().all()
+    if len(points):
+        gradient, = torch.autograd.grad(soft.sum() + image.sum() + found.bary_coords.sum(), verts, allow_unused=True)
+        assert gradient is None or gradient.isfinite().all()
