@@ -152,7 +152,8 @@ def write_data_set(folder: Path, indices: range, scene, env, size: tuple[int, in
     from sim2sg_lib.dataset import write_image, write_labels
     from sim2sg_lib.labels import annotate
     from sim2sg_lib.meshes import build
-    from sim2sg_lib.render import SUPERSAMPLE, rasterize, scale_cameras, shade
+    from sim2sg_lib.raster import rasterize, scale_cameras
+    from sim2sg_lib.render import SUPERSAMPLE, shade
 
     (folder / "images").mkdir(parents=True)
     scenes, graphs = [], []
@@ -162,7 +163,7 @@ def write_data_set(folder: Path, indices: range, scene, env, size: tuple[int, in
             names = [f"images/{start + k:06d}.png" for k in range(len(chunk))]
             meshes = build(chunk, env.assets, device)
             cameras = stack_cameras([s.camera for s in chunk], *size, device)
-            fragments = rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE))
+            fragments = rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
             images = shade(fragments, meshes, cameras, chunk)
             graphs += annotate(fragments, meshes, cameras, chunk, env, names)
             scenes += chunk

@@ -10,7 +10,7 @@ from sim2sg_lib.camera import Camera, look_at
 from sim2sg_lib.env import Env
 from sim2sg_lib.graph import Vocabulary
 from sim2sg_lib.meshes import box_mesh, cylinder_mesh, sphere_mesh
-from sim2sg_lib.scene import Ground, Light, Material, Scene, SceneObject, predicate_axes
+from sim2sg_lib.scene import PATTERNS, Light, Material, Scene, SceneObject, Sky, Texture, predicate_axes
 
 CATEGORIES = ("cube", "sphere", "cylinder")
 RADII_M = (0.35, 0.5, 0.7)
@@ -69,21 +69,22 @@ def dress(objects: list[SceneObject], camera: Camera, domain: str, randomise: st
     materials = [Material(colour, metallic, roughness) for colour in colours]
     lights = [Light(tuple(np.array(position) + rng.uniform(-LAMP_JITTER_M, LAMP_JITTER_M, 3)), (power,) * 3)
               for position, power in LAMPS]
-    ground, ambient, exposure = Ground(GROUND_RGB), (0.35,) * 3, 1.0
+    ground, sky, exposure = Material(GROUND_RGB, roughness=1.0), (0.35,) * 3, 1.0
     if randomise == "strong" and look == "source":
         materials = [Material(tuple(rng.uniform(0.02, 0.95, 3)), float(rng.uniform()), float(rng.uniform(0.2, 0.9)))
                      for _ in objects]
         lights = [Light(tuple(np.array(light.position_world) * rng.uniform(0.7, 1.5) + rng.uniform(-2, 2, 3) * (1, 1, 0)),
                         tuple(light.intensity[0] * rng.uniform(0.2, 1.6) * rng.uniform(0.7, 1.3, 3)))
                   for light in lights]
-        ground = Ground(tuple(rng.uniform(0.05, 0.8) * rng.uniform(0.6, 1.0, 3)), tuple(rng.uniform(0.05, 0.95, 3)),
-                        float(rng.uniform(0, 0.8)), float(np.exp(rng.uniform(np.log(0.1), np.log(4)))),
-                        int(rng.integers(1 << 16)))
-        ambient, exposure = tuple(rng.uniform(0.1, 0.6) * rng.uniform(0.7, 1.3, 3)), float(rng.uniform(0.5, 1.2))
+        colour, pattern = tuple(rng.uniform(0.05, 0.8) * rng.uniform(0.6, 1.0, 3)), tuple(rng.uniform(0.05, 0.95, 3))
+        amount, scale_m = float(rng.uniform(0, 0.8)), float(np.exp(rng.uniform(np.log(0.1), np.log(4))))
+        ground = Material(colour, roughness=1.0, texture=Texture(str(rng.choice(PATTERNS)), pattern, scale_m, amount,
+                                                                 int(rng.integers(1 << 16))))
+        sky, exposure = tuple(rng.uniform(0.1, 0.6) * rng.uniform(0.7, 1.3, 3)), float(rng.uniform(0.5, 1.2))
     style_seed = int(rng.integers(1 << 16)) if look == "target" else None
     objects = [SceneObject(o.label, o.asset, o.position_world, o.size_m, o.yaw_rad, material)
                for o, material in zip(objects, materials)]
-    return Scene(tuple(objects), camera, tuple(lights), ambient, ground, exposure, style_seed)
+    return Scene(tuple(objects), camera, tuple(lights), Sky(sky, sky), ground, exposure, style_seed)
 
 
 def linear(display_rgb: tuple[int, int, int]) -> tuple[float, float, float]:

@@ -6,7 +6,7 @@ from sim2sg_lib.camera import Cameras
 from sim2sg_lib.env import Env
 from sim2sg_lib.graph import SceneGraph, make_graph, select_objects
 from sim2sg_lib.meshes import Meshes
-from sim2sg_lib.render import NEAR_M, Fragments, coverage, scale_cameras
+from sim2sg_lib.raster import Fragments, object_pixels, scale_cameras
 from sim2sg_lib.scene import Scene, relations
 
 
@@ -21,7 +21,7 @@ def annotate(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: lis
     width, height = cameras.width, cameras.height
     fine = fragments.pix_to_face.shape[2] // width
     boxes, shown = visible_boxes(fragments, meshes)
-    alone = alone_pixels(meshes, scale_cameras(cameras, fine))
+    alone = object_pixels(meshes, scale_cameras(cameras, fine)).cpu().numpy()
     truncated = truncated_share(meshes, cameras)
     graphs, first = [], 0
     for scene, image in zip(scenes, images):
@@ -47,15 +47,6 @@ def visible_boxes(fragments: Fragments, meshes: Meshes) -> tuple[np.ndarray, np.
         boxes[:, axis] = boxes[:, axis].scatter_reduce(0, thing, value, "amin", include_self=False)
         boxes[:, axis + 2] = boxes[:, axis + 2].scatter_reduce(0, thing, value + 1, "amax", include_self=False)
     return boxes.cpu().numpy().astype(np.float64), shown.cpu().numpy()
-
-
-def alone_pixels(meshes: Meshes, cameras: Cameras) -> np.ndarray:
-    """(O,) pixels each object would cover in the image if nothing stood in front of it."""
-    verts_px, depth_m = cameras.project(meshes.verts_world, meshes.vert_scene)
-    keep = (depth_m[meshes.faces] > NEAR_M).all(1)
-    mask = coverage(verts_px[meshes.faces], keep, meshes.face_object, len(meshes.object_scene), cameras.width,
-                    cameras.height)
-    return mask.sum((1, 2)).cpu().numpy()
 
 
 def truncated_share(meshes: Meshes, cameras: Cameras) -> np.ndarray:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from sim2sg_lib.scene import Scene
+from sim2sg_lib.scene import PATTERNS, Material, Scene, Texture
 
 
 @dataclass(frozen=True)
@@ -89,16 +89,33 @@ def cylinder_mesh(segments: int = 48) -> Mesh:
 
 
 @dataclass(frozen=True)
+class Textures:
+    """N textures. pattern: (N,) int64 into scene.PATTERNS, -1 for none.    colour: (N, 3).    scale_m, amount: (N,).
+
+    seed: (N,) int64.
+    """
+
+    pattern: torch.Tensor
+    colour: torch.Tensor
+    scale_m: torch.Tensor
+    amount: torch.Tensor
+    seed: torch.Tensor
+
+
+@dataclass(frozen=True)
 class Meshes:
     """The objects of B scenes, O in all, packed. Indices count through the whole batch.
 
     verts_world, normals_world: (V, 3) float.    faces: (F, 3) int64 into verts.
+    verts_object: (V, 3) float, metres in the object's own frame, where its texture lives.
     face_object:  (F,) int64.                    vert_scene: (V,) int64.
     object_scene: (O,) int64, ascending.         scenes: B; a scene may have no object.
     colour: (O, 3) float, linear RGB.            metallic, roughness: (O,) float.
+    texture: of each object.
     """
 
     verts_world: torch.Tensor
+    verts_object: torch.Tensor
     normals_world: torch.Tensor
     faces: torch.Tensor
     face_object: torch.Tensor
@@ -108,6 +125,21 @@ class Meshes:
     colour: torch.Tensor
     metallic: torch.Tensor
     roughness: torch.Tensor
+    texture: Textures
+
+
+def pack_textures(materials: list[Material], device: torch.device | str, dtype: torch.dtype) -> Textures:
+    """One entry a material."""
+    plain = Texture(PATTERNS[0], (0.0, 0.0, 0.0), amount=0.0)
+    textures = [material.texture or plain for material in materials]
+    pattern = [PATTERNS.index(m.texture.pattern) if m.texture else -1 for m in materials]
+
+    def floats(values, *shape):
+        return torch.tensor(values, dtype=torch.float64).to(device, dtype).view(-1, *shape)
+
+    return Textures(torch.tensor(pattern, dtype=torch.int64, device=device), floats([t.colour for t in textures], 3),
+                    floats([t.scale_m for t in textures]), floats([t.amount for t in textures]),
+                    torch.tensor([t.seed for t in textures], dtype=torch.int64, device=device))
 
 
 def build(scenes: list[Scene], assets: dict[str, Mesh], device: torch.device | str = "cpu",
@@ -124,14 +156,16 @@ def build(scenes: list[Scene], assets: dict[str, Mesh], device: torch.device | s
 
     object_scene = [b for b, _ in objects]
     return Meshes(
-        pack([m.verts for m in placed], (3,), dtype), pack([m.normals for m in placed], (3,), dtype),
+        pack([m.verts for m in placed], (3,), dtype),
+        pack([assets[o.asset].verts * o.size_m for _, o in objects], (3,), dtype), pack([m.normals for m in placed], (3,), dtype),
         pack([m.faces + first for m, first in zip(placed, first_vert)], (3,), torch.int64),
         pack([np.full(len(m.faces), i) for i, m in enumerate(placed)], (), torch.int64),
         pack([np.full(n, b) for b, n in zip(object_scene, counts)], (), torch.int64),
         pack([object_scene], (), torch.int64), len(scenes),
         pack([o.material.colour for _, o in objects], (3,), dtype),
         pack([[o.material.metallic for _, o in objects]], (), dtype),
-        pack([[o.material.roughness for _, o in objects]], (), dtype))
+        pack([[o.material.roughness for _, o in objects]], (), dtype),
+        pack_textures([o.material for _, o in objects], device, dtype))
 
 
 def place(mesh: Mesh, position_world, size_m, yaw_rad: float) -> Mesh:

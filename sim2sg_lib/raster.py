@@ -42,6 +42,12 @@ class Fragments:
     dists: torch.Tensor
 
 
+def scale_cameras(cameras: Cameras, factor: int) -> Cameras:
+    """The same views on a grid `factor` times as fine."""
+    scale = torch.tensor([factor, factor, 1.0], dtype=cameras.K.dtype, device=cameras.K.device)
+    return Cameras(cameras.K * scale[:, None], cameras.R, cameras.t, cameras.width * factor, cameras.height * factor)
+
+
 @dataclass(frozen=True)
 class ScreenFaces:
     """F faces as their cameras see them. Offsets are in pixels from the centre of a face's first pixel.
@@ -286,6 +292,19 @@ def signed_distance(faces: ScreenFaces, pairs: Pairs, cameras: Cameras) -> torch
     to_ndc = (2 / min(cameras.width, cameras.height)) ** 2
     squared = squared_distance_px(faces, pairs) * to_ndc
     return torch.where(is_inside(barycentrics(faces, pairs).detach()), -squared, squared)
+
+
+def object_pixels(meshes: Meshes, cameras: Cameras, memory_mb: float = 512) -> torch.Tensor:
+    """(O,) int64, the pixels whose centre each object covers in the image, whatever stands before it."""
+    faces = screen_faces(meshes, cameras, 0.0, cull_backfaces=False)
+    count = torch.zeros(len(meshes.object_scene), dtype=torch.int64, device=faces.face.device)
+    with torch.no_grad():
+        for low, high in row_bands(faces, meshes.scenes * cameras.height, memory_mb):
+            pairs = covered(faces, enumerate_pairs(faces, (low, high), cameras.width), 0.0)
+            pixels = (high - low) * cameras.width
+            thing = meshes.face_object[faces.face[pairs.face]]
+            count += torch.bincount((thing * pixels + pairs.pixel).unique() // pixels, minlength=len(count))
+    return count
 
 
 # --- soft images ------------------------------------------------------------------------------------------------------

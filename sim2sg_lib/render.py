@@ -1,298 +1,352 @@
-"""The renderer, in pure torch: rasterize -> Fragments -> shade -> image.
+"""From fragments to an image: materials, light, shadows, texture and style, in pure torch.
 
-Pairs of face and pixel are enumerated from each face's bounding box, so that work and memory grow with the sum of
-the boxes and never with faces x pixels; the nearest face of a pixel is one `scatter_reduce` over all pairs.
-Every sum runs over a fixed number of terms: a scene renders to the same bytes alone and in any batch.
+Light units: a lamp's `intensity` is what it sends to a surface one metre away that faces it, and a white matte surface
+sends all of that back. Every sum runs over a fixed number of terms: a scene renders to the same bytes alone and in any
+batch.
 """
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from sim2sg_lib.camera import Cameras
-from sim2sg_lib.meshes import Meshes
-from sim2sg_lib.scene import Scene
+from sim2sg_lib.meshes import Meshes, Textures, pack_textures
+from sim2sg_lib.raster import Fragments, rasterize
+from sim2sg_lib.scene import PATTERNS, Scene
 
-SUPERSAMPLE = 2   # samples per pixel and axis
-NEAR_M = 0.05     # nothing nearer than this is drawn
-PENUMBRA_PX = 3   # width of the box that softens shadow edges; CLEVR's lamps are areas, not points
-
-
-@dataclass(frozen=True)
-class Fragments:
-    """What each pixel of B images sees first; faces count through the whole batch.
-
-    pix_to_face: (B, H, W, K) int64, the K = 1 nearest faces; -1 where no face is.
-    zbuf:        (B, H, W, K) float, depth in metres; -1 where no face is.
-    bary_coords: (B, H, W, K, 3) float, perspective-correct barycentric coordinates in the face; -1 where no face is.
-    """
-
-    pix_to_face: torch.Tensor
-    zbuf: torch.Tensor
-    bary_coords: torch.Tensor
+SUPERSAMPLE = 2          # samples per pixel and axis
+SHADOW_SIZE = 160        # texels of a shadow map's side
+SHADOW_BLUR = 1.5        # texels between the nine looks into it: CLEVR's lamps are areas, not points
+SUN_DISTANCE = 50.0      # radii of the scene from which a sun's shadow map is drawn
+DIELECTRIC = 0.04        # reflectance of what is no metal, seen from above
+SHOULDER = 0.8           # display values from here on are compressed, so that no highlight clips
 
 
-def scale_cameras(cameras: Cameras, factor: int) -> Cameras:
-    """The same views on a grid `factor` times as fine."""
-    scale = torch.tensor([factor, factor, 1.0], dtype=cameras.K.dtype, device=cameras.K.device)
-    return Cameras(cameras.K * scale[:, None], cameras.R, cameras.t, cameras.width * factor, cameras.height * factor)
-
-
-# --- rasterise --------------------------------------------------------------------------------------------------------
-
-def rasterize(meshes: Meshes, cameras: Cameras) -> Fragments:
-    """The nearest face at every pixel centre. Meshes are taken as closed: faces that look away are skipped."""
-    width, height, device = cameras.width, cameras.height, cameras.K.device
-    verts_px, depth_m = cameras.project(meshes.verts_world, meshes.vert_scene)
-    tri_px, tri_depth = verts_px[meshes.faces], depth_m[meshes.faces]  # (F, 3, 2), (F, 3)
-    face_scene = meshes.object_scene[meshes.face_object]
-    keep = (tri_depth > NEAR_M).all(1) & (signed_area(tri_px) < 0)  # counter-clockwise from outside is < 0 with y down
-    face, column, row, bary = covered_pairs(tri_px, keep, width, height)
-
-    inverse_depth = (bary / tri_depth[face]).sum(-1)  # linear on the screen
-    pixel = (face_scene[face] * height + row) * width + column
-    # a positive float's bits sort like the float, so one integer minimum finds the depth and, on a tie, the lower face
-    key = ((1 / inverse_depth).detach().float().view(torch.int32).to(torch.int64) << 32) | face
-    empty = torch.iinfo(torch.int64).max
-    nearest = torch.full((meshes.scenes * height * width,), empty, dtype=torch.int64, device=device)
-    nearest.scatter_reduce_(0, pixel, key, "amin")
-
-    hit = torch.nonzero(nearest != empty)[:, 0]  # (N,) pixels with a face
-    winner = nearest[hit] & 0xFFFFFFFF
-    points_px = torch.stack([hit % width, hit // width % height], -1).to(verts_px) + 0.5
-    bary = screen_barycentrics(tri_px[winner], points_px) / tri_depth[winner]
-    shape = (meshes.scenes, height, width, 1)
-    pix_to_face = torch.full((len(nearest),), -1, dtype=torch.int64, device=device).index_put((hit,), winner)
-    blank = torch.full((len(nearest), 4), -1.0, dtype=verts_px.dtype, device=device)
-    depth = 1 / bary.sum(-1, keepdim=True)
-    values = blank.index_put((hit,), torch.cat([depth, bary * depth], 1))
-    return Fragments(pix_to_face.view(shape), values[:, 0].view(shape), values[:, 1:].view(*shape, 3))
-
-
-def signed_area(tri_px: torch.Tensor) -> torch.Tensor:
-    """(F, 3, 2) pixels -> (F,) twice the area; negative for corners that run counter-clockwise on the screen."""
-    ab, ac = tri_px[:, 1] - tri_px[:, 0], tri_px[:, 2] - tri_px[:, 0]
-    return ab[:, 0] * ac[:, 1] - ab[:, 1] * ac[:, 0]
-
-
-def screen_barycentrics(tri_px: torch.Tensor, points_px: torch.Tensor) -> torch.Tensor:
-    """(N, 3, 2) triangles, (N, 2) points -> (N, 3) barycentric coordinates on the screen (not perspective-correct)."""
-    to_corner = tri_px - points_px[:, None]  # (N, 3, 2), relative to the point: no large numbers cancel
-    b, c = to_corner.roll(-1, 1), to_corner.roll(-2, 1)
-    return (b[..., 0] * c[..., 1] - b[..., 1] * c[..., 0]) / signed_area(tri_px)[:, None]
-
-
-def covered_pairs(tri_px: torch.Tensor, keep: torch.Tensor, width: int, height: int) -> tuple[torch.Tensor, ...]:
-    """Every pair of a kept face (F,) bool and a pixel whose centre lies in it.
-
-    Returns face (P,), column (P,), row (P,) int64 and the screen-space barycentrics (P, 3).
-    """
-    size = torch.tensor([width, height], dtype=tri_px.dtype, device=tri_px.device)
-    corners = torch.where(keep[:, None, None], tri_px.detach(), 0.0)  # a face behind the camera has no finite corner
-    low = (corners.amin(1) - 0.5).ceil().clamp(min=0).minimum(size)  # (F, 2) first column and row
-    high = ((corners.amax(1) - 0.5).floor() + 1).clamp(min=0).minimum(size)
-    span = (high - low).clamp(min=0).long()
-    count = span[:, 0] * span[:, 1] * (keep & (signed_area(corners) != 0))
-    face = torch.repeat_interleave(count)  # (P,)
-    step = torch.arange(len(face), device=face.device) - (count.cumsum(0) - count)[face]
-    columns = span[:, 0][face]
-    row = torch.div(step, columns, rounding_mode="floor")
-    column = step - row * columns
-    # barycentrics are affine in the pixel: three coefficients each, relative to the corner `low` of the face's box
-    at_low = screen_barycentrics(corners, low + 0.5)
-    across = screen_barycentrics(corners, low + torch.tensor([1.5, 0.5]).to(low)) - at_low
-    down = screen_barycentrics(corners, low + torch.tensor([0.5, 1.5]).to(low)) - at_low
-    affine = torch.stack([at_low, across, down], 1)[face]  # (P, 3, 3)
-    bary = affine[:, 0] + affine[:, 1] * column[:, None] + affine[:, 2] * row[:, None]
-    inside = (bary >= 0).all(1)
-    face = face[inside]
-    first = low.long()[face]
-    return face, column[inside] + first[:, 0], row[inside] + first[:, 1], bary[inside]
-
-
-def coverage(tri_px: torch.Tensor, keep: torch.Tensor, face_group: torch.Tensor, groups: int, width: int,
-             height: int) -> torch.Tensor:
-    """(groups, H, W) bool: which pixels the kept faces of each group cover, whatever lies in front of them."""
-    face, column, row, _ = covered_pairs(tri_px, keep, width, height)
-    mask = torch.zeros(groups * height * width, dtype=torch.bool, device=tri_px.device)
-    mask[(face_group[face] * height + row) * width + column] = True
-    return mask.view(groups, height, width)
-
-
-# --- shade ------------------------------------------------------------------------------------------------------------
+# --- light ------------------------------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Lighting:
-    """The scenes' light and ground as tensors; scenes with fewer lamps than L carry dark ones.
+    """The light and ground of B scenes; scenes with fewer lamps than L carry dark ones.
 
-    lamp_world: (B, L, 3) metres.    lamp_intensity: (B, L, 3).    ambient, ground_colour, texture_colour: (B, 3).
-    texture_amount, texture_scale_m, exposure: (B,).    texture_seed: (B,) int64.
+    lamp_world: (B, L, 3) metres, of a sun its direction.    is_sun: (B, L) bool.    intensity: (B, L, 3).
+    zenith, horizon, ground_colour: (B, 3).    exposure: (B,).    ground: texture of each scene's ground.
+    shadows: one map a lamp, see `shadow_maps`.
     """
 
-    lamp_world: torch.Tensor
-    lamp_intensity: torch.Tensor
-    ambient: torch.Tensor
-    ground_colour: torch.Tensor
-    texture_colour: torch.Tensor
-    texture_amount: torch.Tensor
-    texture_scale_m: torch.Tensor
-    exposure: torch.Tensor
-    texture_seed: torch.Tensor
+    lamp_world: Tensor
+    is_sun: Tensor
+    intensity: Tensor
+    zenith: Tensor
+    horizon: Tensor
+    ground_colour: Tensor
+    exposure: Tensor
+    ground: Textures
+    shadows: list[tuple[Cameras, Tensor]]
 
 
-def pack_lighting(scenes: list[Scene], like: torch.Tensor) -> Lighting:
-    """Collect the light and ground of B scenes on the device and dtype of `like`."""
+def pack_lighting(scenes: list[Scene], meshes: Meshes, like: Tensor) -> Lighting:
+    """Collect light and ground on the device and dtype of `like`, and draw the shadow maps."""
     lamps = max([len(scene.lights) for scene in scenes] + [1])
-    dark = ((0.0, 0.0, 1.0), (0.0, 0.0, 0.0))
-    rows = [[(lamp.position_world, lamp.intensity) for lamp in s.lights] + [dark] * (lamps - len(s.lights)) for s in scenes]
+    dark = ((0.0, 0.0, 1.0), (0.0, 0.0, 0.0), False)
+    rows = [[(lamp.position_world, lamp.intensity, lamp.directional) for lamp in scene.lights]
+            + [dark] * (lamps - len(scene.lights)) for scene in scenes]
 
     def pack(values):
         return torch.tensor(values, dtype=torch.float64).to(like)
 
+    position = pack([[lamp[0] for lamp in row] for row in rows])
+    is_sun = torch.tensor([[lamp[2] for lamp in row] for row in rows], device=like.device)
     return Lighting(
-        pack([[p for p, _ in row] for row in rows]), pack([[i for _, i in row] for row in rows]),
-        pack([s.ambient for s in scenes]), pack([s.ground.colour for s in scenes]),
-        pack([s.ground.texture_colour for s in scenes]), pack([s.ground.texture_amount for s in scenes]),
-        pack([s.ground.texture_scale_m for s in scenes]), pack([s.exposure for s in scenes]),
-        torch.tensor([s.ground.texture_seed for s in scenes], device=like.device))
+        position, is_sun, pack([[lamp[1] for lamp in row] for row in rows]), pack([s.sky.zenith for s in scenes]),
+        pack([s.sky.horizon for s in scenes]), pack([s.ground.colour for s in scenes]), pack([s.exposure for s in scenes]),
+        pack_textures([s.ground for s in scenes], like.device, like.dtype), shadow_maps(meshes, position, is_sun))
 
 
-def shade(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[Scene]) -> torch.Tensor:
+def incoming(light: Lighting, lamp: int, scene: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
+    """Unit directions (N, 3) to a lamp and what it sends (N, 3) to points (N, 3) of the scenes (N,), shadows aside."""
+    place, sun = light.lamp_world[scene, lamp], light.is_sun[scene, lamp, None]
+    offset = torch.where(sun, place, place - points)
+    squared = (offset * offset).sum(-1, keepdim=True).clamp(min=1e-6)
+    strength = torch.where(sun, torch.ones_like(squared), 1 / squared)
+    return offset / squared.sqrt(), light.intensity[scene, lamp] * strength
+
+
+def sky(light: Lighting, scene: Tensor, directions: Tensor) -> Tensor:
+    """(N, 3) light of the sky in unit directions (N, 3); below the horizon, the horizon's."""
+    height = directions[:, 2:].clamp(0, 1).sqrt()
+    return torch.lerp(light.horizon[scene], light.zenith[scene], height)
+
+
+# --- shadows ----------------------------------------------------------------------------------------------------------
+
+def shadow_maps(meshes: Meshes, lamp_world: Tensor, is_sun: Tensor) -> list[tuple[Cameras, Tensor]]:
+    """For each of L lamps the cameras (B) that look from it and the depth (B, S, S) of what they see, inf for nothing.
+
+    The backs of the objects are drawn: a lit front is then in front of its own shadow without any bias.
+    """
+    batch, lamps = is_sun.shape
+    backs, maps = replace(meshes, faces=meshes.faces.flip(1)), []
+    centre, radius = bounding_spheres(meshes, batch)
+    for i in range(lamps):
+        direction = F.normalize(lamp_world[:, i] - torch.where(is_sun[:, i, None], torch.zeros_like(centre), centre), dim=-1)
+        far = centre + direction * SUN_DISTANCE * radius[:, None]
+        # from a lamp amid the objects some of their shadows are lost: stand back as far as they reach
+        near = centre + direction * (lamp_world[:, i] - centre).norm(dim=-1).maximum(1.2 * radius)[:, None]
+        cameras = looking_at(centre, radius, torch.where(is_sun[:, i, None], far, near))
+        depth = rasterize(backs, cameras, cull_backfaces=True).zbuf[..., 0]
+        maps.append((cameras, torch.where(depth < 0, torch.inf, depth)))
+    return maps
+
+
+def bounding_spheres(meshes: Meshes, batch: int) -> tuple[Tensor, Tensor]:
+    """Centre (B, 3) and radius (B,) that hold each scene's objects; a scene without any gets a unit sphere."""
+    index = meshes.vert_scene[:, None].expand(-1, 3)
+    blank = meshes.verts_world.new_zeros(batch, 3)
+    low = blank.scatter_reduce(0, index, meshes.verts_world.detach(), "amin", include_self=False)
+    high = blank.scatter_reduce(0, index, meshes.verts_world.detach(), "amax", include_self=False)
+    return (low + high) / 2, ((high - low).norm(dim=-1) / 2 + 0.1).clamp(min=0.5)
+
+
+def looking_at(centre: Tensor, radius: Tensor, eye: Tensor) -> Cameras:
+    """Square cameras (B) at `eye` (B, 3) that just hold the spheres of `radius` (B,) around `centre` (B, 3)."""
+    forward = F.normalize(centre - eye, dim=-1)
+    upright = forward[:, :2].norm(dim=-1, keepdim=True) > 0.05
+    up = torch.where(upright, forward.new_tensor([0.0, 0.0, 1.0]), forward.new_tensor([0.0, 1.0, 0.0]))
+    right = F.normalize(torch.linalg.cross(forward, up), dim=-1)
+    R = torch.stack([right, torch.linalg.cross(forward, right), forward], 1)
+    distance = (centre - eye).norm(dim=-1)
+    focal_px = SHADOW_SIZE / 2 * (distance ** 2 - radius ** 2).clamp(min=1e-6).sqrt() / radius
+    K = torch.zeros_like(R)
+    K[:, 0, 0] = K[:, 1, 1] = focal_px
+    K[:, :2, 2], K[:, 2, 2] = SHADOW_SIZE / 2, 1.0
+    return Cameras(K, R, -(R * eye[:, None]).sum(-1), SHADOW_SIZE, SHADOW_SIZE)
+
+
+def lit_share(shadow: tuple[Cameras, Tensor], scene: Tensor, points: Tensor) -> Tensor:
+    """(N,) share of nine looks from the lamp, around each point (N, 3), that nothing blocks."""
+    cameras, depth = shadow
+    px, point_depth = cameras.project(points, scene)
+    lit = torch.zeros_like(point_depth)
+    for dy in (-1, 0, 1):
+        for dx in (-1, 0, 1):
+            x = (px[:, 0] + SHADOW_BLUR * dx).floor().long()
+            y = (px[:, 1] + SHADOW_BLUR * dy).floor().long()
+            inside = (x >= 0) & (x < SHADOW_SIZE) & (y >= 0) & (y < SHADOW_SIZE)
+            blocker = depth[scene, y.clamp(0, SHADOW_SIZE - 1), x.clamp(0, SHADOW_SIZE - 1)]
+            lit = lit + (~inside | (point_depth <= blocker)).to(lit.dtype)
+    return lit / 9
+
+
+def contact_shade(meshes: Meshes, scene: Tensor, points: Tensor) -> Tensor:
+    """(N,) share of the sky that the objects leave to ground points (N, 3), each object taken as a ball."""
+    count = torch.bincount(meshes.object_scene, minlength=meshes.scenes)
+    first = count.cumsum(0) - count
+    index = meshes.face_object.repeat_interleave(3)[:, None].expand(-1, 3)
+    verts, blank = meshes.verts_world[meshes.faces.reshape(-1)], meshes.verts_world.new_zeros(len(meshes.object_scene), 3)
+    low = blank.scatter_reduce(0, index, verts, "amin", include_self=False)
+    high = blank.scatter_reduce(0, index, verts, "amax", include_self=False)
+    middle, radius = (low + high) / 2, (high - low).mean(1) / 2
+    open_share = torch.ones_like(points[:, 0])
+    for k in range(int(count.max()) if len(meshes.object_scene) else 0):
+        thing = (first + k).clamp(max=len(radius) - 1)[scene]
+        offset = middle[thing] - points
+        squared = (offset * offset).sum(-1).clamp(min=1e-6)
+        blocked = (radius[thing] ** 2 / squared).clamp(max=1) * (offset[:, 2] / squared.sqrt()).clamp(min=0)
+        open_share = open_share * torch.where(k < count[scene], 1 - blocked, 1.0)
+    return open_share
+
+
+# --- the image --------------------------------------------------------------------------------------------------------
+
+def shade(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[Scene]) -> Tensor:
     """(B, 3, H, W) images in [0, 1] at the cameras' size; `fragments` are SUPERSAMPLE times as fine.
 
     The ground is smooth, so it is shaded once a pixel; only objects are shaded once a sample.
     """
-    light = pack_lighting(scenes, cameras.K)
+    light = pack_lighting(scenes, meshes, cameras.K)
     ground = display(shade_ground(meshes, cameras, light), light.exposure[:, None, None, None])  # (B, H, W, 3)
-    hit = torch.nonzero(fragments.pix_to_face.reshape(-1) >= 0)[:, 0]
-    batch, fine_height, fine_width, _ = fragments.pix_to_face.shape
+    hit = torch.nonzero(fragments.pix_to_face[..., 0].reshape(-1) >= 0)[:, 0]
+    _, fine_height, fine_width, _ = fragments.pix_to_face.shape
     row, column = hit // fine_width % fine_height // SUPERSAMPLE, hit % fine_width // SUPERSAMPLE
     scene = hit // (fine_height * fine_width)
     pixel = (scene * cameras.height + row) * cameras.width + column
     objects = display(shade_objects(fragments, meshes, cameras, light, hit), light.exposure[scene, None])  # (N, 3)
     # the display curve comes before the average: the other way round leaves jagged edges at highlights
     difference = (objects - ground.view(-1, 3)[pixel]) / SUPERSAMPLE ** 2
-    images = ground.view(-1, 3).index_add(0, pixel, difference).view(batch, cameras.height, cameras.width, 3)
+    images = ground.view(-1, 3).index_add(0, pixel, difference).view(len(scenes), cameras.height, cameras.width, 3)
     return stylise(images.permute(0, 3, 1, 2), [scene.style_seed for scene in scenes])
 
 
-def display(radiance: torch.Tensor, exposure: torch.Tensor) -> torch.Tensor:
-    """Linear radiance (..., 3) and exposure, broadcastable to it -> display values in [0, 1] by the sRGB exponent."""
-    return (radiance * exposure).clamp(1e-6, 1.0) ** (1 / 2.2)
+def display(radiance: Tensor, exposure: Tensor) -> Tensor:
+    """Linear radiance (..., 3) and exposure, broadcastable to it -> display values in [0, 1].
+
+    The sRGB exponent up to SHOULDER, from there on what is left is approached exponentially.
+    """
+    value = (radiance * exposure).clamp(min=1e-6) ** (1 / 2.2)
+    room = 1 - SHOULDER
+    return torch.where(value < SHOULDER, value, 1 - room * torch.exp((SHOULDER - value).clamp(max=0) / room))
 
 
-def shade_ground(meshes: Meshes, cameras: Cameras, light: Lighting) -> torch.Tensor:
-    """(B, H, W, 3) radiance of the plane z = 0 under every pixel, lamps' shadows included; the horizon is ambient."""
+def shade_ground(meshes: Meshes, cameras: Cameras, light: Lighting) -> Tensor:
+    """(B, H, W, 3) radiance of the plane z = 0 under every pixel, and of the sky above the horizon."""
     eye, rays = cameras.positions_world(), cameras.rays_world()
-    down = rays[..., 2] < -1e-4
-    distance = torch.where(down, -eye[:, None, None, 2] / torch.where(down, rays[..., 2], -1.0), 0.0)
-    points = eye[:, None, None] + rays * distance[..., None]  # (B, H, W, 3)
-    colour = light.ground_colour[:, None, None]
-    if light.texture_amount.any():
-        noise = value_noise(points[..., :2] / light.texture_scale_m[:, None, None, None],
-                            light.texture_seed[:, None, None])
-        amount = light.texture_amount[:, None, None] * noise
-        colour = torch.lerp(colour, light.texture_colour[:, None, None], amount[..., None])
-    lit = cast_shadows(meshes, cameras, light)  # (B, L, H, W)
-    irradiance = light.ambient[:, None, None].expand_as(points)
+    shape = rays.shape
+    scene = torch.arange(len(eye), device=eye.device).repeat_interleave(shape[1] * shape[2])
+    rays = rays.reshape(-1, 3)
+    down = rays[:, 2] < -1e-4
+    distance = torch.where(down, -eye[scene, 2] / torch.where(down, rays[:, 2], -1.0), 0.0)
+    points = eye[scene] + rays * distance[:, None]  # (N, 3)
+    colour = textured(light.ground_colour[scene], light.ground, scene, points)
+    # half of the sky's light comes from near the horizon
+    received = (light.zenith + light.horizon)[scene] / 2 * contact_shade(meshes, scene, points)[:, None]
     for i in range(light.lamp_world.shape[1]):
-        to_lamp = light.lamp_world[:, None, None, i] - points
-        squared = (to_lamp * to_lamp).sum(-1)
-        strength = to_lamp[..., 2].clamp(min=0) / squared ** 1.5 * lit[:, i]
-        irradiance = irradiance + light.lamp_intensity[:, None, None, i] * strength[..., None]
-    return torch.where(down[..., None], colour * irradiance, light.ambient[:, None, None])
+        to_lamp, sent = incoming(light, i, scene, points)
+        received = received + sent * to_lamp[:, 2:].clamp(min=0) * lit_share(light.shadows[i], scene, points)[:, None]
+    background = sky(light, scene, F.normalize(rays, dim=-1))
+    return torch.where(down[:, None], colour * received, background).view(shape)
 
 
-def ground_irradiance(light: Lighting, scene: torch.Tensor, points: torch.Tensor) -> torch.Tensor:
-    """(N, 3) unshadowed light that falls on the ground points (N, 3) of the scenes (N,)."""
-    irradiance = light.ambient[scene]
+def ground_light(light: Lighting, scene: Tensor, points: Tensor) -> Tensor:
+    """(N, 3) what the ground at points (N, 3) sends back, unshadowed and plain: the light that objects get from below."""
+    received = (light.zenith + light.horizon)[scene] / 2
     for i in range(light.lamp_world.shape[1]):
-        to_lamp = light.lamp_world[scene, i] - points
-        squared = (to_lamp * to_lamp).sum(-1, keepdim=True)
-        irradiance = irradiance + light.lamp_intensity[scene, i] * to_lamp[:, 2:].clamp(min=0) / squared ** 1.5
-    return irradiance
+        to_lamp, sent = incoming(light, i, scene, points)
+        received = received + sent * to_lamp[:, 2:].clamp(min=0)
+    return light.ground_colour[scene] * received
 
 
-def cast_shadows(meshes: Meshes, cameras: Cameras, light: Lighting) -> torch.Tensor:
-    """(B, L, H, W) share of each lamp's light that reaches the ground.
-
-    The objects are flattened onto the ground away from the lamp and drawn from the camera: exact for a plane.
-    """
-    batch, lamps = light.lamp_world.shape[:2]
-    face_scene = meshes.object_scene[meshes.face_object]
-    shadow = []
-    for i in range(lamps):
-        lamp = light.lamp_world[meshes.vert_scene, i]  # (V, 3)
-        drop = lamp[:, 2] / (lamp[:, 2] - meshes.verts_world[:, 2]).clamp(min=1e-3)
-        flat_world = lamp + (meshes.verts_world - lamp) * drop[:, None]
-        verts_px, depth_m = cameras.project(flat_world, meshes.vert_scene)
-        tri_px = verts_px[meshes.faces]
-        # a closed mesh covers its shadow twice, once by either winding: one is enough
-        keep = (depth_m[meshes.faces] > NEAR_M).all(1) & (signed_area(tri_px) < 0)
-        shadow.append(coverage(tri_px, keep, face_scene, batch, cameras.width, cameras.height))
-    lit = 1 - torch.stack(shadow, 1).to(cameras.K.dtype)
-    return F.avg_pool2d(lit, PENUMBRA_PX, 1, PENUMBRA_PX // 2, count_include_pad=False)
-
-
-def shade_objects(fragments: Fragments, meshes: Meshes, cameras: Cameras, light: Lighting,
-                  hit: torch.Tensor) -> torch.Tensor:
-    """(N, 3) radiance of the samples `hit` (N,) that see a face: Lambert plus normalised Blinn-Phong.
-
-    Metals reflect their colour from the lamps, the ground below and the ambient light above; rubber is mostly diffuse.
-    """
-    face = fragments.pix_to_face.reshape(-1)[hit]
-    bary = fragments.bary_coords.reshape(-1, 3)[hit]
+def shade_objects(fragments: Fragments, meshes: Meshes, cameras: Cameras, light: Lighting, hit: Tensor) -> Tensor:
+    """(N, 3) radiance of the samples `hit` (N,) that see a face: light from all around, and from the lamps."""
+    face = fragments.pix_to_face[..., 0].reshape(-1)[hit]
+    bary = fragments.bary_coords[..., 0, :].reshape(-1, 3)[hit]
     corner, thing = meshes.faces[face], meshes.face_object[face]
     scene = meshes.object_scene[thing]
-    point = (meshes.verts_world[corner] * bary[..., None]).sum(1)  # (N, 3)
-    normal = F.normalize((meshes.normals_world[corner] * bary[..., None]).sum(1), dim=-1)
+
+    def interpolate(values):
+        return (values[corner] * bary[..., None]).sum(1)
+
+    point, normal = interpolate(meshes.verts_world), F.normalize(interpolate(meshes.normals_world), dim=-1)
     view = F.normalize(cameras.positions_world()[scene] - point, dim=-1)
-    colour, metallic = meshes.colour[thing], meshes.metallic[thing, None]
-    shininess = 2 / meshes.roughness[thing, None] ** 4
-    mirror = torch.lerp(torch.full_like(colour, 0.04), colour, metallic)  # reflectance at normal incidence
-    matte = (1 - metallic) * colour
+    colour = textured(meshes.colour[thing], meshes.texture, thing, interpolate(meshes.verts_object))
+    metallic, roughness = meshes.metallic[thing, None], meshes.roughness[thing, None]
+    matte, mirror = (1 - metallic) * colour, torch.lerp(torch.full_like(colour, DIELECTRIC), colour, metallic)
 
-    # rubber: light from the sky above and from the ground below, the ground taken as evenly lit as it is at the origin
-    sky = light.ambient[scene]
-    below = light.ground_colour[scene] * ground_irradiance(light, scene, torch.zeros_like(point))
-    radiance = matte * torch.lerp(below, sky, 0.5 + 0.5 * normal[:, 2:])
-    # metal: the lit ground where the mirrored ray meets it, the sky above a blurred horizon
-    mirrored = 2 * (normal * view).sum(-1, keepdim=True) * normal - view
-    distance = point[:, 2:] / (-mirrored[:, 2:]).clamp(min=0.1)
-    seen = light.ground_colour[scene] * ground_irradiance(light, scene, point + mirrored * distance)
-    radiance = radiance + mirror * metallic * torch.lerp(seen, sky, (0.5 + 3 * mirrored[:, 2:]).clamp(0, 1))
-
+    radiance = surroundings(light, scene, point, normal, view, matte, mirror, roughness)
     for i in range(light.lamp_world.shape[1]):
-        to_lamp = light.lamp_world[scene, i] - point
-        squared = (to_lamp * to_lamp).sum(-1, keepdim=True)
-        to_lamp = to_lamp / squared.sqrt()
+        to_lamp, sent = incoming(light, i, scene, point)
         facing = (normal * to_lamp).sum(-1, keepdim=True).clamp(min=0)
-        halfway = F.normalize(to_lamp + view, dim=-1)
-        gloss = (normal * halfway).sum(-1, keepdim=True).clamp(min=1e-4) ** shininess * (shininess + 8) / 8
-        radiance = radiance + light.lamp_intensity[scene, i] / squared * facing * (matte + mirror * gloss)
+        lit = lit_share(light.shadows[i], scene, point)[:, None]
+        radiance = radiance + sent * facing * lit * (matte + ggx(normal, view, to_lamp, mirror, roughness))
     return radiance
 
 
-def value_noise(points: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
-    """(..., 2) points, seed broadcastable to (...) int64 -> (...) smooth noise in [0, 1] with cells of size one.
+def surroundings(light: Lighting, scene: Tensor, point: Tensor, normal: Tensor, view: Tensor, matte: Tensor,
+                 mirror: Tensor, roughness: Tensor) -> Tensor:
+    """(N, 3) light from sky and ground: evenly for what is matte, along the mirrored ray for what shines."""
+    above = 0.5 + 0.5 * normal[:, 2:]
+    diffuse = matte * torch.lerp(ground_light(light, scene, torch.zeros_like(point)),
+                                 (light.zenith + light.horizon)[scene] / 2, above)
+    mirrored = 2 * (normal * view).sum(-1, keepdim=True) * normal - view
+    distance = point[:, 2:] / (-mirrored[:, 2:]).clamp(min=0.1)
+    below = ground_light(light, scene, point + mirrored * distance)
+    # a rough surface sees a blurred horizon
+    share = (0.5 + mirrored[:, 2:] / (0.2 + 2 * roughness ** 2)).clamp(0, 1)
+    return diffuse + mirror * torch.lerp(below, sky(light, scene, mirrored), share)
 
-    Two octaves of random values on the integer lattice, blended by smoothstep.
+
+def ggx(normal: Tensor, view: Tensor, to_lamp: Tensor, mirror: Tensor, roughness: Tensor) -> Tensor:
+    """(N, 3) specular share of a lamp's light: microfacets after Walter et al. 2007, Smith's shadowing, Schlick's Fresnel.
+
+    pi times the usual reflectance, since a matte surface here sends back all it gets (see the module's units).
     """
-    total = torch.zeros_like(points[..., 0])
-    for octave, weight in ((1, 2 / 3), (4, 1 / 3)):
-        scaled = points * octave
-        cell = scaled.floor()
-        blend = (scaled - cell) ** 2 * (3 - 2 * (scaled - cell))
-        x, y = cell[..., 0].long(), cell[..., 1].long()
-        low = torch.lerp(lattice(x, y, seed), lattice(x + 1, y, seed), blend[..., 0])
-        high = torch.lerp(lattice(x, y + 1, seed), lattice(x + 1, y + 1, seed), blend[..., 0])
-        total = total + weight * torch.lerp(low, high, blend[..., 1])
-    return total
+    halfway = F.normalize(to_lamp + view, dim=-1)
+
+    def cosine(a, b):
+        return (a * b).sum(-1, keepdim=True).clamp(min=1e-4)
+
+    alpha = roughness ** 2
+    facets = alpha ** 2 / (cosine(normal, halfway) ** 2 * (alpha ** 2 - 1) + 1) ** 2
+    k = (roughness + 1) ** 2 / 8
+
+    def unshadowed(direction):
+        return 1 / (cosine(normal, direction) * (1 - k) + k)
+
+    fresnel = mirror + (1 - mirror) * (1 - cosine(view, halfway)) ** 5
+    return facets * unshadowed(view) * unshadowed(to_lamp) * fresnel / 4
 
 
-def lattice(x: torch.Tensor, y: torch.Tensor, seed: torch.Tensor) -> torch.Tensor:
-    """A hash of integers x, y and seed to a float in [0, 1)."""
-    h = (x * 374761393 + y * 668265263 + seed * 144269504) & 0x7FFFFFFF
+# --- texture ----------------------------------------------------------------------------------------------------------
+
+def textured(colour: Tensor, textures: Textures, index: Tensor, points: Tensor) -> Tensor:
+    """colour (N, 3) with the texture index (N,) of `textures` blended in at points (N, 3) metres of its own space."""
+    for number, name in enumerate(PATTERNS):
+        chosen = (textures.pattern[index] == number).nonzero()[:, 0]
+        if len(chosen) == 0:
+            continue
+        own = index[chosen]
+        share = PATTERN[name](points[chosen] / textures.scale_m[own, None], textures.seed[own])
+        blended = torch.lerp(colour[chosen], textures.colour[own], (share * textures.amount[own])[:, None])
+        colour = colour.index_copy(0, chosen, blended)
+    return colour
+
+
+def noise(points: Tensor, seed: Tensor) -> Tensor:
+    """(..., 3) points, seeds broadcastable to (...) -> (...) in [0, 1]: two octaves of random values on the integer lattice, blended."""
+    return (2 * value_noise(points, seed) + value_noise(points * 4, seed)) / 3
+
+
+def checks(points: Tensor, seed: Tensor) -> Tensor:
+    """A board of unit squares, on every side of a solid."""
+    return (points + 1e-4).floor().sum(-1) % 2  # a side that lies on the lattice belongs to the cells outside it
+
+
+def wood(points: Tensor, seed: Tensor) -> Tensor:
+    """Rings around z, wavy: a trunk of unit rings cut along any plane."""
+    radius = (points[:, :2] ** 2).sum(-1).sqrt() + 0.6 * noise(points * 0.7, seed)
+    return (0.5 - 0.5 * (2 * math.pi * radius).cos()) ** 2
+
+
+def brick(points: Tensor, seed: Tensor) -> Tensor:
+    """Mortar (1) between bricks (0, unevenly fired) one unit long and a third high, every other row set off by half."""
+    row = (points[:, 2] * 3).floor()
+    along = points[:, 0] + points[:, 1] + 0.5 * (row % 2)
+    joint = ((along % 1) < 0.06) | ((points[:, 2] * 3 % 1) < 0.15)
+    shade_of_brick = 0.3 * lattice(along.floor().long(), row.long(), torch.zeros_like(seed), seed)
+    return torch.where(joint, 1.0, shade_of_brick)
+
+
+def asphalt(points: Tensor, seed: Tensor) -> Tensor:
+    """Fine grains with some coarse stains."""
+    return 0.7 * value_noise(points * 12, seed) ** 2 + 0.3 * value_noise(points * 0.5, seed + 1)
+
+
+def grass(points: Tensor, seed: Tensor) -> Tensor:
+    """Blades: noise drawn out along one direction, in patches."""
+    blades = value_noise(points * points.new_tensor([20.0, 4.0, 4.0]), seed)
+    return blades * (0.4 + 0.6 * value_noise(points, seed + 1))
+
+
+PATTERN = {"noise": noise, "checks": checks, "wood": wood, "brick": brick, "asphalt": asphalt, "grass": grass}
+
+
+def value_noise(points: Tensor, seed: Tensor) -> Tensor:
+    """(N, 3) points, (N,) seeds -> (N,) in [0, 1]: random values on the integer lattice, blended by smoothstep."""
+    cell = points.floor()
+    blend = (points - cell) ** 2 * (3 - 2 * (points - cell))  # (N, 3)
+    x, y, z = cell.long().unbind(-1)
+
+    def edge(dy, dz):
+        return torch.lerp(lattice(x, y + dy, z + dz, seed), lattice(x + 1, y + dy, z + dz, seed), blend[..., 0])
+
+    low, high = (torch.lerp(edge(0, dz), edge(1, dz), blend[..., 1]) for dz in (0, 1))
+    return torch.lerp(low, high, blend[..., 2])
+
+
+def lattice(x: Tensor, y: Tensor, z: Tensor, seed: Tensor) -> Tensor:
+    """A hash of integers x, y, z and seed to a float in [0, 1)."""
+    h = (x * 374761393 + y * 668265263 + z * 2147483647 + seed * 144269504) & 0x7FFFFFFF
     h = ((h ^ (h >> 13)) * 1274126177) & 0x7FFFFFFF
     return ((h ^ (h >> 16)) & 0xFFFF).float() / 65536
 
@@ -313,10 +367,14 @@ def stylise(images: torch.Tensor, seeds: list[int | None]) -> torch.Tensor:
     seed = torch.tensor([seeds[i] for i in chosen], device=images.device)[:, None, None]  # (S, 1, 1)
     y, x = torch.meshgrid(torch.arange(height, device=images.device) / height,
                           torch.arange(width, device=images.device) / height, indexing="ij")
-    turn = value_noise(torch.stack([x, y], -1), seed + 1)  # (S, H, W)
+
+    def flat_noise(u, v, offset):
+        return noise(torch.stack([u, v, torch.zeros_like(u)], -1), seed + offset)  # (S, H, W)
+
+    turn = flat_noise(x, y, 1)
     along, across = x * turn.cos() + y * turn.sin(), y * turn.cos() - x * turn.sin()
-    strokes = value_noise(torch.stack([along * 10, across * 30], -1), seed + 2) - 0.5
-    patches = value_noise(torch.stack([x, y], -1) * 4, seed + 3) - 0.5
+    strokes = flat_noise(along * 10, across * 30, 2) - 0.5
+    patches = flat_noise(x * 4, y * 4, 3) - 0.5
     mix = images.new_tensor([[0.80, 0.25, 0.00], [0.15, 0.70, 0.10], [0.10, 0.20, 0.55]])
     mixed = (mix[:, :, None, None] * images[chosen][:, None]).sum(2)
     cast = images.new_tensor([0.10, 0.0, -0.10])[:, None, None]

@@ -6,6 +6,24 @@ import numpy as np
 from sim2sg_lib.camera import Camera
 
 
+PATTERNS = ("noise", "checks", "wood", "brick", "asphalt", "grass")
+
+
+@dataclass(frozen=True)
+class Texture:
+    """A procedural pattern in an object's own space that blends in a second colour.
+
+    pattern: one of PATTERNS.    colour: linear RGB.    scale_m: size of the pattern's cells, metres.
+    amount:  0 is plain, 1 is full contrast.    seed: of what is random in it.
+    """
+
+    pattern: str
+    colour: tuple[float, float, float]
+    scale_m: float = 1.0
+    amount: float = 1.0
+    seed: int = 0
+
+
 @dataclass(frozen=True)
 class Material:
     """colour: linear RGB reflectance in [0, 1].    metallic: 0 (rubber) to 1 (metal).    roughness: (0, 1]."""
@@ -13,6 +31,7 @@ class Material:
     colour: tuple[float, float, float] = (0.5, 0.5, 0.5)
     metallic: float = 0.0
     roughness: float = 0.7
+    texture: Texture | None = None
 
 
 @dataclass(frozen=True)
@@ -36,31 +55,31 @@ class SceneObject:
 
 @dataclass(frozen=True)
 class Light:
-    """A lamp. intensity: linear RGB, the irradiance at one metre; it falls with the square of the distance."""
+    """A lamp, or with `directional` a sun.
+
+    position_world: metres; of a sun the direction towards it.
+    intensity:      linear RGB: a lamp's irradiance at one metre, which falls with the square of the distance; a sun's
+                    irradiance everywhere.
+    """
 
     position_world: tuple[float, float, float]
     intensity: tuple[float, float, float]
+    directional: bool = False
 
 
 @dataclass(frozen=True)
-class Ground:
-    """The plane z = 0: `colour` and `texture_colour` (linear RGB) blended by seeded noise.
+class Sky:
+    """Light from everywhere above, and what is seen above the horizon: linear RGB overhead and at the horizon."""
 
-    texture_amount: 0 is plain, 1 is full contrast.    texture_scale_m: size of the noise's cells.
-    """
-
-    colour: tuple[float, float, float]
-    texture_colour: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    texture_amount: float = 0.0
-    texture_scale_m: float = 1.0
-    texture_seed: int = 0
+    zenith: tuple[float, float, float]
+    horizon: tuple[float, float, float]
 
 
 @dataclass(frozen=True)
 class Scene:
     """Everything an image depends on.
 
-    ambient:    linear RGB light from everywhere.
+    ground:     material of the plane z = 0; its texture lies in world x, y.
     exposure:   factor before the display curve.
     style_seed: seed of the procedural stylisation of the finished image; None for none.
     """
@@ -68,15 +87,15 @@ class Scene:
     objects: tuple[SceneObject, ...]
     camera: Camera
     lights: tuple[Light, ...]
-    ambient: tuple[float, float, float]
-    ground: Ground
+    sky: Sky
+    ground: Material
     exposure: float = 1.0
     style_seed: int | None = None
 
     def to_json(self) -> dict:
         """One line of scenes.jsonl."""
         return {"objects": [asdict(o) for o in self.objects], "camera": self.camera.to_json(),
-                "lights": [asdict(light) for light in self.lights], "ambient": self.ambient,
+                "lights": [asdict(light) for light in self.lights], "sky": asdict(self.sky),
                 "ground": asdict(self.ground), "exposure": self.exposure, "style_seed": self.style_seed}
 
 

@@ -6,7 +6,8 @@ from envs.clevr import ENV
 from sim2sg_lib.camera import look_at, stack_cameras
 from sim2sg_lib.labels import annotate
 from sim2sg_lib.meshes import build
-from sim2sg_lib.render import SUPERSAMPLE, rasterize, scale_cameras
+from sim2sg_lib.raster import rasterize, scale_cameras
+from sim2sg_lib.render import SUPERSAMPLE
 from sim2sg_lib.scene import Ground, Scene, SceneObject, predicate_axes
 
 SOURCE_RGB = {(42, 75, 215), (29, 125, 20), (210, 40, 180), (255, 238, 51)}  # blue, green, magenta, yellow
@@ -80,7 +81,7 @@ def label(*things):
     objects = tuple(SceneObject(0, "cube", (x, y, 0.0), (1.0, 1.0, 1.0), 0.0) for x, y in things)
     scene = Scene(objects, camera, (), (1.0,) * 3, Ground((0.5,) * 3))
     cameras, meshes = stack_cameras([camera], 100, 100), build([scene], ENV.assets)
-    return annotate(rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE)), meshes, cameras, [scene], ENV, ["x.png"])[0]
+    return annotate(rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True), meshes, cameras, [scene], ENV, ["x.png"])[0]
 
 
 def test_visible_share_of_an_occluded_object():

@@ -11,7 +11,8 @@ from sim2sg_lib.graph import make_graph
 from sim2sg_lib.labels import annotate
 from sim2sg_lib.lift import aim, lift, refine_by_relations
 from sim2sg_lib.meshes import box_mesh, build, cylinder_mesh, place, sphere_mesh
-from sim2sg_lib.render import SUPERSAMPLE, covered_pairs, rasterize, scale_cameras, shade
+from sim2sg_lib.raster import rasterize, scale_cameras
+from sim2sg_lib.render import SUPERSAMPLE, shade
 from sim2sg_lib.scene import Ground, Light, Material, Scene, SceneObject, predicate_axes, relations
 
 LEVEL = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0.0]])  # camera looks along world y, x to the right
@@ -181,7 +182,7 @@ def test_rasterize_agrees_with_the_slow_twin():
                       ("sphere", (-0.5, 0.8, 0), (1, 1, 1), 0.0))
     meshes = build([scene], ENV.assets, dtype=torch.float64)
     cameras = stack_cameras([scene.camera], 24, 18, dtype=torch.float64)
-    fragments = rasterize(meshes, cameras)
+    fragments = rasterize(meshes, cameras, cull_backfaces=True)
     nearest, zbuf = slow_rasterize(meshes, scene.camera, 24, 18)
     np.testing.assert_array_equal(fragments.pix_to_face[0, ..., 0], nearest)
     hit = nearest >= 0
@@ -196,7 +197,7 @@ def test_rasterize_agrees_with_the_slow_twin():
 
 def render(scenes, cameras):
     meshes = build(scenes, ENV.assets)
-    return shade(rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE)), meshes, cameras, scenes)
+    return shade(rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True), meshes, cameras, scenes)
 
 
 def test_a_scene_renders_to_the_same_bytes_alone_and_in_any_batch():
@@ -253,7 +254,7 @@ def test_visible_boxes_and_relations_agree_with_blender(real_data):
                                np.radians(o["yaw"])) for o in item["objects"]]
         scene = Scene(tuple(objects), camera, (), (1, 1, 1), Ground((0.5,) * 3))
         meshes, cameras = build([scene], ENV.assets), stack_cameras([camera], width, height)
-        graph = annotate(rasterize(meshes, scale_cameras(cameras, 2)), meshes, cameras, [scene], ENV, ["x.png"])[0]
+        graph = annotate(rasterize(meshes, scale_cameras(cameras, 2), cull_backfaces=True), meshes, cameras, [scene], ENV, ["x.png"])[0]
         theirs = np.array([o["box"] for o in item["objects"]], float)
         assert len(graph) == len(theirs)
         low, high = np.maximum(graph.boxes_px[:, :2], theirs[:, :2]), np.minimum(graph.boxes_px[:, 2:], theirs[:, 2:])
@@ -274,7 +275,7 @@ def test_visible_boxes_and_relations_agree_with_blender(real_data):
 
 def render_labels(scene, width=320, height=240):
     meshes, cameras = build([scene], ENV.assets), stack_cameras([scene.camera], width, height)
-    return annotate(rasterize(meshes, scale_cameras(cameras, 2)), meshes, cameras, [scene], ENV, ["x.png"])[0]
+    return annotate(rasterize(meshes, scale_cameras(cameras, 2), cull_backfaces=True), meshes, cameras, [scene], ENV, ["x.png"])[0]
 
 
 def test_labels_lifted_back_land_on_the_objects():
