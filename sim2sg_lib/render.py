@@ -17,8 +17,8 @@ from sim2sg_lib.raster import Fragments, rasterize
 from sim2sg_lib.scene import PATTERNS, Scene
 
 SUPERSAMPLE = 2          # samples per pixel and axis
-SHADOW_SIZE = 160        # texels of a shadow map's side
-SHADOW_BLUR = 1.5        # texels between the nine looks into it: CLEVR's lamps are areas, not points
+SHADOW_SIZE = 192        # texels of a shadow map's side
+PENUMBRA_PX = 3          # width of the box that softens shadows on the ground: lamps are areas, not points
 SUN_DISTANCE = 50.0      # radii of the scene from which a sun's shadow map is drawn
 DIELECTRIC = 0.04        # reflectance of what is no metal, seen from above
 SHOULDER = 0.8           # display values from here on are compressed, so that no highlight clips
@@ -125,18 +125,22 @@ def looking_at(centre: Tensor, radius: Tensor, eye: Tensor) -> Cameras:
 
 
 def lit_share(shadow: tuple[Cameras, Tensor], scene: Tensor, points: Tensor) -> Tensor:
-    """(N,) share of nine looks from the lamp, around each point (N, 3), that nothing blocks."""
+    """(N,) share of a lamp's light that reaches points (N, 3): of the four texels around each, those with nothing before it.
+
+    Weighted by closeness, so that edges are soft (percentage-closer filtering, Reeves et al. 1987). Beyond the map all is lit.
+    """
     cameras, depth = shadow
     px, point_depth = cameras.project(points, scene)
+    corner = (px - 0.5).floor()
+    across, down = (px - 0.5 - corner).unbind(-1)
     lit = torch.zeros_like(point_depth)
-    for dy in (-1, 0, 1):
-        for dx in (-1, 0, 1):
-            x = (px[:, 0] + SHADOW_BLUR * dx).floor().long()
-            y = (px[:, 1] + SHADOW_BLUR * dy).floor().long()
-            inside = (x >= 0) & (x < SHADOW_SIZE) & (y >= 0) & (y < SHADOW_SIZE)
-            blocker = depth[scene, y.clamp(0, SHADOW_SIZE - 1), x.clamp(0, SHADOW_SIZE - 1)]
-            lit = lit + (~inside | (point_depth <= blocker)).to(lit.dtype)
-    return lit / 9
+    for dy, weight_y in ((0, 1 - down), (1, down)):
+        for dx, weight_x in ((0, 1 - across), (1, across)):
+            x, y = corner[:, 0] + dx, corner[:, 1] + dy
+            outside = (x < 0) | (x >= SHADOW_SIZE) | (y < 0) | (y >= SHADOW_SIZE)
+            x, y = x.clamp(0, SHADOW_SIZE - 1).long(), y.clamp(0, SHADOW_SIZE - 1).long()
+            lit = lit + weight_x * weight_y * (outside | (point_depth <= depth[scene, y, x]))
+    return lit
 
 
 def contact_shade(meshes: Meshes, scene: Tensor, points: Tensor) -> Tensor:
@@ -203,7 +207,9 @@ def shade_ground(meshes: Meshes, cameras: Cameras, light: Lighting) -> Tensor:
     received = (light.zenith + light.horizon)[scene] / 2 * contact_shade(meshes, scene, points)[:, None]
     for i in range(light.lamp_world.shape[1]):
         to_lamp, sent = incoming(light, i, scene, points)
-        received = received + sent * to_lamp[:, 2:].clamp(min=0) * lit_share(light.shadows[i], scene, points)[:, None]
+        lit = F.avg_pool2d(lit_share(light.shadows[i], scene, points).view(shape[:3]), PENUMBRA_PX, 1, PENUMBRA_PX // 2,
+                           count_include_pad=False)
+        received = received + sent * to_lamp[:, 2:].clamp(min=0) * lit.reshape(-1, 1)
     background = sky(light, scene, F.normalize(rays, dim=-1))
     return torch.where(down[:, None], colour * received, background).view(shape)
 
