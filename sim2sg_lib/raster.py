@@ -91,8 +91,8 @@ def screen_faces(meshes: Meshes, cameras: Cameras, blur_px: float, cull_backface
     relative = shift(corners[keep], first + 0.5)
     ends, drawn = edges_px(relative)
     scene = meshes.object_scene[meshes.face_object[keep]]
-    return ScreenFaces(keep, corners[keep, :, 2], torch.stack([first[:, 0].long(), scene * cameras.height + first[:, 1].long()], 1),
-                       span, invert(relative), ends, drawn)
+    place = torch.stack([first[:, 0].long(), scene * cameras.height + first[:, 1].long()], 1)
+    return ScreenFaces(keep, corners[keep, :, 2], place, span, invert(relative), ends, drawn)
 
 
 def shift(corners: torch.Tensor, origin_px: torch.Tensor) -> torch.Tensor:

@@ -299,7 +299,7 @@ def textured(colour: Tensor, textures: Textures, index: Tensor, points: Tensor) 
 
 
 def noise(points: Tensor, seed: Tensor) -> Tensor:
-    """(..., 3) points, seeds broadcastable to (...) -> (...) in [0, 1]: two octaves of random values on the integer lattice, blended."""
+    """(..., 3) points, seeds broadcastable to (...) -> (...) in [0, 1]: value noise of two octaves."""
     return (2 * value_noise(points, seed) + value_noise(points * 4, seed)) / 3
 
 
@@ -315,7 +315,7 @@ def wood(points: Tensor, seed: Tensor) -> Tensor:
 
 
 def brick(points: Tensor, seed: Tensor) -> Tensor:
-    """Mortar (1) between bricks (0, unevenly fired) one unit long and a third high, every other row set off by half."""
+    """Mortar between unevenly fired bricks, one unit long and a third high; every other row is set off by half."""
     row = (points[:, 2] * 3).floor()
     along = points[:, 0] + points[:, 1] + 0.5 * (row % 2)
     joint = ((along % 1) < 0.06) | ((points[:, 2] * 3 % 1) < 0.15)

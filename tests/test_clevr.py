@@ -8,7 +8,7 @@ from sim2sg_lib.labels import annotate
 from sim2sg_lib.meshes import build
 from sim2sg_lib.raster import rasterize, scale_cameras
 from sim2sg_lib.render import SUPERSAMPLE
-from sim2sg_lib.scene import Ground, Scene, SceneObject, predicate_axes
+from sim2sg_lib.scene import Material, Scene, SceneObject, Sky, predicate_axes
 
 SOURCE_RGB = {(42, 75, 215), (29, 125, 20), (210, 40, 180), (255, 238, 51)}  # blue, green, magenta, yellow
 TARGET_RGB = {(242, 130, 160), (129, 74, 25), (235, 235, 235)}               # pink, brown, white
@@ -67,7 +67,7 @@ def test_strong_randomises_what_no_graph_holds_and_nothing_else():
     plain, strong = draw("source"), draw("source", randomise="strong")
     assert {o.material.metallic for scene in plain for o in scene.objects} == {1.0}
     assert len({o.material.metallic for scene in strong for o in scene.objects}) > 100
-    for value in (lambda s: s.exposure, lambda s: s.ground.colour, lambda s: s.ground.texture_seed, lambda s: s.ambient,
+    for value in (lambda s: s.exposure, lambda s: s.ground.colour, lambda s: s.ground.texture, lambda s: s.sky,
                   lambda s: s.lights[0].intensity):
         assert len({value(scene) for scene in plain}) == 1 and len({value(scene) for scene in strong}) > 50
     assert {len(scene.objects) for scene in strong} == {4}
@@ -79,9 +79,10 @@ def label(*things):
     """Label boxes of one metre, given as (x, y), seen level from -y, 100 x 100 pixels."""
     camera = look_at((0, -10, 0.5), (0, 0, 0.5), 150, 100, 100)
     objects = tuple(SceneObject(0, "cube", (x, y, 0.0), (1.0, 1.0, 1.0), 0.0) for x, y in things)
-    scene = Scene(objects, camera, (), (1.0,) * 3, Ground((0.5,) * 3))
+    scene = Scene(objects, camera, (), Sky((1.0,) * 3, (1.0,) * 3), Material((0.5,) * 3))
     cameras, meshes = stack_cameras([camera], 100, 100), build([scene], ENV.assets)
-    return annotate(rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True), meshes, cameras, [scene], ENV, ["x.png"])[0]
+    fragments = rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
+    return annotate(fragments, meshes, cameras, [scene], ENV, ["x.png"])[0]
 
 
 def test_visible_share_of_an_occluded_object():

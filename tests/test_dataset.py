@@ -12,7 +12,7 @@ from sim2sg_lib.dataset import (LabelledImages, batches, open_images, publish_fo
                                 write_image, write_labels)
 from sim2sg_lib.graph import InputError, make_graph
 from sim2sg_lib.picture import draw_boxes
-from sim2sg_lib.scene import Ground, Scene
+from sim2sg_lib.scene import Material, Scene, Sky
 
 
 @pytest.fixture
@@ -24,7 +24,7 @@ def folder(tmp_path):
               make_graph("images/000001.png", 160, 120, [], [])]
     for i, graph in enumerate(graphs):
         write_image(root / graph.image, np.full((120, 160, 3), 50 * i, np.uint8))
-    scene = Scene((), ENV.camera, (), (1, 1, 1), Ground((0.5,) * 3))
+    scene = Scene((), ENV.camera, (), Sky((1.0,) * 3, (1.0,) * 3), Material((0.5,) * 3))
     write_labels(root, graphs, [scene, scene], ENV, {"width": 160, "height": 120})
     return root
 

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sim2sg_lib.camera import Cameras
-from sim2sg_lib.meshes import Meshes
+from sim2sg_lib.meshes import Meshes, pack_textures
 from sim2sg_lib.raster import NEAR_M, rasterize, silhouette, soft_blend
+from sim2sg_lib.scene import Material
 
 FIELDS = ("pix_to_face", "zbuf", "bary_coords", "dists")
 
@@ -20,7 +21,9 @@ def pack(verts, faces, scene=None, scenes=1) -> Meshes:
     scene = torch.zeros(len(verts), dtype=torch.int64) if scene is None else scene
     face_object = scene[faces[:, 0]] if len(faces) else torch.zeros(0, dtype=torch.int64)
     blank = torch.zeros(scenes)
-    return Meshes(verts, verts, faces, face_object, scene, torch.arange(scenes), scenes, torch.zeros(scenes, 3), blank, blank)
+    textures = pack_textures([Material()] * scenes, "cpu", verts.dtype)
+    return Meshes(verts, verts, verts, faces, face_object, scene, torch.arange(scenes), scenes, torch.zeros(scenes, 3), blank,
+                  blank, textures)
 
 
 def view(width, height, focal_px, dtype=torch.float64, scenes=1) -> Cameras:

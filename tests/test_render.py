@@ -1,0 +1,183 @@
+"""Shading against numbers worked out by hand: units, materials, shadows, textures, tone."""
+import numpy as np
+import pytest
+import torch
+
+from envs.clevr import ENV
+from sim2sg_lib.camera import look_at, stack_cameras
+from sim2sg_lib.meshes import build, pack_textures
+from sim2sg_lib.raster import rasterize, scale_cameras
+from sim2sg_lib.render import (DIELECTRIC, PATTERN, SHOULDER, SUPERSAMPLE, bounding_spheres, contact_shade, display, ggx,
+                               lit_share, looking_at, pack_lighting, shade, textured, value_noise)
+from sim2sg_lib.scene import PATTERNS, Light, Material, Scene, SceneObject, Sky, Texture
+
+BLACK = Sky((0.0,) * 3, (0.0,) * 3)
+
+
+def unit(*vector):
+    vector = torch.tensor([vector], dtype=torch.float64)
+    return vector / vector.norm()
+
+
+def picture(scene, width=64, height=48):
+    meshes, cameras = build([scene], ENV.assets), stack_cameras([scene.camera], width, height)
+    fragments = rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
+    return shade(fragments, meshes, cameras, [scene])[0]
+
+
+# --- units ------------------------------------------------------------------------------------------------------------
+
+def test_a_lamp_overhead_lights_the_ground_by_the_inverse_square():
+    camera = look_at((0, -6, 6), (0, 0, 0), 60, 65, 49)
+    for height_m in (2.0, 4.0):
+        scene = Scene((), camera, (Light((0.0, 0.0, height_m), (2.0, 2.0, 2.0)),), BLACK, Material((0.5, 0.25, 0.1)))
+        found = picture(scene, 65, 49)[:, 24, 32]  # the pixel whose centre looks at the origin
+        expected = np.array([0.5, 0.25, 0.1]) * 2 / height_m ** 2
+        assert found.numpy() == pytest.approx(expected ** (1 / 2.2), rel=1e-3)
+
+
+def test_a_sun_lights_everywhere_alike_and_by_the_cosine():
+    camera = look_at((0, -6, 6), (0, 0, 0), 60, 64, 48)
+    scene = Scene((), camera, (Light((0.0, 3.0, 4.0), (0.5, 0.5, 0.5), directional=True),), BLACK, Material((0.5,) * 3))
+    found = picture(scene)[0, 20:]  # below the horizon
+    assert found.numpy() == pytest.approx((0.5 * 0.5 * 0.8) ** (1 / 2.2), rel=1e-4)
+
+
+def test_the_sky_fills_the_picture_above_the_horizon():
+    camera = look_at((0, -6, 1), (0, 0, 1), 60, 64, 48)  # the horizon runs through the middle
+    scene = Scene((), camera, (), Sky((0.1, 0.2, 0.4), (0.3, 0.3, 0.3)), Material((0.0,) * 3))
+    found = picture(scene)
+    assert found[:, 23].numpy() == pytest.approx(0.3 ** (1 / 2.2), abs=0.06)
+    assert found[2, 0, 32] - found[0, 0, 32] > 0.03  # bluer higher up
+    assert found[:, 26:].max() < 0.01                # a black ground under it
+
+
+def test_display_is_the_srgb_exponent_with_a_shoulder():
+    dark, bright = torch.tensor([0.0, 0.1, 0.3]), torch.tensor([1.0, 3.0, 1e6])
+    one = torch.tensor(1.0)
+    assert display(dark, one).tolist() == pytest.approx([0.001873, 0.1 ** (1 / 2.2), 0.3 ** (1 / 2.2)], rel=1e-3)
+    curve = display(bright, one)
+    assert (curve[1:] > curve[:-1]).all() and curve[0] > SHOULDER and curve[-1] <= 1
+    assert torch.equal(display(dark * 2, one), display(dark, one * 2))
+
+
+# --- materials --------------------------------------------------------------------------------------------------------
+
+def test_ggx_in_the_mirror_direction_by_hand():
+    """View and lamp 60 degrees apart around the normal: halfway is the normal, every cosine is known."""
+    normal, view, lamp = unit(0, 0, 1), unit(1, 0, 3 ** 0.5), unit(-1, 0, 3 ** 0.5)
+    mirror, roughness = torch.full((1, 3), 0.04, dtype=torch.float64), torch.tensor([[0.5]], dtype=torch.float64)
+    alpha, k, cosine = 0.25, 1.5 ** 2 / 8, 3 ** 0.5 / 2
+    fresnel = 0.04 + 0.96 * (1 - cosine) ** 5
+    expected = 1 / alpha ** 2 * fresnel / 4 / (cosine * (1 - k) + k) ** 2
+    assert ggx(normal, view, lamp, mirror, roughness)[0].tolist() == pytest.approx([expected] * 3, rel=1e-6)
+    # the same from either side, and weaker away from the mirror direction
+    assert torch.allclose(ggx(normal, view, lamp, mirror, roughness), ggx(normal, lamp, view, mirror, roughness))
+    assert (ggx(normal, view, unit(-1, 1, 3 ** 0.5), mirror, roughness) < expected).all()
+
+
+def test_a_white_mirror_sends_back_no_more_than_it_gets():
+    """Integrated over the hemisphere of lamps, by plain quadrature; pi is this module's unit of reflectance."""
+    polar, turn = torch.meshgrid(torch.linspace(0.002, np.pi / 2 - 0.002, 300, dtype=torch.float64),
+                                 torch.linspace(0, 2 * np.pi, 300, dtype=torch.float64), indexing="ij")
+    lamps = torch.stack([polar.sin() * turn.cos(), polar.sin() * turn.sin(), polar.cos()], -1).view(-1, 3)
+    step = (np.pi / 2 / 300) * (2 * np.pi / 300)
+    for roughness in (0.4, 0.8):
+        gain = ggx(unit(0, 0, 1), unit(1, 0, 1), lamps, torch.ones(1, 3, dtype=torch.float64),
+                   torch.tensor([[roughness]], dtype=torch.float64))[:, 0]
+        total = float((gain / np.pi * lamps[:, 2] * polar.sin().view(-1)).sum() * step)
+        assert 0.5 < total < 1.05
+
+
+def test_metal_has_the_colour_in_its_highlight_and_rubber_has_not():
+    camera = look_at((0, -6, 3), (0, 0, 0.5), 120, 64, 48)
+    lamp = Light((0.0, -6.0, 5.0), (20.0,) * 3)
+    brightest = {}
+    for metallic in (0.0, 1.0):
+        ball = SceneObject(1, "sphere", (0, 0, 0), (1, 1, 1), 0.0, Material((0.8, 0.1, 0.1), metallic, 0.3))
+        image = picture(Scene((ball,), camera, (lamp,), BLACK, Material((0.0,) * 3)))
+        peak = image.sum(0).argmax()
+        brightest[metallic] = (image.flatten(1)[:, peak] ** 2.2).tolist()
+    assert brightest[1.0][1] / brightest[1.0][0] < 0.5 < brightest[0.0][1] / brightest[0.0][0]
+    assert DIELECTRIC < 0.1
+
+
+# --- shadows ----------------------------------------------------------------------------------------------------------
+
+def test_shadows_agree_with_a_ray_to_the_lamp():
+    """Points around a ball under a lamp: dark exactly where the segment to the lamp passes through the ball."""
+    ball = SceneObject(1, "sphere", (0, 0, 0), (1, 1, 1), 0.0, Material())
+    camera = look_at((0, -8, 6), (0, 0, 0), 60, 64, 48)
+    lamp = np.array([-2.0, 1.0, 4.0])
+    scene = Scene((ball,), camera, (Light(tuple(lamp), (1.0,) * 3),), BLACK, Material())
+    meshes = build([scene], ENV.assets)
+    light = pack_lighting([scene], meshes, meshes.verts_world)
+    x, y = np.meshgrid(np.linspace(-2, 2, 41), np.linspace(-2, 2, 41))
+    points = np.stack([x.ravel(), y.ravel(), 0 * x.ravel()], 1)
+    along = lamp - points
+    share = ((np.array([0, 0, 0.5]) - points) * along).sum(1) / (along ** 2).sum(1)
+    closest = np.linalg.norm(points + share.clip(0, 1)[:, None] * along - [0, 0, 0.5], axis=1)
+    found = lit_share(light.shadows[0], torch.zeros(len(points), dtype=torch.int64), torch.from_numpy(points).float()).numpy()
+    sure = abs(closest - 0.5) > 0.04  # the edge itself is soft, and the ball has faces
+    assert (closest < 0.46).sum() > 30
+    assert np.array_equal(found[sure] > 0.5, closest[sure] > 0.5)
+
+
+def test_an_object_shades_another_and_not_its_lit_side():
+    camera = look_at((0, -8, 4), (0, 0, 0.5), 100, 64, 48)
+    sun = Light((-1.0, 0.0, 0.2), (1.0,) * 3, directional=True)
+    near, far = (SceneObject(0, "cube", (x, 0, 0), (1, 1, 1), 0.0, Material((0.8,) * 3)) for x in (-1.5, 1.5))
+    meshes = build([Scene((near, far), camera, (sun,), BLACK, Material())], ENV.assets)
+    light = pack_lighting([Scene((near, far), camera, (sun,), BLACK, Material())], meshes, meshes.verts_world)
+    points = torch.tensor([[-2.0, 0.0, 0.5], [1.0, 0.0, 0.3], [1.0, 0.0, 0.9]])  # left sides: the sunny one, low and high
+    assert lit_share(light.shadows[0], torch.zeros(3, dtype=torch.int64), points).tolist() == [1, 0, 1]
+
+
+def test_every_object_lies_within_its_lamp_s_view():
+    rng = np.random.default_rng(0)
+    scenes = []
+    for _ in range(5):
+        objects, camera = ENV.layout("source", rng)
+        scenes.append(ENV.dress(objects, camera, "source", "strong", rng))
+    meshes = build(scenes, ENV.assets)
+    centre, radius = bounding_spheres(meshes, 5)
+    assert ((meshes.verts_world - centre[meshes.vert_scene]).norm(dim=1) <= radius[meshes.vert_scene]).all()
+    cameras = looking_at(centre, radius, centre + torch.tensor([0.0, 0.0, 20.0]))
+    px, depth = cameras.project(meshes.verts_world, meshes.vert_scene)
+    assert (px >= 0).all() and (px <= cameras.width).all() and (depth > 0).all()
+
+
+def test_contact_shade_grows_towards_the_object():
+    ball = SceneObject(1, "sphere", (0, 0, 0), (1, 1, 1), 0.0, Material())
+    scene = Scene((ball,), look_at((0, -8, 4), (0, 0, 0), 60, 64, 48), (), BLACK, Material())
+    points = torch.tensor([[0.6, 0, 0], [1.0, 0, 0], [2.0, 0, 0], [9.0, 0, 0]])
+    open_share = contact_shade(build([scene], ENV.assets), torch.zeros(4, dtype=torch.int64), points)
+    assert (open_share[1:] > open_share[:-1]).all() and open_share[0] < 0.8 and open_share[-1] > 0.999
+
+
+# --- textures ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("name", PATTERNS)
+def test_patterns_stay_in_range_vary_and_repeat(name):
+    points = 8 * torch.rand(4000, 3, generator=torch.Generator().manual_seed(0)) - 4
+    seed = torch.full((4000,), 3)
+    share = PATTERN[name](points, seed)
+    assert 0 <= share.min() and share.max() <= 1 and share.std() > 0.03
+    assert torch.equal(share, PATTERN[name](points, seed))
+    if name not in ("checks",):  # nothing about a board is random
+        assert not torch.equal(share, PATTERN[name](points, seed + 1))
+
+
+def test_checks_and_mix_by_hand():
+    points = torch.tensor([[0.5, 0.5, 0.5], [1.5, 0.5, 0.5], [1.5, 1.5, 0.5], [-0.5, 0.5, 0.5]])
+    textures = pack_textures([Material(texture=Texture("checks", (0.0, 0.0, 1.0), 1.0, 0.5)), Material()], "cpu", torch.float32)
+    plain = torch.tensor([[1.0, 0.0, 0.0]]).repeat(4, 1)
+    mixed = textured(plain, textures, torch.zeros(4, dtype=torch.int64), points)
+    assert mixed.tolist() == [[1, 0, 0], [0.5, 0, 0.5], [1, 0, 0], [0.5, 0, 0.5]]
+    assert torch.equal(textured(plain, textures, torch.ones(4, dtype=torch.int64), points), plain)
+
+
+def test_noise_is_continuous_and_has_the_lattice_s_values():
+    seed = torch.tensor([5])
+    a, b = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0 - 1e-4, 2.0, 3.0]])
+    assert value_noise(a, seed).item() == pytest.approx(value_noise(b, seed).item(), abs=1e-3)
