@@ -131,6 +131,7 @@ def lit_share(shadow: tuple[Cameras, Tensor], scene: Tensor, points: Tensor) -> 
     """
     cameras, depth = shadow
     px, point_depth = cameras.project(points, scene)
+    px = torch.where(point_depth[:, None] > 0, px, -2.0).clamp(-2, SHADOW_SIZE + 2)  # behind the lamp is beyond the map
     corner = (px - 0.5).floor()
     across, down = (px - 0.5 - corner).unbind(-1)
     lit = torch.zeros_like(point_depth)
