@@ -38,13 +38,16 @@ CHUNK = 16  # scenes rendered at once
               help="Source look: as the paper draws it, or varying all that a scene graph does not hold.")
 @click.option("--preset", type=click.Choice(["quick", "paper"]), default="quick",
               help="Image size: 160x120 or 320x240 pixels on CLEVR.")
+@click.option("--refine", type=click.IntRange(0), default=0, show_default="none",
+              help="Gradient steps that fit lifted scenes to their boxes.")
+@click.option("--renderer", type=click.Choice(["own", "pytorch3d"]), default="own", help="Rasteriser.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0,
               help="Image i depends on the other options, the seed and i alone.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that is not empty.")
 def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Path | None, target: Path | None,
-         graphs_path: Path | None, threshold: float | None, randomise: str, preset: str, seed: int, device: str,
-         overwrite: bool) -> None:
+         graphs_path: Path | None, threshold: float | None, randomise: str, preset: str, refine: int, renderer: str,
+         seed: int, device: str, overwrite: bool) -> None:
     # --- setup: the library is imported here, so that --help answers at once
     from sim2sg_lib.checkpoint import load, pick_device, predict_folder
     from sim2sg_lib.dataset import open_images, publish_folder, refuse_used, start_folder
@@ -68,22 +71,24 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     method = "label" if graphs else "sdr" if domain == "source" else domain
     print(f"{env.name} | {method} | {num} images | {randomise} look | seed {seed} | {device} -> {out}")
 
-    def scene(i: int):
-        rng = random_generator(seed, env.name, method, i)
+    def make_scenes(indices: list[int]) -> list:
+        generators = [random_generator(seed, env.name, method, i) for i in indices]
         if graphs:
-            return lift_graph(graphs[i % len(graphs)], cameras[i % len(graphs)], env, threshold, randomise, rng)
-        objects, camera = env.layout(domain, rng)
-        return env.dress(objects, camera, domain, randomise, rng)
+            chosen = [i % len(graphs) for i in indices]
+            return lift_graphs([graphs[i] for i in chosen], [cameras[i] for i in chosen], env, threshold, randomise, refine,
+                               generators, device)
+        layouts = [env.layout(domain, rng) for rng in generators]
+        return [env.dress(objects, camera, domain, randomise, rng) for (objects, camera), rng in zip(layouts, generators)]
 
     # --- render and label
     partial = start_folder(out, overwrite)
-    info = {"method": method, "seed": seed, "randomise": randomise, "preset": preset,
+    info = {"method": method, "seed": seed, "randomise": randomise, "preset": preset, "renderer": renderer,
             "command": "python " + shlex.join(sys.argv)}
     if graphs:
-        info |= {"threshold": threshold, "graphs": str(graphs_path or checkpoint), "target": str(target) if target else None}
+        info |= {"threshold": threshold, "refine": refine, "graphs": str(graphs_path or checkpoint), "target": str(target) if target else None}
     splits = {".": range(num)} if graphs or domain == "source" else split_target(num)
     for name, indices in splits.items():
-        write_data_set(partial / name, indices, scene, env, env.image_sizes[preset], info, device)
+        write_data_set(partial / name, indices, make_scenes, env, env.image_sizes[preset], info, device)
     if graphs:
         write_graphs(partial / "predicted.jsonl", graphs, env.vocabulary)
     publish_folder(partial, out)
@@ -132,10 +137,19 @@ def random_generator(seed: int, env_name: str, method: str, index: int):
     return np.random.default_rng([seed, zlib.crc32(f"{env_name} {method}".encode()), index])
 
 
-def lift_graph(graph, camera, env, threshold: float, randomise: str, rng):
-    """Label alignment of one graph: 3-D objects where the graph says, in a random look of the source (section 4.1)."""
+def lift_graphs(graphs: list, cameras: list, env, threshold: float, randomise: str, steps: int, generators: list,
+                device) -> list:
+    """Label alignment: 3-D objects where each graph says, in a random look of the source (section 4.1).
+
+    steps: of refinement by gradient, 0 for none.
+    """
     from sim2sg_lib.lift import lift
-    return env.dress(lift(graph, camera, env, threshold, rng), camera, "source", randomise, rng)
+    from sim2sg_lib.refine import refine
+    lifted = [lift(graph, camera, env, threshold, rng) for graph, camera, rng in zip(graphs, cameras, generators)]
+    objects = [row for row, _ in lifted]
+    if steps:
+        objects = refine(objects, [graph for _, graph in lifted], cameras, env.assets, steps, device)
+    return [env.dress(row, camera, "source", randomise, rng) for row, camera, rng in zip(objects, cameras, generators)]
 
 
 def split_target(num: int) -> dict[str, range]:
@@ -145,25 +159,26 @@ def split_target(num: int) -> dict[str, range]:
     return {"train": range(train), "val": range(train, train + val), "test": range(train + val, num)}
 
 
-def write_data_set(folder: Path, indices: range, scene, env, size: tuple[int, int], info: dict, device) -> None:
-    """Build, render, annotate and save scene(i) for every index, CHUNK at a time; files are written meanwhile."""
+def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[int, int], info: dict, device) -> None:
+    """Build, render, annotate and save make_scenes(indices), CHUNK at a time; files are written meanwhile."""
     from tqdm import tqdm
     from sim2sg_lib.camera import stack_cameras
     from sim2sg_lib.dataset import write_image, write_labels
     from sim2sg_lib.labels import annotate
     from sim2sg_lib.meshes import build
-    from sim2sg_lib.raster import rasterize, scale_cameras
+    from sim2sg_lib import raster, raster_pytorch3d
     from sim2sg_lib.render import SUPERSAMPLE, shade
 
+    rasterize = {"own": raster.rasterize, "pytorch3d": raster_pytorch3d.rasterize}[info["renderer"]]
     (folder / "images").mkdir(parents=True)
     scenes, graphs = [], []
     with ThreadPoolExecutor(2) as writers, tqdm(total=len(indices), desc="render", unit="image", disable=None) as bar:
         for start in range(0, len(indices), CHUNK):
-            chunk = [scene(i) for i in indices[start:start + CHUNK]]
+            chunk = make_scenes(list(indices[start:start + CHUNK]))
             names = [f"images/{start + k:06d}.png" for k in range(len(chunk))]
             meshes = build(chunk, env.assets, device)
             cameras = stack_cameras([s.camera for s in chunk], *size, device)
-            fragments = rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
+            fragments = rasterize(meshes, raster.scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
             images = shade(fragments, meshes, cameras, chunk)
             graphs += annotate(fragments, meshes, cameras, chunk, env, names)
             scenes += chunk

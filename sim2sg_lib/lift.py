@@ -19,8 +19,9 @@ RELATION_SWEEPS = 50   # most rounds of corrections by the relations
 DUPLICATE_SHARE = 0.5  # two solids cannot stand closer than this share of their two radii
 
 
-def lift(graph: SceneGraph, camera: Camera, env: Env, threshold: float, rng: np.random.Generator) -> list[SceneObject]:
-    """Objects without appearance, ready for env.dress. A graph with no object above the threshold gives [].
+def lift(graph: SceneGraph, camera: Camera, env: Env, threshold: float,
+         rng: np.random.Generator) -> tuple[list[SceneObject], SceneGraph]:
+    """Objects without appearance, ready for env.dress, and what is left of the graph: its objects in the same order.
 
     graph: as predicted, boxes in pixels of graph.width x graph.height; camera: its view, of any pixel size.
     threshold: objects and relations below it are dropped (tau of the paper).
@@ -33,8 +34,9 @@ def lift(graph: SceneGraph, camera: Camera, env: Env, threshold: float, rng: np.
     positions = refine_by_relations(
         np.array([o.position_world for o in objects]).reshape(-1, 3), graph.relations[confident],
         graph.relation_scores[confident], predicate_axes(camera), env)
-    return [SceneObject(o.label, o.asset, tuple(map(float, position)), o.size_m, o.yaw_rad)
-            for o, position in zip(objects, positions)]
+    placed = [SceneObject(o.label, o.asset, tuple(map(float, position)), o.size_m, o.yaw_rad)
+              for o, position in zip(objects, positions)]
+    return placed, graph
 
 
 def lift_box(label: int, box_px: np.ndarray, camera: Camera, env: Env, rng: np.random.Generator) -> SceneObject:

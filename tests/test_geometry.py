@@ -275,7 +275,7 @@ def test_labels_lifted_back_land_on_the_objects():
         graph = render_labels(ENV.dress(objects, camera, "target", "paper", rng))
         if len(graph) < len(objects):
             continue
-        lifted = lift(graph, camera, ENV, 0.5, rng)
+        lifted, _ = lift(graph, camera, ENV, 0.5, rng)
         assert len(lifted) == len(objects)
         for true, found, visible, cut in zip(objects, lifted, graph.visible, graph.truncated):
             assert found.label == true.label
@@ -302,7 +302,7 @@ def graph_of(boxes, labels, relation_rows=(), **columns):
 
 def test_a_graph_without_objects_lifts_to_an_empty_scene():
     rng = np.random.default_rng(0)
-    assert lift(graph_of([], []), ENV.camera, ENV, 0.5, rng) == []
+    assert lift(graph_of([], []), ENV.camera, ENV, 0.5, rng)[0] == []
     scene = ENV.dress([], ENV.camera, "source", "strong", rng)
     graph = render_labels(scene)
     assert len(graph) == 0 and graph.relations.shape == (0, 3)
@@ -310,13 +310,13 @@ def test_a_graph_without_objects_lifts_to_an_empty_scene():
 
 def test_objects_below_the_threshold_are_dropped():
     graph = graph_of([[100, 100, 140, 140], [200, 100, 240, 140]], [0, 1], scores=[0.49, 0.5])
-    lifted = lift(graph, ENV.camera, ENV, 0.5, np.random.default_rng(0))
+    lifted, kept = lift(graph, ENV.camera, ENV, 0.5, np.random.default_rng(0))
     assert [o.label for o in lifted] == [1]
 
 
 def test_two_detections_of_one_object_lift_to_one():
     graph = graph_of([[100, 100, 140, 140], [101, 100, 141, 141]], [0, 1], scores=[0.6, 0.9])
-    assert [o.label for o in lift(graph, ENV.camera, ENV, 0.5, np.random.default_rng(0))] == [1]
+    assert [o.label for o in lift(graph, ENV.camera, ENV, 0.5, np.random.default_rng(0))[0]] == [1]
 
 
 def test_refinement_moves_only_what_the_relations_contradict():
@@ -338,6 +338,6 @@ def test_lifting_is_driven_by_the_relations_it_keeps():
     left = ENV.vocabulary.predicates.index("left")
     for score, expected in ((0.9, True), (0.4, False)):
         graph = graph_of(boxes, [0, 0], [[1, left, 0]], relation_scores=[score])
-        a, b = lift(graph, ENV.camera, ENV, 0.5, np.random.default_rng(0))
+        (a, b), _ = lift(graph, ENV.camera, ENV, 0.5, np.random.default_rng(0))
         rows = names(relations(np.array([a.position_world, b.position_world]), ENV.camera, ENV.vocabulary.predicates, .2))
         assert ((1, "left", 0) in rows) == expected

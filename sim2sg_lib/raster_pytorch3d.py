@@ -1,0 +1,34 @@
+"""PyTorch3D's MeshRasterizer behind raster.rasterize's interface (Ravi et al. 2020), for those who have it installed."""
+import torch
+
+from sim2sg_lib.camera import Cameras
+from sim2sg_lib.graph import InputError
+from sim2sg_lib.meshes import Meshes
+from sim2sg_lib.raster import NEAR_M, Fragments
+
+
+def rasterize(meshes: Meshes, cameras: Cameras, blur_radius: float = 0.0, faces_per_pixel: int = 1,
+              cull_backfaces: bool = False) -> Fragments:
+    """As raster.rasterize. Errors: InputError if PyTorch3D cannot be imported."""
+    try:
+        from pytorch3d.renderer import MeshRasterizer, RasterizationSettings
+        from pytorch3d.structures import Meshes as Structures
+        from pytorch3d.utils import cameras_from_opencv_projection
+    except ImportError as error:
+        raise InputError(f"--renderer pytorch3d: cannot import it ({error}); build it from its source as "
+                         "https://github.com/facebookresearch/pytorch3d/blob/main/INSTALL.md says, or leave the option out"
+                         ) from None
+    size = torch.tensor([[cameras.height, cameras.width]], device=cameras.K.device).expand(meshes.scenes, 2)
+    views = cameras_from_opencv_projection(cameras.R, cameras.t, cameras.K, size)
+    settings = RasterizationSettings(
+        image_size=(cameras.height, cameras.width), blur_radius=blur_radius, faces_per_pixel=faces_per_pixel,
+        cull_backfaces=cull_backfaces, z_clip_value=NEAR_M, bin_size=None)
+    verts, faces, first = [], [], 0
+    face_scene = meshes.object_scene[meshes.face_object]
+    for scene in range(meshes.scenes):  # both packings run scene after scene, so faces keep their numbers
+        own = meshes.verts_world[meshes.vert_scene == scene]
+        verts.append(own)
+        faces.append(meshes.faces[face_scene == scene] - first)
+        first += len(own)
+    found = MeshRasterizer(views, settings)(Structures(verts, faces))
+    return Fragments(found.pix_to_face, found.zbuf, found.bary_coords, found.dists)
