@@ -78,14 +78,15 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
             return lift_graphs([graphs[i] for i in chosen], [cameras[i] for i in chosen], env, threshold, randomise, refine,
                                generators, device)
         layouts = [env.layout(domain, rng) for rng in generators]
-        return [env.dress(objects, camera, domain, randomise, rng) for (objects, camera), rng in zip(layouts, generators)]
+        return [env.dress(*layout, domain, randomise, rng) for layout, rng in zip(layouts, generators)]
 
     # --- render and label
     partial = start_folder(out, overwrite)
     info = {"method": method, "seed": seed, "randomise": randomise, "preset": preset, "renderer": renderer,
             "command": "python " + shlex.join(sys.argv)}
     if graphs:
-        info |= {"threshold": threshold, "refine": refine, "graphs": str(graphs_path or checkpoint), "target": str(target) if target else None}
+        info |= {"threshold": threshold, "refine": refine, "graphs": str(graphs_path or checkpoint),
+                 "target": str(target) if target else None}
     splits = {".": range(num)} if graphs or domain == "source" else split_target(num)
     for name, indices in splits.items():
         write_data_set(partial / name, indices, make_scenes, env, env.image_sizes[preset], info, device)

@@ -311,7 +311,7 @@ def test_a_graph_without_objects_lifts_to_an_empty_scene():
 def test_objects_below_the_threshold_are_dropped():
     graph = graph_of([[100, 100, 140, 140], [200, 100, 240, 140]], [0, 1], scores=[0.49, 0.5])
     lifted, kept = lift(graph, ENV.camera, ENV, 0.5, np.random.default_rng(0))
-    assert [o.label for o in lifted] == [1]
+    assert [o.label for o in lifted] == kept.labels.tolist() == [1]
 
 
 def test_two_detections_of_one_object_lift_to_one():
