@@ -59,8 +59,8 @@ class ScreenFaces:
     first:   (F, 2) int64, column and row of the first pixel; rows count through the whole batch: scene * H + row.
     span:    (F, 2) int64, columns and rows of the blurred bounding box inside the image, at least 1 by 1.
     inverse: (F, 3, 3), barycentrics of corner i before normalisation: inverse[:, :, i] dotted with (x, y, 1).
-    ends:    (F, 4, 2, 2), offsets of both ends of three edges and of the cut along the near plane.
-    drawn:   (F, 4) bool, whether an edge has any part before the near plane.
+    ends:    (F, E, 2, 2), offsets of both ends of three edges and, where any face has one, of the cut along the near plane.
+    drawn:   (F, E) bool, whether an edge has any part before the near plane.
     """
 
     face: torch.Tensor
@@ -76,25 +76,41 @@ class ScreenFaces:
 
 def screen_faces(meshes: Meshes, cameras: Cameras, blur_px: float, cull_backfaces: bool) -> ScreenFaces:
     """Every face with any pixel within `blur_px` of it; those without area on the screen have none."""
-    size = cameras.K.new_tensor([cameras.width, cameras.height])
-    corners = cameras.homogeneous_px(meshes.verts_world, meshes.vert_scene)[meshes.faces]  # (F, 3, 3): z u, z v, z
+    verts = cameras.homogeneous_px(meshes.verts_world, meshes.vert_scene)  # (V, 3): z u, z v, z
     with torch.no_grad():
-        ends, drawn = edges_px(corners)  # (F, 4, 2, 2), (F, 4)
+        first, span = pixel_boxes(verts, meshes.faces, blur_px, cameras)
+        near = (span > 0).all(1).nonzero()[:, 0]
+    corners = verts.index_select(0, meshes.faces.index_select(0, near).reshape(-1)).view(-1, 3, 3)
+    corners = shift(corners, first.index_select(0, near) + 0.5)  # (F, 3, 3)
+    inverse, volume = invert(corners)
+    with torch.no_grad():
+        keep = (volume < 0 if cull_backfaces else volume != 0).nonzero()[:, 0]
+    face, corners, inverse = near[keep], corners.index_select(0, keep), inverse.index_select(0, keep)
+    ends, drawn = edges_px(corners)
+    scene = meshes.object_scene[meshes.face_object[face]]
+    column, row = first[face].long().unbind(1)
+    return ScreenFaces(face, corners[..., 2], torch.stack([column, scene * cameras.height + row], 1), span[face].long(),
+                       inverse, ends, drawn)
+
+
+def pixel_boxes(verts: torch.Tensor, faces: torch.Tensor, blur_px: float, cameras: Cameras
+                ) -> tuple[torch.Tensor, torch.Tensor]:
+    """First pixel and number of pixels (F, 2), float columns and rows, of each face's blurred box inside the image."""
+    size = verts.new_tensor([cameras.width, cameras.height])
+    front = verts[:, 2] > NEAR_M
+    px = verts[:, :2] / torch.where(front, verts[:, 2], 1.0)[:, None]
+    corners = px.index_select(0, faces.reshape(-1)).view(-1, 3, 2)
+    low = torch.minimum(torch.minimum(corners[:, 0], corners[:, 1]), corners[:, 2])
+    high = torch.maximum(torch.maximum(corners[:, 0], corners[:, 1]), corners[:, 2])
+    if not front.all():
+        behind = (~front[faces].all(1)).nonzero()[:, 0]
+        ends, drawn = edges_px(verts[faces[behind]])
         visible = drawn[..., None, None]
-        low = torch.where(visible, ends, torch.inf).amin((1, 2)) - blur_px
-        high = torch.where(visible, ends, -torch.inf).amax((1, 2)) + blur_px
-        first = (low - 0.5).ceil().clamp(min=0).minimum(size)
-        span = (((high - 0.5).floor() + 1).clamp(min=0).minimum(size) - first).clamp(min=0)
-        volume = torch.linalg.det(F.normalize(shift(corners, first + 0.5).double(), dim=-1))  # 0 for a face seen edge-on
-        volume = torch.where(volume.abs() > 8 * torch.finfo(corners.dtype).eps ** 2, volume, 0.0)
-        keep = (span > 0).all(1) & (volume < 0 if cull_backfaces else volume != 0)
-        keep = keep.nonzero()[:, 0]
-    first, span = first[keep], span[keep].long()
-    relative = shift(corners[keep], first + 0.5)
-    ends, drawn = edges_px(relative)
-    scene = meshes.object_scene[meshes.face_object[keep]]
-    place = torch.stack([first[:, 0].long(), scene * cameras.height + first[:, 1].long()], 1)
-    return ScreenFaces(keep, corners[keep, :, 2], place, span, invert(relative), ends, drawn)
+        low[behind] = torch.where(visible, ends, torch.inf).amin((1, 2))
+        high[behind] = torch.where(visible, ends, -torch.inf).amax((1, 2))
+    first = (low - (blur_px + 0.5)).ceil().clamp(min=0).minimum(size)
+    end = ((high + (blur_px - 0.5)).floor() + 1).clamp(min=0).minimum(size)
+    return first, (end - first).clamp(min=0)
 
 
 def shift(corners: torch.Tensor, origin_px: torch.Tensor) -> torch.Tensor:
@@ -102,17 +118,28 @@ def shift(corners: torch.Tensor, origin_px: torch.Tensor) -> torch.Tensor:
     return torch.cat([corners[..., :2] - corners[..., 2:] * origin_px[:, None], corners[..., 2:]], -1)
 
 
-def invert(corners: torch.Tensor) -> torch.Tensor:
-    """(F, 3, 3) -> (F, 3, 3) inverse matrices, by cross products."""
-    cross = torch.linalg.cross(corners.roll(-1, 1), corners.roll(-2, 1))  # row i: q_j x q_k
-    determinant = (cross[:, 0] * corners[:, 0]).sum(-1)
-    return (cross / determinant[:, None, None]).transpose(1, 2)
+def invert(corners: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(F, 3, 3) -> inverse matrices (F, 3, 3), and (F,) signed volumes of the unit corners: 0 for a face seen edge-on.
+
+    In double precision: thin faces would lose their sign.
+    """
+    a, b, c = corners.double().unbind(1)
+    cross = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], 2)
+    determinant = (cross[..., 0] * a).sum(-1)
+    with torch.no_grad():
+        volume = determinant / (a.norm(dim=1) * b.norm(dim=1) * c.norm(dim=1)).clamp(min=1e-300)
+        volume = torch.where(volume.abs() > 8 * torch.finfo(corners.dtype).eps ** 2, volume, 0.0)
+    safe = torch.where(volume != 0, determinant, 1.0)
+    return (cross / safe[:, None, None]).to(corners.dtype), volume
 
 
 def edges_px(corners: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Three edges and the cut along the near plane, clipped to it: corners (F, 3, 3) -> (F, 4, 2, 2) px, (F, 4) bool."""
+    """Three edges, clipped to the near plane, and, if any face crosses it, the cuts: (F, 3, 3) -> (F, E, 2, 2) px, (F, E)."""
     depth = corners[..., 2]
     front = depth > NEAR_M
+    if front.all():
+        px = corners[..., :2] / corners[..., 2:]
+        return torch.stack([px, px.roll(-1, 1)], 2), front
     start, end = corners, corners.roll(-1, 1)
     crossing = front != front.roll(-1, 1)
     along = (NEAR_M - depth) / torch.where(crossing, depth.roll(-1, 1) - depth, 1.0)
@@ -198,7 +225,7 @@ def covered_on_grid(faces: ScreenFaces, own: torch.Tensor, top: torch.Tensor, ro
     # in the face, and no nearer than the near plane
     inside = (torch.minimum(torch.minimum(bary[0], bary[1]), bary[2]) >= 0) & (total > 0) & (total < 1 / NEAR_M)
     hit = inside.clone()
-    for edge in range(4 if blur_px > 0 else 0):
+    for edge in range(faces.ends.shape[1] if blur_px > 0 else 0):
         drawn = faces.drawn[own, edge, None, None]
         if not drawn.any():
             continue
@@ -224,7 +251,7 @@ def barycentrics(faces: ScreenFaces, pairs: Pairs) -> torch.Tensor:
 def squared_distance_px(faces: ScreenFaces, pairs: Pairs) -> torch.Tensor:
     """(P,) squared distance of each pixel to the nearest edge of its face."""
     nearest = torch.full_like(pairs.offset[:, 0], torch.inf)
-    for edge in range(4):
+    for edge in range(faces.ends.shape[1]):
         drawn = faces.drawn[:, edge]
         if not drawn.any():
             continue
