@@ -38,8 +38,8 @@ CHUNK = 16  # scenes rendered at once
               help="Source look: as the paper draws it, or varying all that a scene graph does not hold.")
 @click.option("--preset", type=click.Choice(["quick", "paper"]), default="quick",
               help="Image size: 160x120 or 320x240 pixels on CLEVR.")
-@click.option("--refine", type=click.IntRange(0), default=0, show_default="none",
-              help="Gradient steps that fit lifted scenes to their boxes.")
+@click.option("--refine", type=click.IntRange(0), default=0, is_flag=False, flag_value=30, show_default="none",
+              help="Gradient steps that fit lifted scenes to their boxes; 30 if no number follows.")
 @click.option("--renderer", type=click.Choice(["own", "pytorch3d"]), default="own", help="Rasteriser.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0,
               help="Image i depends on the other options, the seed and i alone.")

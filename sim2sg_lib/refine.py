@@ -4,6 +4,7 @@ Lifting (lift.py) places one object at a time and knows nothing of who hides who
 are rendered together by the soft rasteriser, each in a channel of its own; the columns and rows it shows in are compared
 with its box, and position, yaw and size follow the gradient.
 """
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,14 +15,12 @@ from torch import Tensor
 from sim2sg_lib.camera import Camera, Cameras, stack_cameras
 from sim2sg_lib.graph import SceneGraph
 from sim2sg_lib.meshes import Mesh, Meshes, build
-from sim2sg_lib.raster import rasterize, soft_blend
+from sim2sg_lib.raster import covered, depth_and_barycentrics, screen_faces, signed_distance
 from sim2sg_lib.scene import Material, Scene, SceneObject, Sky
 
 WIDTH_PX = 120             # of the images that are compared
-SIGMA, GAMMA = 1e-4, 1e-3  # softness of edges (squared NDC) and of depth
-BLUR_RADIUS = 1e-3         # squared NDC distance beyond its edges in which a face is still seen: two pixels
-FACES = 6                  # per pixel
-RATE = 0.03                # of Adam: metres, radians and log size a step
+EDGE_PX, BLUR_PX = 0.24, 0.8  # softness of an edge, about that of a pixel's overlap; how far beyond it a face is seen
+RATE = 0.02                # of Adam at the start: metres, radians and log size a step
 SIZE_PRIOR, SHIFT_PRIOR, OVERLAP_PRIOR = 2.0, 0.2, 10.0
 
 
@@ -42,8 +41,8 @@ def refine(objects: list[list[SceneObject]], graphs: list[SceneGraph], cameras: 
            steps: int = 30, device: torch.device | str = "cpu") -> list[list[SceneObject]]:
     """Lifted objects of B scenes, fitted to the boxes of their graphs, whose objects are in the same order.
 
-    Objects stay on the ground, keep category and asset, and are kept apart, and near to where and what they were. A scene
-    that fits no better in the end is left as it was.
+    Objects stay on the ground, keep category and asset, and are kept apart, and near to where and what they were. Of all
+    steps, the first among them, each scene takes the one that fits best.
     """
     if not any(objects):
         return objects
@@ -54,26 +53,29 @@ def refine(objects: list[list[SceneObject]], graphs: list[SceneGraph], cameras: 
     scale = [np.array([WIDTH_PX / g.width, height_px / g.height] * 2) for g in graphs]
     boxes = torch.from_numpy(np.concatenate([g.boxes_px * s for g, s in zip(graphs, scale)])).to(device, torch.float32)
     flat = [o for row in objects for o in row]
-    start = torch.tensor([o.position_world[:2] for o in flat], device=device)
-    yaw_rad = torch.tensor([o.yaw_rad for o in flat], device=device)
-    radius = torch.tensor([(o.size_m[0] + o.size_m[1]) / 4 for o in flat], device=device)
+    start, yaw_rad, radius = (torch.tensor(values, dtype=torch.float32, device=device) for values in (
+        [o.position_world[:2] for o in flat], [o.yaw_rad for o in flat], [(o.size_m[0] + o.size_m[1]) / 4 for o in flat]))
 
     moves = [torch.zeros(len(flat), *shape, device=device, requires_grad=True) for shape in ((2,), (), ())]
     optimiser = torch.optim.Adam(moves, RATE)
-    errors = []
+    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, max(steps, 1))
+    best = [move.detach().clone() for move in moves]
+    best_error = torch.full((len(objects),), torch.inf, device=device)
     for step in range(steps + 1):
         placement = Placement(*moves)
         error = box_errors(visible_shares(place(meshes, start, yaw_rad, placement), views), meshes.object_scene, boxes)
-        errors.append(error.detach())
-        if step == steps:
-            break
-        optimiser.zero_grad()
-        (error.sum() + prior(placement, start, radius, meshes.object_scene)).backward()
-        optimiser.step()
-    before, after = (torch.zeros(len(objects), device=device).index_add(0, meshes.object_scene, e)
-                     for e in (errors[0], errors[-1]))
-    better = (after < before).tolist()
-    return moved(objects, [move.detach().cpu().numpy() for move in moves], better)
+        with torch.no_grad():
+            scene_error = torch.zeros_like(best_error).index_add(0, meshes.object_scene, error)
+            better = (scene_error < best_error)[meshes.object_scene]
+            best_error = best_error.minimum(scene_error)
+            for kept, move in zip(best, moves):
+                kept[better] = move[better]
+        if step < steps:
+            optimiser.zero_grad()
+            (error.sum() + prior(placement, start, radius, meshes.object_scene)).backward()
+            optimiser.step()
+            schedule.step()
+    return moved(objects, [kept.cpu().numpy() for kept in best])
 
 
 def place(meshes: Meshes, start: Tensor, yaw_rad: Tensor, placement: Placement) -> Meshes:
@@ -89,12 +91,30 @@ def place(meshes: Meshes, start: Tensor, yaw_rad: Tensor, placement: Placement) 
 
 
 def visible_shares(meshes: Meshes, cameras: Cameras) -> Tensor:
-    """(B, H, W, M): how much of each pixel each scene's objects fill, M the most objects of a scene, front ones first served."""
-    fragments = rasterize(meshes, cameras, BLUR_RADIUS, FACES, cull_backfaces=True)
+    """(B, M, H, W): how much of each pixel each scene's objects show in, M the most objects of a scene.
+
+    Within its outline an object covers what all its faces do together, beyond it what the nearest one does: together, the
+    many of a fine mesh would put its edge too far out. What the objects before it cover hides it.
+    """
+    faces = screen_faces(meshes, cameras, BLUR_PX, cull_backfaces=True)
     slot = slots(meshes.object_scene, meshes.scenes)
-    owner = slot[meshes.face_object[fragments.pix_to_face.clamp(min=0)]]  # (B, H, W, K)
-    channels = F.one_hot(owner, int(slot.max()) + 1).to(fragments.zbuf.dtype)
-    return soft_blend(channels, fragments, torch.zeros_like(channels[..., 0, :]), SIGMA, GAMMA)
+    most, pixels = int(slot.max()) + 1, cameras.height * cameras.width
+    with torch.no_grad():
+        pairs = covered(faces, (0, meshes.scenes * cameras.height), cameras.width, BLUR_PX)
+        depth_m, _ = depth_and_barycentrics(faces, pairs)
+        thing = meshes.face_object[faces.face[pairs.face]]
+        place = (meshes.object_scene[thing] * most + slot[thing]) * pixels + pairs.pixel % pixels
+        blank = depth_m.new_zeros(meshes.scenes * most * pixels)
+        nearest_m = (blank + torch.inf).scatter_reduce(0, place, depth_m, "amin")
+    to_ndc = (2 / min(cameras.width, cameras.height)) ** 2
+    logit = -signed_distance(faces, pairs, cameras) / (EDGE_PX ** 2 * to_ndc)
+    together = -torch.expm1(blank.index_add(0, place, F.logsigmoid(-logit)))
+    best = torch.sigmoid((blank - torch.inf).scatter_reduce(0, place, logit, "amax"))
+    shape = (meshes.scenes, most, cameras.height, cameras.width)
+    share, nearest_m = torch.where(best > 0.5, together, best).view(shape), nearest_m.view(shape)
+    shown = [share[:, i, None] * torch.where(nearest_m < nearest_m[:, i, None], 1 - share, 1.0).prod(1, keepdim=True)
+             for i in range(most)]
+    return torch.cat(shown, 1)
 
 
 def slots(object_scene: Tensor, scenes: int) -> Tensor:
@@ -105,11 +125,10 @@ def slots(object_scene: Tensor, scenes: int) -> Tensor:
 
 def box_errors(shown: Tensor, object_scene: Tensor, boxes_px: Tensor) -> Tensor:
     """(O,) squared difference of the columns and rows that each object shows in and those its box (O, 4) spans."""
-    own = shown.permute(0, 3, 1, 2)[object_scene, slots(object_scene, len(shown))]  # (O, H, W)
-    clear = torch.log1p(-own.clamp(max=1 - 1e-6))
+    own = shown[object_scene, slots(object_scene, len(shown))]  # (O, H, W)
     total = 0.0
     for axis, low, high in ((1, 0, 2), (2, 1, 3)):
-        profile = -torch.expm1(clear.sum(axis))  # (O, W) or (O, H): shows anywhere along the line
+        profile = own.amax(axis)  # (O, W) or (O, H): shows anywhere along the line; a product would widen soft edges
         line = torch.arange(profile.shape[1], device=own.device)
         span = (boxes_px[:, high, None].minimum(line + 1) - boxes_px[:, low, None].maximum(line)).clamp(0, 1)
         total = total + ((profile - span) ** 2).sum(1)
@@ -125,15 +144,14 @@ def prior(placement: Placement, start: Tensor, radius: Tensor, object_scene: Ten
             + OVERLAP_PRIOR * gap[pair].clamp(max=0).square().sum())
 
 
-def moved(objects: list[list[SceneObject]], moves: list[np.ndarray], better: list[bool]) -> list[list[SceneObject]]:
-    """The objects of scenes that got better, with the moves (shift (O, 2), turn (O,), log size (O,)) applied."""
-    result, first = [], 0
-    for row, improved in zip(objects, better):
-        rows = range(first, first + len(row))
-        first = rows.stop
-        result.append([replace(
-            o, position_world=(o.position_world[0] + float(moves[0][i, 0]), o.position_world[1] + float(moves[0][i, 1]),
-                               o.position_world[2]),
-            size_m=tuple(float(np.exp(moves[2][i])) * extent for extent in o.size_m), yaw_rad=o.yaw_rad + float(moves[1][i]))
-            for i, o in zip(rows, row)] if improved else row)
-    return result
+def moved(objects: list[list[SceneObject]], moves: list[np.ndarray]) -> list[list[SceneObject]]:
+    """The objects with their moves applied: shift (O, 2), turn (O,) and log size (O,), rows as in `objects`."""
+    rows = iter(zip(*(move.tolist() for move in moves)))
+
+    def move_one(item: SceneObject) -> SceneObject:
+        shift, turn, log_size = next(rows)
+        x, y, z = item.position_world
+        return replace(item, position_world=(x + shift[0], y + shift[1], z), yaw_rad=item.yaw_rad + turn,
+                       size_m=tuple(math.exp(log_size) * extent for extent in item.size_m))
+
+    return [[move_one(item) for item in row] for row in objects]

@@ -1,0 +1,136 @@
+"""Refinement by gradient: moves that are known, boxes of scenes that are known."""
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from envs.clevr import ENV
+from sim2sg_lib import refine as module
+from sim2sg_lib.camera import stack_cameras
+from sim2sg_lib.graph import SceneGraph
+from sim2sg_lib.labels import annotate
+from sim2sg_lib.meshes import build
+from sim2sg_lib.raster import rasterize, scale_cameras
+from sim2sg_lib.refine import Placement, box_errors, prior, refine, slots, visible_shares
+from sim2sg_lib.render import SUPERSAMPLE
+from sim2sg_lib.scene import Material, Scene, SceneObject, Sky
+
+BLACK = Sky((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
+CUBE, SPHERE, CYLINDER = range(3)
+
+
+def thing(label, x, y, size, yaw_rad=0.0):
+    return SceneObject(label, ENV.category_assets[label][0], (x, y, 0.0), (size,) * 3, yaw_rad)
+
+
+def bare(rows):
+    return [Scene(tuple(row), ENV.camera, (), BLACK, Material()) for row in rows]
+
+
+def boxes_of(rows) -> list[SceneGraph]:
+    """What is visible of each row's objects, all of them shown."""
+    scenes = bare(rows)
+    meshes, cameras = build(scenes, ENV.assets), stack_cameras([s.camera for s in scenes], 320, 240)
+    fragments = rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
+    return annotate(fragments, meshes, cameras, scenes, ENV, [f"{i}.png" for i in range(len(scenes))])
+
+
+def iou(a, b):
+    inter = (np.minimum(a[:, 2:], b[:, 2:]) - np.maximum(a[:, :2], b[:, :2])).clip(0).prod(1)
+    return inter / ((a[:, 2:] - a[:, :2]).prod(1) + (b[:, 2:] - b[:, :2]).prod(1) - inter)
+
+
+def test_objects_that_were_pushed_find_back_to_their_boxes():
+    """Three scenes of three objects, one partly hidden, off by up to 0.2 m and 15 % of size."""
+    rng = np.random.default_rng(0)
+    true = [[thing(CUBE, -1.0, 1.5, 1.0, 0.3), thing(SPHERE, 1.0, -1.0, 1.4), thing(CYLINDER, 1.2, 1.6, 0.7)],
+            [thing(SPHERE, -0.4, 1.2, 1.0), thing(CYLINDER, 0.2, -0.2, 1.4), thing(SPHERE, 2.0, 2.0, 1.0)],
+            [thing(CYLINDER, 0.0, -2.0, 1.0), thing(CUBE, -2.0, 0.5, 0.5), thing(CUBE, 1.5, 1.0, 1.0)]]
+
+    def push(o):
+        x, y, z = o.position_world
+        dx, dy = rng.uniform(-0.2, 0.2, 2)
+        return replace(o, position_world=(x + dx, y + dy, z), size_m=tuple(e * rng.uniform(0.85, 1.15) for e in o.size_m[:1]) * 3)
+
+    graphs = boxes_of(true)
+    assert min(graph.visible.min() for graph in graphs) < 0.9  # somebody is hidden in part
+    pushed = [[push(o) for o in row] for row in true]
+    want = np.concatenate([graph.boxes_px for graph in graphs])
+    before = iou(np.concatenate([g.boxes_px for g in boxes_of(pushed)]), want)
+    after = iou(np.concatenate([g.boxes_px for g in boxes_of(
+        refine(pushed, graphs, [ENV.camera] * 3, ENV.assets, 30))]), want)
+    assert np.median(before) < 0.8 and np.median(after) > 0.9 and (after > before).all()
+
+
+def test_a_scene_that_fits_stays_and_no_object_is_no_crash():
+    row = [thing(CUBE, -1.0, 1.0, 1.0), thing(SPHERE, 1.0, -1.0, 1.4)]
+    graph = boxes_of([row])[0]
+    (same,) = refine([row], [graph], [ENV.camera], ENV.assets, 0)
+    assert same == row
+    empty = boxes_of([[], row])[0]
+    assert refine([[]], [empty], [ENV.camera], ENV.assets, 5) == [[]]
+    nothing, moved = refine([[], row], [empty, graph], [ENV.camera] * 2, ENV.assets, 3)
+    assert nothing == [] and all(m.position_world[2] == 0 and m.asset == o.asset for m, o in zip(moved, row))
+
+
+def test_visible_shares_split_pixels_among_objects_by_depth():
+    """Of two cubes behind one another the nearer shows whole, the other where it is not covered."""
+    row = [thing(CUBE, 0.0, 0.0, 1.0), thing(CUBE, -1.2, -1.2, 1.0)]
+    meshes = build(bare([row, row[:1]]), ENV.assets)
+    shown = visible_shares(meshes, stack_cameras([ENV.camera] * 2, 120, 90))
+    assert shown.shape == (2, 2, 90, 120) and shown.min() >= 0 and shown.sum(1).max() < 1.01
+    hard = rasterize(meshes, stack_cameras([ENV.camera] * 2, 120, 90), cull_backfaces=True).pix_to_face[..., 0]
+    for scene, slot, number in ((0, 0, 0), (0, 1, 1), (1, 0, 2)):
+        mask = (hard[scene] >= 0) & (meshes.face_object[hard[scene].clamp(min=0)] == number)
+        soft = shown[scene, slot]
+        assert (soft > 0.5)[mask].float().mean() > 0.97 and (soft < 0.5)[~mask].float().mean() > 0.99
+    assert (shown[1, 1] == 0).all()  # the second scene has one object
+
+
+def test_box_errors_by_hand():
+    """An object that fills columns 2 and 3 of row 1 fully, its box a quarter of a pixel further left."""
+    shown = torch.zeros(1, 1, 4, 6)
+    shown[0, 0, 1, 2:4] = 1
+    exact = box_errors(shown, torch.tensor([0]), torch.tensor([[2.0, 1.0, 4.0, 2.0]]))
+    assert exact.tolist() == [0]
+    left = box_errors(shown, torch.tensor([0]), torch.tensor([[1.75, 1.0, 3.75, 2.0]]))
+    assert left.tolist() == pytest.approx([0.25 ** 2 + 0.25 ** 2])
+
+
+def test_slots_and_prior_by_hand():
+    assert slots(torch.tensor([0, 0, 2, 2, 2]), 3).tolist() == [0, 1, 0, 1, 2]
+    still = Placement(torch.zeros(2, 2), torch.zeros(2), torch.zeros(2))
+    at = torch.tensor([[0.0, 0.0], [0.6, 0.0]])
+    radius = torch.tensor([0.5, 0.5])
+    overlap = prior(still, at, radius, torch.tensor([0, 0]))  # 0.4 m into one another
+    assert overlap.item() == pytest.approx(module.OVERLAP_PRIOR * 0.16)
+    assert prior(still, at, radius, torch.tensor([0, 1])).item() == 0
+    grown = replace(still, log_size=torch.tensor([0.1, 0.0]), shift_m=torch.tensor([[0.0, 0.0], [0.0, 0.3]]))
+    assert prior(grown, at, radius * 0.1, torch.tensor([0, 1])).item() == pytest.approx(
+        module.SIZE_PRIOR * 0.01 + module.SHIFT_PRIOR * 0.09)
+
+
+def test_gradients_of_the_box_error_are_those_of_finite_differences():
+    row = [thing(CUBE, -0.6, 1.0, 1.0, 0.2), thing(CYLINDER, -1.0, -0.2, 1.0)]
+    meshes = build(bare([row]), ENV.assets, dtype=torch.float64)
+    views = stack_cameras([ENV.camera], 60, 45, dtype=torch.float64)
+    boxes = torch.tensor([[20.0, 10.0, 32.0, 22.0], [24.0, 18.0, 40.0, 30.0]], dtype=torch.float64)
+    start, yaw_rad = (torch.tensor(v, dtype=torch.float64) for v in ([[-0.6, 1.0], [-1.0, -0.2]], [0.2, 0.0]))
+
+    def error(shift, turn, log_size):
+        placed = module.place(meshes, start, yaw_rad, Placement(shift, turn, log_size))
+        return box_errors(visible_shares(placed, views), meshes.object_scene, boxes).sum()
+
+    moves = [torch.zeros(2, *shape, dtype=torch.float64, requires_grad=True) for shape in ((2,), (), ())]
+    gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(error(*moves), moves)])
+    numeric, step = [], 1e-6
+    for k, move in enumerate(moves):
+        for i in range(move.numel()):
+            ends = []
+            for sign in (1, -1):
+                other = [m.detach().clone() for m in moves]
+                other[k].view(-1)[i] += sign * step
+                ends.append(error(*other).item())
+            numeric.append((ends[0] - ends[1]) / (2 * step))
+    assert gradient.numpy() == pytest.approx(np.array(numeric), rel=1e-4, abs=1e-5)
