@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from envs.clevr import CATEGORIES, ENV, size_m
+from blender import read_scenes
+from envs.clevr import CATEGORIES, ENV
 from sim2sg_lib.camera import Camera, look_at, stack_cameras
 from sim2sg_lib.graph import make_graph
 from sim2sg_lib.labels import annotate
@@ -227,19 +228,8 @@ def test_visible_boxes_and_relations_agree_with_blender(real_data):
     """Scenes rendered by Blender, rebuilt with our camera and meshes from what its file says of them."""
     folder = real_data("clevr_blender") / "val"
     ious, offsets, wrong = [], [], 0
-    for item in json.loads((folder / "scenes.json").read_text()):
-        pose = np.array(item["camera"]["matrix_world"])
-        R = (pose[:3, :3] * [1, -1, -1]).T  # Blender's camera looks along -z, y up
-        projection = np.array(item["camera"]["projection"])
-        width, height = item["width"], item["height"]
-        K = np.array([[projection[0, 0] * width / 2, 0, width / 2], [0, projection[1, 1] * height / 2, height / 2],
-                      [0, 0, 1]])
-        camera = Camera(K, R, -R @ pose[:3, 3], width, height)
-        objects = [SceneObject(CATEGORIES.index(o["category"]), o["category"], (o["location"][0], o["location"][1], 0.0),
-                               size_m(CATEGORIES.index(o["category"]), {"small": .35, "medium": .5, "large": .7}[o["size"]]),
-                               np.radians(o["yaw"])) for o in item["objects"]]
-        scene = Scene(tuple(objects), camera, (), Sky((1.0,) * 3, (1.0,) * 3), Material((0.5,) * 3))
-        meshes, cameras = build([scene], ENV.assets), stack_cameras([camera], width, height)
+    for item, scene in read_scenes(folder):
+        meshes, cameras = build([scene], ENV.assets), stack_cameras([scene.camera], item["width"], item["height"])
         fragments = rasterize(meshes, scale_cameras(cameras, 2), cull_backfaces=True)
         graph = annotate(fragments, meshes, cameras, [scene], ENV, ["x.png"])[0]
         theirs = np.array([o["box"] for o in item["objects"]], float)
