@@ -1,5 +1,6 @@
 """The real command lines, at toy size, in a temporary folder: what each stage writes, repeats and refuses."""
 import hashlib
+import importlib.util
 import json
 import os
 import shutil
@@ -158,6 +159,22 @@ def test_a_graph_file_is_lifted_and_rendered(toy):
     assert [len(row["objects"]) for row in rows] == [1, 0, 1, 0]
     box = rows[0]["objects"][0]["box"]
     assert max(abs(2 * a - b) for a, b in zip(box, [150, 110, 190, 152])) <= 4  # rendered at half the graph's size
+    # refinement fits a box that none of CLEVR's three sizes has
+    (toy / "graphs.jsonl").write_text(json.dumps(line | {"objects": [{"category": "cube", "box": [150, 100, 215, 170]}]}))
+    errors = []
+    for options in ([], ["--refine"]):
+        run(toy, "synthesize.py", "--graphs", "graphs.jsonl", *options, "--preset", "paper", "--out", "data/y", "--overwrite")
+        box = json.loads((toy / "data/y/graphs.jsonl").read_text())["objects"][0]["box"]
+        errors.append(sum(abs(a - b) for a, b in zip(box, [150, 100, 215, 170])))
+        assert json.loads((toy / "data/y/dataset.json").read_text())["refine"] == 30 * len(options)
+    assert errors[0] > 15 and errors[1] <= 4
+
+
+@pytest.mark.skipif(importlib.util.find_spec("pytorch3d") is not None, reason="PyTorch3D is installed")
+def test_a_missing_pytorch3d_is_one_line(tmp_path):
+    line = run(tmp_path, "synthesize.py", "--num", 2, "--renderer", "pytorch3d", "--out", "x", code=3)
+    assert "--renderer pytorch3d: cannot import it" in line and "INSTALL.md" in line
+    assert not (tmp_path / "x").exists()
 
 
 def test_same_seed_same_bytes(toy, tmp_path):
