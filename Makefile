@@ -124,6 +124,7 @@ test: .venv/ready
 
 bench: .venv/ready
 	$(RUN) tests/bench.py
+	$(RUN) tests/bench_raster.py
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -1,0 +1,197 @@
+"""`make bench`, its second half: the rasteriser beside a peer, and how its time and memory grow.
+
+    python tests/bench_raster.py [OUT.png]     the plot goes to runs/bench.png if no name is given
+
+The peer is PyTorch3D where it can be imported, otherwise a plain twin that tests every pixel for every face. The scene is
+six spheres of 1,280 faces at 320x240, and that grown in faces, pixels, scenes a batch, and faces a pixel. With a GPU all is
+measured on the GPU too. Peak memory is that of a process of its own, over what it took before the first call.
+"""
+import math
+import multiprocessing
+import resource
+import statistics
+import sys
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import matplotlib
+import numpy as np
+import torch
+
+from sim2sg_lib import raster_pytorch3d
+from sim2sg_lib.camera import look_at, stack_cameras
+from sim2sg_lib.graph import InputError
+from sim2sg_lib.meshes import build, sphere_mesh
+from sim2sg_lib.raster import rasterize, silhouette
+from sim2sg_lib.scene import Material, Scene, SceneObject, Sky
+
+SIGMA = 1e-4
+BLUR_RADIUS = SIGMA * math.log(1e4 - 1)  # where a face adds 1e-4 to a pixel, squared NDC
+SPHERES, ROUNDS = 6, 5
+
+
+@dataclass(frozen=True)
+class Case:
+    """What is rasterised: a batch of `scenes`, 20 * 4 ** subdivisions faces a sphere, and the most faces a pixel keeps."""
+
+    subdivisions: int = 3
+    width: int = 320
+    height: int = 240
+    scenes: int = 1
+    faces_per_pixel: int = 10
+
+    @property
+    def faces(self) -> int:
+        """Of one scene."""
+        return SPHERES * 20 * 4 ** self.subdivisions
+
+
+GROWTH = {
+    "faces": {Case(subdivisions=n).faces: Case(subdivisions=n) for n in (1, 2, 3, 4, 5)},
+    "pixels": {w * h: Case(width=w, height=h) for w, h in ((160, 120), (320, 240), (640, 480), (1242, 375))},
+    "scenes a batch": {n: Case(scenes=n) for n in (1, 2, 4, 8, 16)},
+    "faces a pixel": {n: Case(faces_per_pixel=n) for n in (1, 5, 10, 20, 50)},
+}
+
+
+def make_work(case: Case, device: str) -> dict:
+    """Name -> a call that does it."""
+    camera = look_at((0, -9, 5), (0, 0, 0), 1.1 * case.width, case.width, case.height)
+    row = tuple(SceneObject(0, "sphere", (2.0 * (i - (SPHERES - 1) / 2), 0.0, 0.0), (1.6,) * 3, 0.0) for i in range(SPHERES))
+    scene = Scene(row, camera, (), Sky((1.0,) * 3, (1.0,) * 3), Material())
+    meshes = build([scene] * case.scenes, {"sphere": sphere_mesh(case.subdivisions)}, device)
+    cameras = stack_cameras([camera] * case.scenes, case.width, case.height, device)
+    moving = replace(meshes, verts_world=meshes.verts_world.clone().requires_grad_())
+
+    def soft(rasterizer, shape):
+        return lambda: rasterizer(shape, cameras, BLUR_RADIUS, case.faces_per_pixel)
+
+    return {
+        "hard": lambda: rasterize(meshes, cameras),
+        "silhouette": lambda: silhouette(meshes, cameras, SIGMA),
+        "silhouette, backward": lambda: silhouette(moving, cameras, SIGMA).sum().backward(),
+        "soft": soft(rasterize, meshes),
+        "soft, backward": lambda: soft(rasterize, moving)().dists.sum().backward(),
+        "peer hard": lambda: raster_pytorch3d.rasterize(meshes, cameras),
+        "peer soft": soft(raster_pytorch3d.rasterize, meshes),
+        "peer soft, backward": lambda: soft(raster_pytorch3d.rasterize, moving)().dists.sum().backward(),
+        "twin": lambda: slow_rasterize(meshes, cameras),
+    }
+
+
+def slow_rasterize(meshes, cameras) -> np.ndarray:
+    """The nearest face of every pixel, by testing every pixel for every face; numpy over the pixels."""
+    px, depth = cameras.project(meshes.verts_world, meshes.vert_scene)
+    corners, zs = px[meshes.faces].double().cpu().numpy(), depth[meshes.faces].double().cpu().numpy()
+    x, y = np.meshgrid(np.arange(cameras.width) + 0.5, np.arange(cameras.height) + 0.5)
+    zbuf, nearest = np.full(x.shape, np.inf), np.full(x.shape, -1)
+    for f, ((a, b, c), z) in enumerate(zip(corners, zs)):
+        area = (b[0] - a[0]) * (c[1] - a[1]) - (b[1] - a[1]) * (c[0] - a[0])
+        if area == 0:
+            continue
+        u = ((b[0] - x) * (c[1] - y) - (b[1] - y) * (c[0] - x)) / area
+        v = ((c[0] - x) * (a[1] - y) - (c[1] - y) * (a[0] - x)) / area
+        inverse = u / z[0] + v / z[1] + (1 - u - v) / z[2]
+        closer = (u >= 0) & (v >= 0) & (u + v <= 1) & (1 / np.where(inverse > 0, inverse, 1e-12) < zbuf)
+        zbuf[closer], nearest[closer] = 1 / inverse[closer], f
+    return nearest
+
+
+def median_ms(work, device: str, rounds: int = ROUNDS) -> float:
+    """Median milliseconds of a call, after one to warm up."""
+    values = []
+    for _ in range(rounds + 1):
+        start = time.perf_counter()
+        work()
+        if device == "cuda":
+            torch.cuda.synchronize()
+        values.append(1000 * (time.perf_counter() - start))
+    return statistics.median(values[1:])
+
+
+def peak_mb(case: Case, device: str) -> float:
+    """The most memory that any of our own calls takes."""
+    if device == "cuda":
+        work = make_work(case, device)
+        torch.cuda.synchronize()
+        before = torch.cuda.memory_allocated()
+        torch.cuda.reset_peak_memory_stats()
+        for name in ("hard", "silhouette, backward", "soft, backward"):
+            work[name]()
+        return (torch.cuda.max_memory_allocated() - before) / 2 ** 20
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(host_peak_mb, (case,))
+
+
+def host_peak_mb(case: Case) -> float:
+    """In a fresh process: growth of its largest resident size, which the system counts in KiB (on macOS in bytes)."""
+    unit = 2 ** 20 if sys.platform == "darwin" else 2 ** 10
+    work = make_work(case, "cpu")
+    make_work(Case(subdivisions=0, width=16, height=12), "cpu")["soft, backward"]()  # loads what torch loads late
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for name in ("hard", "silhouette, backward", "soft, backward"):
+        work[name]()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
+
+
+def compare(device: str) -> None:
+    """Ours and the peer on the standard scene."""
+    work = make_work(Case(), device)
+    try:
+        work["peer hard"]()
+        peer, peers = "PyTorch3D", {"hard": "peer hard", "silhouette": "peer soft", "silhouette, backward": "peer soft, backward",
+                                    "soft": "peer soft", "soft, backward": "peer soft, backward"}
+    except InputError:
+        peer, peers = "plain twin", {"hard": "twin"}
+    peer_ms = {name: median_ms(work[name], device, 1) for name in sorted(set(peers.values()))}
+    print(f"rasteriser on {device}: {SPHERES} spheres, {Case().faces:,} faces, 320x240, {Case().faces_per_pixel} faces a pixel "
+          f"where soft\n{'':<24}{'ms':>9}{'images/s':>10}{peer + ' ms':>16}{'ratio':>8}")
+    for name in ("hard", "silhouette", "silhouette, backward", "soft", "soft, backward"):
+        ours, theirs = median_ms(work[name], device), peer_ms.get(peers.get(name))
+        beside = f"{theirs:16.1f}{theirs / ours:7.0f}x" if theirs else f"{'-':>16}{'-':>8}"
+        print(f"  {name:<22}{ours:9.1f}{1000 / ours:10.1f}{beside}")
+
+
+def grow(device: str) -> dict[str, dict[int, dict[str, float]]]:
+    """Milliseconds and MB of every case of GROWTH, printed as they come."""
+    columns = ("hard", "silhouette", "soft", "soft, backward")
+    print(f"{'growth on ' + device:<28}" + "".join(f"{name + ' ms':>19}" for name in columns) + f"{'peak MB':>11}")
+    found = {}
+    for title, cases in GROWTH.items():
+        for size, case in cases.items():
+            work = make_work(case, device)
+            row = {name: median_ms(work[name], device, 3) for name in columns} | {"peak MB": peak_mb(case, device)}
+            print(f"  {f'{size:,} {title}':<26}" + "".join(f"{row[name]:19.1f}" for name in columns) + f"{row['peak MB']:11.0f}")
+            found.setdefault(title, {})[size] = row
+    return found
+
+
+def plot(found: dict[str, dict], path: Path) -> None:
+    """Growth on logarithmic axes, one panel a quantity, one line a kind of work, the dashed ones on the GPU."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+    figure, panels = pyplot.subplots(1, len(GROWTH), figsize=(14, 3.4), sharey=True, layout="constrained")
+    for panel, title in zip(panels, GROWTH):
+        for device, growth in found.items():
+            for number, name in enumerate(("hard", "silhouette", "soft", "soft, backward")):
+                sizes = list(growth[title])
+                panel.loglog(sizes, [growth[title][size][name] for size in sizes], "--o" if device == "cuda" else "-o",
+                             color=f"C{number}", markersize=3, label=f"{name}, {device}")
+        panel.set_xlabel(title)
+        panel.grid(True, which="major", alpha=0.3)
+    panels[0].set_ylabel("milliseconds a batch")
+    panels[-1].legend(fontsize=7)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=110)
+    print(f"{path} shows it")
+
+
+if __name__ == "__main__":
+    measured = {}
+    for place in ("cpu", "cuda") if torch.cuda.is_available() else ("cpu",):
+        compare(place)
+        measured[place] = grow(place)
+    plot(measured, Path(sys.argv[1] if len(sys.argv) > 1 else "runs/bench.png"))
