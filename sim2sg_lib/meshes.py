@@ -157,7 +157,8 @@ def build(scenes: list[Scene], assets: dict[str, Mesh], device: torch.device | s
     object_scene = [b for b, _ in objects]
     return Meshes(
         pack([m.verts for m in placed], (3,), dtype),
-        pack([assets[o.asset].verts * o.size_m for _, o in objects], (3,), dtype), pack([m.normals for m in placed], (3,), dtype),
+        pack([assets[o.asset].verts * o.size_m for _, o in objects], (3,), dtype),
+        pack([m.normals for m in placed], (3,), dtype),
         pack([m.faces + first for m, first in zip(placed, first_vert)], (3,), torch.int64),
         pack([np.full(len(m.faces), i) for i, m in enumerate(placed)], (), torch.int64),
         pack([np.full(n, b) for b, n in zip(object_scene, counts)], (), torch.int64),

@@ -142,8 +142,9 @@ def compare(device: str) -> None:
     work = make_work(Case(), device)
     try:
         work["peer hard"]()
-        peer, peers = "PyTorch3D", {"hard": "peer hard", "silhouette": "peer soft", "silhouette, backward": "peer soft, backward",
-                                    "soft": "peer soft", "soft, backward": "peer soft, backward"}
+        peer = "PyTorch3D"
+        peers = {"hard": "peer hard", "silhouette": "peer soft", "silhouette, backward": "peer soft, backward",
+                 "soft": "peer soft", "soft, backward": "peer soft, backward"}
     except InputError:
         peer, peers = "plain twin", {"hard": "twin"}
     peer_ms = {name: median_ms(work[name], device, 1) for name in sorted(set(peers.values()))}
@@ -164,7 +165,8 @@ def grow(device: str) -> dict[str, dict[int, dict[str, float]]]:
         for size, case in cases.items():
             work = make_work(case, device)
             row = {name: median_ms(work[name], device, 3) for name in columns} | {"peak MB": peak_mb(case, device)}
-            print(f"  {f'{size:,} {title}':<26}" + "".join(f"{row[name]:19.1f}" for name in columns) + f"{row['peak MB']:11.0f}")
+            print(f"  {f'{size:,} {title}':<26}" + "".join(f"{row[name]:19.1f}" for name in columns)
+                  + f"{row['peak MB']:11.0f}")
             found.setdefault(title, {})[size] = row
     return found
 

@@ -51,7 +51,7 @@ def test_objects_that_were_pushed_find_back_to_their_boxes():
     def push(o):
         x, y, z = o.position_world
         dx, dy = rng.uniform(-0.2, 0.2, 2)
-        return replace(o, position_world=(x + dx, y + dy, z), size_m=tuple(e * rng.uniform(0.85, 1.15) for e in o.size_m[:1]) * 3)
+        return replace(o, position_world=(x + dx, y + dy, z), size_m=(o.size_m[0] * rng.uniform(0.85, 1.15),) * 3)
 
     graphs = boxes_of(true)
     assert min(graph.visible.min() for graph in graphs) < 0.9  # somebody is hidden in part
