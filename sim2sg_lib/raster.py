@@ -21,7 +21,7 @@ from sim2sg_lib.meshes import Meshes
 
 NEAR_M = 0.05       # nothing nearer than this is drawn; faces that cross it are clipped
 PAIR_BYTES = 200    # of one pair of face and pixel at the widest point
-GRID_PIXELS = 1 << 16  # pairs tested at once: few enough to stay in the cache
+GRID_PIXELS = 1 << 17  # pairs tested at once: few enough to stay in the cache
 TINY = 1e-12        # squared pixels below which an edge is a point
 OPAQUE = 1e-4       # a face adds less than this to a silhouette beyond the distance where it is cut off
 
@@ -84,8 +84,11 @@ def screen_faces(meshes: Meshes, cameras: Cameras, blur_px: float, cull_backface
     corners = shift(corners, first.index_select(0, near) + 0.5)  # (F, 3, 3)
     inverse, volume = invert(corners)
     with torch.no_grad():
-        keep = (volume < 0 if cull_backfaces else volume != 0).nonzero()[:, 0]
-    face, corners, inverse = near[keep], corners.index_select(0, keep), inverse.index_select(0, keep)
+        keep = volume < 0 if cull_backfaces else volume != 0
+    face = near
+    if not keep.all():
+        keep = keep.nonzero()[:, 0]
+        face, corners, inverse = near[keep], corners.index_select(0, keep), inverse.index_select(0, keep)
     ends, drawn = edges_px(corners)
     scene = meshes.object_scene[meshes.face_object[face]]
     column, row = first[face].long().unbind(1)
@@ -194,12 +197,12 @@ def row_bands(faces: ScreenFaces, rows: int, memory_mb: float) -> list[tuple[int
 def covered(faces: ScreenFaces, band: tuple[int, int], width: int, blur_px: float) -> Pairs:
     """The pairs of a band's rows whose pixel lies in the face or nearer than `blur_px` to its edges.
 
-    Faces of like size are tested together, on one grid as large as the largest: dense arithmetic on a few pixels too
-    many is faster than picking out each face's own. The order of pairs depends on the faces alone, not on the band.
+    Faces of like size, within an octave, are tested together, on one grid as large as the largest: dense arithmetic on a
+    few pixels too many is faster than picking out each face's own. The order of pairs depends on the faces alone, not on the band.
     """
     top = faces.first[:, 1].clamp(min=band[0])
     rows = ((faces.first[:, 1] + faces.span[:, 1]).clamp(max=band[1]) - top).clamp(min=0)
-    size = (2 * faces.span.amax(1).float().log2()).ceil()
+    size = faces.span.amax(1).float().log2().ceil()
     parts = []
     for number in size[rows > 0].unique():
         own = ((size == number) & (rows > 0)).nonzero()[:, 0]
@@ -299,7 +302,7 @@ def rasterize(meshes: Meshes, cameras: Cameras, blur_radius: float = 0.0, faces_
     bands = row_bands(faces, meshes.scenes * cameras.height, memory_mb)
     parts = [in_band(rasterize_band, band, faces, len(bands)) for band in bands]
     shape = (meshes.scenes, cameras.height, cameras.width, faces_per_pixel)
-    pix_to_face, zbuf, bary, dists = (torch.cat(column) for column in zip(*parts))
+    pix_to_face, zbuf, bary, dists = parts[0] if len(parts) == 1 else (torch.cat(column) for column in zip(*parts))
     return Fragments(pix_to_face.view(shape), zbuf.view(shape), bary.view(*shape, 3), dists.view(shape))
 
 

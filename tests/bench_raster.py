@@ -8,7 +8,6 @@ measured on the GPU too. Peak memory is that of a process of its own, over what 
 """
 import math
 import multiprocessing
-import resource
 import statistics
 import sys
 import time
@@ -52,6 +51,7 @@ class Case:
 GROWTH = {
     "faces": {Case(subdivisions=n).faces: Case(subdivisions=n) for n in (1, 2, 3, 4, 5)},
     "pixels": {w * h: Case(width=w, height=h) for w, h in ((160, 120), (320, 240), (640, 480), (1242, 375))},
+    "pixels, 122,880 faces": {1242 * 375: Case(width=1242, height=375, subdivisions=5)},
     "scenes a batch": {n: Case(scenes=n) for n in (1, 2, 4, 8, 16)},
     "faces a pixel": {n: Case(faces_per_pixel=n) for n in (1, 5, 10, 20, 50)},
 }
@@ -101,9 +101,9 @@ def slow_rasterize(meshes, cameras) -> np.ndarray:
 
 
 def median_ms(work, device: str, rounds: int = ROUNDS) -> float:
-    """Median milliseconds of a call, after one to warm up."""
+    """Median milliseconds of a call, after one to warm up: of `rounds`, or of as many as half a second holds."""
     values = []
-    for _ in range(rounds + 1):
+    while len(values) <= rounds or sum(values[1:]) < 500:
         start = time.perf_counter()
         work()
         if device == "cuda":
@@ -127,14 +127,21 @@ def peak_mb(case: Case, device: str) -> float:
 
 
 def host_peak_mb(case: Case) -> float:
-    """In a fresh process: growth of its largest resident size, which the system counts in KiB (on macOS in bytes)."""
-    unit = 2 ** 20 if sys.platform == "darwin" else 2 ** 10
+    """In a fresh process, on Linux: by how much its resident memory grows at the most; elsewhere not a number."""
+    reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not reset.exists():
+        return math.nan
     work = make_work(case, "cpu")
     make_work(Case(subdivisions=0, width=16, height=12), "cpu")["soft, backward"]()  # loads what torch loads late
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    def resident_kib(field: str) -> int:
+        return int(next(line.split()[1] for line in status.read_text().splitlines() if line.startswith(field)))
+
+    reset.write_text("5")  # the highest mark starts again from now
+    before = resident_kib("VmRSS")
     for name in ("hard", "silhouette, backward", "soft, backward"):
         work[name]()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / unit
+    return (resident_kib("VmHWM") - before) / 1024
 
 
 def compare(device: str) -> None:
@@ -159,13 +166,13 @@ def compare(device: str) -> None:
 def grow(device: str) -> dict[str, dict[int, dict[str, float]]]:
     """Milliseconds and MB of every case of GROWTH, printed as they come."""
     columns = ("hard", "silhouette", "soft", "soft, backward")
-    print(f"{'growth on ' + device:<28}" + "".join(f"{name + ' ms':>19}" for name in columns) + f"{'peak MB':>11}")
+    print(f"{'growth on ' + device:<32}" + "".join(f"{name + ' ms':>19}" for name in columns) + f"{'peak MB':>11}")
     found = {}
     for title, cases in GROWTH.items():
         for size, case in cases.items():
             work = make_work(case, device)
             row = {name: median_ms(work[name], device, 3) for name in columns} | {"peak MB": peak_mb(case, device)}
-            print(f"  {f'{size:,} {title}':<26}" + "".join(f"{row[name]:19.1f}" for name in columns)
+            print(f"  {f'{size:,} {title}':<30}" + "".join(f"{row[name]:19.1f}" for name in columns)
                   + f"{row['peak MB']:11.0f}")
             found.setdefault(title, {})[size] = row
     return found
@@ -175,8 +182,9 @@ def plot(found: dict[str, dict], path: Path) -> None:
     """Growth on logarithmic axes, one panel a quantity, one line a kind of work, the dashed ones on the GPU."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
-    figure, panels = pyplot.subplots(1, len(GROWTH), figsize=(14, 3.4), sharey=True, layout="constrained")
-    for panel, title in zip(panels, GROWTH):
+    curves = [title for title, cases in GROWTH.items() if len(cases) > 1]
+    figure, panels = pyplot.subplots(1, len(curves), figsize=(14, 3.4), sharey=True, layout="constrained")
+    for panel, title in zip(panels, curves):
         for device, growth in found.items():
             for number, name in enumerate(("hard", "silhouette", "soft", "soft, backward")):
                 sizes = list(growth[title])
