@@ -19,6 +19,8 @@ PYTHON ?= python3
 
 # more options for every train.py, for instance --scratch where ImageNet weights cannot be had
 TRAIN_OPTIONS ?=
+# more options for every synthesize.py that lifts graphs, for instance --refine
+LIFT_OPTIONS ?=
 
 # images of SDR, of the stand-in and of an iteration; training steps of the start and of every row that grows from it
 SOURCE_NUM := $(if $(filter quick,$(PRESET)),1500,1000)
@@ -50,7 +52,7 @@ comma := ,
 NUMBERS := $(shell seq 1 $(ITERATIONS))
 RUNS := start sdr $(NUMBERS:%=label%) $(NUMBERS:%=appearance%) full
 OPTIONS := ENV=$(ENV) ITERATIONS=$(ITERATIONS) PRESET=$(PRESET) SEED=$(SEED) TARGET=$(TARGET) DOMAIN=$(DOMAIN) \
-PROTOCOL=$(PROTOCOL) TRAIN_OPTIONS=$(TRAIN_OPTIONS)
+PROTOCOL=$(PROTOCOL) TRAIN_OPTIONS=$(TRAIN_OPTIONS) LIFT_OPTIONS=$(LIFT_OPTIONS)
 
 SYNTHESIZE := $(RUN) synthesize.py --env $(ENV) --preset $(PRESET) --device $(DEVICE) --overwrite
 TRAIN := $(RUN) train.py --preset $(PRESET) --device $(DEVICE) --seed $(SEED) --overwrite $(TRAIN_OPTIONS) \
@@ -100,7 +102,7 @@ LIFTED = $(OUT)/data/$(if $(filter 1,$(2)),label,$(1))$(2)
 define lift
 $(OUT)/data/$(1)$(2)/dataset.json: $(OUT)/$(call BEFORE,$(1),$(2))/model.pt $(TARGET_READY)
 	$(SYNTHESIZE) --checkpoint $$< --target $(TRAIN_IMAGES) --num $(LIFTED_NUM) --seed $(SEED) \
-		--randomise $(PROTOCOL) --out $(OUT)/data/$(1)$(2)
+		--randomise $(PROTOCOL) $(LIFT_OPTIONS) --out $(OUT)/data/$(1)$(2)
 endef
 define learn
 $(OUT)/$(1)/model.pt: $(2)/dataset.json

@@ -21,7 +21,7 @@ def annotate(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: lis
     width, height = cameras.width, cameras.height
     fine = fragments.pix_to_face.shape[2] // width
     boxes, shown = visible_boxes(fragments, meshes)
-    alone = object_pixels(meshes, scale_cameras(cameras, fine)).cpu().numpy()
+    alone = object_pixels(meshes, scale_cameras(cameras, fine), cull_backfaces=True).cpu().numpy()
     truncated = truncated_share(meshes, cameras)
     graphs, first = [], 0
     for scene, image in zip(scenes, images):

@@ -353,9 +353,9 @@ def signed_distance(faces: ScreenFaces, pairs: Pairs, cameras: Cameras) -> torch
     return torch.where(pairs.inside, -squared, squared)
 
 
-def object_pixels(meshes: Meshes, cameras: Cameras, memory_mb: float = 512) -> torch.Tensor:
+def object_pixels(meshes: Meshes, cameras: Cameras, cull_backfaces: bool = False, memory_mb: float = 512) -> torch.Tensor:
     """(O,) int64, the pixels whose centre each object covers in the image, whatever stands before it."""
-    faces = screen_faces(meshes, cameras, 0.0, cull_backfaces=False)
+    faces = screen_faces(meshes, cameras, 0.0, cull_backfaces)
     count = torch.zeros(len(meshes.object_scene), dtype=torch.int64, device=faces.face.device)
     with torch.no_grad():
         for low, high in row_bands(faces, meshes.scenes * cameras.height, memory_mb):

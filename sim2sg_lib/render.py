@@ -130,18 +130,22 @@ def lit_share(shadow: tuple[Cameras, Tensor], scene: Tensor, points: Tensor) -> 
     Weighted by closeness, so that edges are soft (percentage-closer filtering, Reeves et al. 1987). Beyond the map all is lit.
     """
     cameras, depth = shadow
-    px, point_depth = cameras.project(points, scene)
-    px = torch.where(point_depth[:, None] > 0, px, -2.0).clamp(-2, SHADOW_SIZE + 2)  # behind the lamp is beyond the map
-    corner = (px - 0.5).floor()
-    across, down = (px - 0.5 - corner).unbind(-1)
-    lit = torch.zeros_like(point_depth)
-    for dy, weight_y in ((0, 1 - down), (1, down)):
-        for dx, weight_x in ((0, 1 - across), (1, across)):
-            x, y = corner[:, 0] + dx, corner[:, 1] + dy
-            outside = (x < 0) | (x >= SHADOW_SIZE) | (y < 0) | (y >= SHADOW_SIZE)
-            x, y = x.clamp(0, SHADOW_SIZE - 1).long(), y.clamp(0, SHADOW_SIZE - 1).long()
-            lit = lit + weight_x * weight_y * (outside | (point_depth <= depth[scene, y, x]))
-    return lit
+    # one affine map a scene, gathered coefficient by coefficient: long rows are what memory likes
+    affine = torch.cat([(cameras.K[..., None] * cameras.R[:, None]).sum(2).flatten(1), (cameras.K * cameras.t[:, None]).sum(2)], 1)
+    m = affine.T.contiguous().index_select(1, scene)  # (12, N)
+    x, y, z = points.T.contiguous()
+    point_depth = m[6] * x + m[7] * y + m[8] * z + m[11]
+    before = point_depth > 0
+    share = 1 / torch.where(before, point_depth, 1.0)
+    column, row = (torch.where(before, along * share - 0.5, -2.0).clamp(-2, SHADOW_SIZE + 1)  # behind it is beyond the map
+                   for along in (m[0] * x + m[1] * y + m[2] * z + m[9], m[3] * x + m[4] * y + m[5] * z + m[10]))
+    across, down = column - column.floor(), row - row.floor()
+    padded = F.pad(depth, (2, 3, 2, 3), value=torch.inf)  # nothing stands before what is beyond the map
+    width = padded.shape[2]
+    texel = (scene * width + row.floor().long() + 2) * width + column.floor().long() + 2
+    first, second, third, fourth = ((point_depth <= padded.view(-1)[texel + step]).to(x.dtype)
+                                    for step in (0, 1, width, width + 1))
+    return torch.lerp(torch.lerp(first, second, across), torch.lerp(third, fourth, across), down)
 
 
 def contact_shade(meshes: Meshes, scene: Tensor, points: Tensor) -> Tensor:
@@ -152,14 +156,15 @@ def contact_shade(meshes: Meshes, scene: Tensor, points: Tensor) -> Tensor:
     verts, blank = meshes.verts_world[meshes.faces.reshape(-1)], meshes.verts_world.new_zeros(len(meshes.object_scene), 3)
     low = blank.scatter_reduce(0, index, verts, "amin", include_self=False)
     high = blank.scatter_reduce(0, index, verts, "amax", include_self=False)
-    middle, radius = (low + high) / 2, (high - low).mean(1) / 2
-    open_share = torch.ones_like(points[:, 0])
+    balls = torch.cat([(low + high) / 2, (high - low).mean(1, keepdim=True) / 2], 1)  # (O, 4) middle, radius
+    x, y, z = points.T.contiguous()
+    open_share = torch.ones_like(x)
     for k in range(int(count.max()) if len(meshes.object_scene) else 0):
-        thing = (first + k).clamp(max=len(radius) - 1)[scene]
-        offset = middle[thing] - points
-        squared = (offset * offset).sum(-1).clamp(min=1e-6)
-        blocked = (radius[thing] ** 2 / squared).clamp(max=1) * (offset[:, 2] / squared.sqrt()).clamp(min=0)
-        open_share = open_share * torch.where(k < count[scene], 1 - blocked, 1.0)
+        ball = balls[(first + k).clamp(max=len(balls) - 1)] * (k < count)[:, None]  # (B, 4), no radius where there is none
+        ball_x, ball_y, ball_z, radius = ball.T.contiguous().index_select(1, scene)
+        up = ball_z - z
+        squared = ((ball_x - x) ** 2 + (ball_y - y) ** 2 + up ** 2).clamp(min=1e-6)
+        open_share = open_share * (1 - (radius ** 2 / squared).clamp(max=1) * (up / squared.sqrt()).clamp(min=0))
     return open_share
 
 

@@ -137,7 +137,7 @@ def test_the_makefile_names_every_stage_once(tmp_path):
         assert bool(result.returncode) == bool(code), result.stderr
         return result.stdout if code == 0 else result.stderr
 
-    stages = [line for line in plan("ITERATIONS=3", "PROTOCOL=strong").splitlines() if ".py " in line]
+    stages = [line for line in plan("ITERATIONS=3", "PROTOCOL=strong", "LIFT_OPTIONS=--refine 20").splitlines() if ".py " in line]
     names = [Path(line.split("--out ")[1].split()[0]).name for line in stages if "synthesize.py" in line]
     assert sorted(names) == ["appearance2", "appearance3", "label1", "label2", "label3", "more", "sdr", "target"]
     assert sum("train.py" in line for line in stages) == sum("evaluate.py" in line for line in stages) - 1 == 9
@@ -145,7 +145,8 @@ def test_the_makefile_names_every_stage_once(tmp_path):
     assert [line.split("--source ")[2].split()[0] for line in aligned] == [
         f"{tmp_path}/loop/data/{name}" for name in ("label1", "appearance2", "appearance3", "appearance3")]
     assert [line.split("--align ")[1].split()[0] for line in aligned] == 3 * ["appearance"] + ["appearance,prediction"]
-    assert all("--randomise strong" in line for line in stages if "--checkpoint" in line and "synthesize.py" in line)
+    lifts = [line for line in stages if "--checkpoint" in line and "synthesize.py" in line]
+    assert all("--randomise strong --refine 20" in line for line in lifts) and len(lifts) == 5
     assert "no such folder" in plan("TARGET=/nowhere", code=2)
     assert "without spaces" in plan("TARGET=a b", code=2)
 
