@@ -190,6 +190,8 @@ def plot(found: dict[str, dict], path: Path) -> None:
                 sizes = list(growth[title])
                 panel.loglog(sizes, [growth[title][size][name] for size in sizes], "--o" if device == "cuda" else "-o",
                              color=f"C{number}", markersize=3, label=f"{name}, {device}")
+        panel.set_xticks(sizes, [f"{size:,}" for size in sizes], fontsize=7, rotation=25)
+        panel.minorticks_off()
         panel.set_xlabel(title)
         panel.grid(True, which="major", alpha=0.3)
     panels[0].set_ylabel("milliseconds a batch")
