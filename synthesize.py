@@ -49,12 +49,15 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
          graphs_path: Path | None, threshold: float | None, randomise: str, preset: str, refine: int, renderer: str,
          seed: int, device: str, overwrite: bool) -> None:
     # --- setup: the library is imported here, so that --help answers at once
+    from sim2sg_lib import raster_pytorch3d
     from sim2sg_lib.checkpoint import load, pick_device, predict_folder
     from sim2sg_lib.dataset import open_images, publish_folder, refuse_used, start_folder
     from sim2sg_lib.graph import write_graphs
 
     env, device = envs.find(env_name), pick_device(device)
-    check_options(env, domain, num, checkpoint, target, graphs_path)
+    check_options(env, domain, num, checkpoint, target, graphs_path, refine)
+    if renderer == "pytorch3d":
+        raster_pytorch3d.require()
     threshold = env.threshold if threshold is None else threshold
     refuse_used(out, overwrite)
 
@@ -95,13 +98,15 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     publish_folder(partial, out)
 
 
-def check_options(env, domain: str, num: int | None, checkpoint, target, graphs_path) -> None:
+def check_options(env, domain: str, num: int | None, checkpoint, target, graphs_path, refine: int) -> None:
     """Errors: InputError for options that contradict one another."""
     from sim2sg_lib.graph import InputError
     if domain not in env.domains:
         raise InputError(f"--domain: {domain!r} is not one of {', '.join(env.domains)}")
     if (checkpoint is None) != (target is None) or (checkpoint and graphs_path):
         raise InputError("--checkpoint and --target go together, and not with --graphs")
+    if refine and not (checkpoint or graphs_path):
+        raise InputError("--refine fits lifted graphs: add --checkpoint and --target, or --graphs")
     if domain != "source" and (checkpoint or graphs_path):
         raise InputError("--domain: lifted graphs take the source's look, leave it out")
     if domain != "source" and num is not None and num < 3:

@@ -185,13 +185,13 @@ def row_bands(faces: ScreenFaces, rows: int, memory_mb: float) -> list[tuple[int
     change = torch.zeros(rows + 1, dtype=torch.int64, device=faces.first.device)  # pairs that begin or end at a row
     change.index_add_(0, faces.first[:, 1], faces.span[:, 0])
     change.index_add_(0, faces.first[:, 1] + faces.span[:, 1], -faces.span[:, 0])
-    total = change.cumsum(0).cumsum(0)[:rows].tolist()  # pairs in the rows up to each one
+    total = change.cumsum(0).cumsum(0)[:rows].cpu()  # pairs in the rows up to each one
     budget, bands, start, before = memory_mb * 2 ** 20 / PAIR_BYTES, [], 0, 0
-    for row in range(1, rows + 1):
-        if row == rows or total[row] - before > budget:
-            bands.append((start, row))
-            start, before = row, total[row - 1]
-    return bands
+    while start < rows:
+        end = max(int(torch.searchsorted(total, int(before + budget), right=True)), start + 1)
+        bands.append((start, end))
+        start, before = end, int(total[end - 1])
+    return bands or [(0, 0)]
 
 
 def covered(faces: ScreenFaces, band: tuple[int, int], width: int, blur_px: float) -> Pairs:
@@ -274,7 +274,12 @@ def squared_distance_px(faces: ScreenFaces, pairs: Pairs) -> torch.Tensor:
 def depth_and_barycentrics(faces: ScreenFaces, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
     """(P,) metres and (P, 3), of the face's point seen at the pixel; beyond the face clipped to it, as PyTorch3D does."""
     bary = barycentrics(faces, pairs).clamp(min=0)
-    bary = bary / bary.sum(1, keepdim=True).clamp(min=1e-12)
+    total = bary.sum(1, keepdim=True)
+    bary = bary / total.clamp(min=1e-12)
+    lost = total[:, 0] == 0  # beyond the line where a face that reaches behind the camera vanishes: farthest away
+    if lost.any():
+        farthest = F.one_hot(faces.depth_m.argmax(1), 3).to(bary.dtype)[pairs.face]
+        bary = torch.where(lost[:, None], farthest, bary)
     return (bary * faces.depth_m[pairs.face]).sum(1).clamp(min=NEAR_M), bary
 
 
@@ -286,7 +291,8 @@ def rasterize(meshes: Meshes, cameras: Cameras, blur_radius: float = 0.0, faces_
 
     blur_radius: squared NDC distance up to which a face is seen beyond its edges.
     cull_backfaces: skip faces whose corners run clockwise, seen from the camera.
-    memory_mb: what the enumeration may take, about; the result does not depend on it.
+    memory_mb: what the enumeration of pairs may take, about, the result and what its gradient keeps aside; the result does
+    not depend on it, the gradient but for the order of its sums.
     """
     blur_px = math.sqrt(blur_radius) * min(cameras.width, cameras.height) / 2
     faces = screen_faces(meshes, cameras, blur_px, cull_backfaces)
@@ -384,7 +390,7 @@ def silhouette(meshes: Meshes, cameras: Cameras, sigma: float, memory_mb: float 
 
     bands = row_bands(faces, meshes.scenes * cameras.height, memory_mb)
     clear = torch.cat([in_band(silhouette_band, band, faces, len(bands)) for band in bands])
-    return -torch.expm1(clear).view(meshes.scenes, cameras.height, cameras.width)
+    return (0.0 - torch.expm1(clear)).view(meshes.scenes, cameras.height, cameras.width)
 
 
 def soft_blend(colours: torch.Tensor, fragments: Fragments, background: torch.Tensor, sigma: float, gamma: float,

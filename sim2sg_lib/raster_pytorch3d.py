@@ -7,17 +7,23 @@ from sim2sg_lib.meshes import Meshes
 from sim2sg_lib.raster import NEAR_M, Fragments
 
 
-def rasterize(meshes: Meshes, cameras: Cameras, blur_radius: float = 0.0, faces_per_pixel: int = 1,
-              cull_backfaces: bool = False) -> Fragments:
-    """As raster.rasterize. Errors: InputError if PyTorch3D cannot be imported."""
+def require() -> None:
+    """Errors: InputError if PyTorch3D cannot be imported."""
     try:
-        from pytorch3d.renderer import MeshRasterizer, RasterizationSettings
-        from pytorch3d.structures import Meshes as Structures
-        from pytorch3d.utils import cameras_from_opencv_projection
+        import pytorch3d.renderer  # noqa: F401
     except ImportError as error:
         raise InputError(f"--renderer pytorch3d: cannot import it ({error}); build it from its source as "
                          "https://github.com/facebookresearch/pytorch3d/blob/main/INSTALL.md says, or leave the option out"
                          ) from None
+
+
+def rasterize(meshes: Meshes, cameras: Cameras, blur_radius: float = 0.0, faces_per_pixel: int = 1,
+              cull_backfaces: bool = False) -> Fragments:
+    """As raster.rasterize, with PyTorch3D's own use of memory. Errors: InputError if PyTorch3D cannot be imported."""
+    require()
+    from pytorch3d.renderer import MeshRasterizer, RasterizationSettings
+    from pytorch3d.structures import Meshes as Structures
+    from pytorch3d.utils import cameras_from_opencv_projection
     size = torch.tensor([[cameras.height, cameras.width]], device=cameras.K.device).expand(meshes.scenes, 2)
     views = cameras_from_opencv_projection(cameras.R, cameras.t, cameras.K, size)
     settings = RasterizationSettings(

@@ -64,6 +64,7 @@ def refine(objects: list[list[SceneObject]], graphs: list[SceneGraph], cameras: 
     for step in range(steps + 1):
         placement = Placement(*moves)
         error = box_errors(visible_shares(place(meshes, start, yaw_rad, placement), views), meshes.object_scene, boxes)
+        error = error + prior(placement, start, radius, meshes.object_scene)
         with torch.no_grad():
             scene_error = torch.zeros_like(best_error).index_add(0, meshes.object_scene, error)
             better = (scene_error < best_error)[meshes.object_scene]
@@ -72,7 +73,7 @@ def refine(objects: list[list[SceneObject]], graphs: list[SceneGraph], cameras: 
                 kept[better] = move[better]
         if step < steps:
             optimiser.zero_grad()
-            (error.sum() + prior(placement, start, radius, meshes.object_scene)).backward()
+            error.sum().backward()
             optimiser.step()
             schedule.step()
     return moved(objects, [kept.cpu().numpy() for kept in best])
@@ -136,12 +137,12 @@ def box_errors(shown: Tensor, object_scene: Tensor, boxes_px: Tensor) -> Tensor:
 
 
 def prior(placement: Placement, start: Tensor, radius: Tensor, object_scene: Tensor) -> Tensor:
-    """What an object costs that grows, wanders, or stands in another of its scene; a scalar."""
+    """(O,) what an object costs that grows, wanders, or stands in an earlier one of its scene."""
     position, size = start + placement.shift_m, radius * placement.log_size.exp()
-    gap = torch.cdist(position, position) - size[:, None] - size
-    pair = torch.triu(object_scene[:, None] == object_scene, 1)
-    return (SIZE_PRIOR * placement.log_size.square().sum() + SHIFT_PRIOR * placement.shift_m.square().sum()
-            + OVERLAP_PRIOR * gap[pair].clamp(max=0).square().sum())
+    i, j = torch.tril(object_scene[:, None] == object_scene, -1).nonzero().unbind(1)
+    inside = ((position[i] - position[j]).norm(dim=1) - size[i] - size[j]).clamp(max=0)
+    cost = SIZE_PRIOR * placement.log_size.square() + SHIFT_PRIOR * placement.shift_m.square().sum(1)
+    return cost.index_add(0, i, OVERLAP_PRIOR * inside.square())
 
 
 def moved(objects: list[list[SceneObject]], moves: list[np.ndarray]) -> list[list[SceneObject]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sim2sg_lib.camera import Cameras
 from sim2sg_lib.meshes import Meshes, Textures, pack_textures
-from sim2sg_lib.raster import Fragments, rasterize
+from sim2sg_lib.raster import Fragments, rasterize, soft_blend
 from sim2sg_lib.scene import PATTERNS, Scene
 
 SUPERSAMPLE = 2          # samples per pixel and axis
@@ -81,6 +81,7 @@ def sky(light: Lighting, scene: Tensor, directions: Tensor) -> Tensor:
 
 # --- shadows ----------------------------------------------------------------------------------------------------------
 
+@torch.no_grad()  # depths are compared, so no gradient passes them
 def shadow_maps(meshes: Meshes, lamp_world: Tensor, is_sun: Tensor) -> list[tuple[Cameras, Tensor]]:
     """For each of L lamps the cameras (B) that look from it and the depth (B, S, S) of what they see, inf for nothing.
 
@@ -170,23 +171,42 @@ def contact_shade(meshes: Meshes, scene: Tensor, points: Tensor) -> Tensor:
 
 # --- the image --------------------------------------------------------------------------------------------------------
 
-def shade(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[Scene]) -> Tensor:
-    """(B, 3, H, W) images in [0, 1] at the cameras' size; `fragments` are SUPERSAMPLE times as fine.
+def shade(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[Scene], light: Lighting | None = None) -> Tensor:
+    """(B, 3, H, W) images in [0, 1] at the cameras' size; `fragments` may be finer by a whole factor.
 
-    The ground is smooth, so it is shaded once a pixel; only objects are shaded once a sample.
+    The ground is smooth, so it is shaded once a pixel; only objects are shaded once a sample. With a `light` of one's own,
+    gradients reach lamps, sky, ground and exposure.
     """
-    light = pack_lighting(scenes, meshes, cameras.K)
+    light = light or pack_lighting(scenes, meshes, cameras.K)
     ground = display(shade_ground(meshes, cameras, light), light.exposure[:, None, None, None])  # (B, H, W, 3)
     hit = torch.nonzero(fragments.pix_to_face[..., 0].reshape(-1) >= 0)[:, 0]
     _, fine_height, fine_width, _ = fragments.pix_to_face.shape
-    row, column = hit // fine_width % fine_height // SUPERSAMPLE, hit % fine_width // SUPERSAMPLE
+    fine = fine_width // cameras.width
+    row, column = hit // fine_width % fine_height // fine, hit % fine_width // fine
     scene = hit // (fine_height * fine_width)
     pixel = (scene * cameras.height + row) * cameras.width + column
-    objects = display(shade_objects(fragments, meshes, cameras, light, hit), light.exposure[scene, None])  # (N, 3)
+    face, bary = fragments.pix_to_face[..., 0].reshape(-1)[hit], fragments.bary_coords[..., 0, :].reshape(-1, 3)[hit]
+    objects = display(shade_objects(face, bary, meshes, cameras, light), light.exposure[scene, None])  # (N, 3)
     # the display curve comes before the average: the other way round leaves jagged edges at highlights
-    difference = (objects - ground.view(-1, 3)[pixel]) / SUPERSAMPLE ** 2
+    difference = (objects - ground.view(-1, 3)[pixel]) / fine ** 2
     images = ground.view(-1, 3).index_add(0, pixel, difference).view(len(scenes), cameras.height, cameras.width, 3)
     return stylise(images.permute(0, 3, 1, 2), [scene.style_seed for scene in scenes])
+
+
+def shade_soft(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[Scene], sigma: float, gamma: float,
+               light: Lighting | None = None) -> Tensor:
+    """(B, 3, H, W) images with soft edges: every pixel blends all its K faces and the ground (SoftRas, eq. 2).
+
+    `fragments` of the cameras' size. Not stylised. Gradients reach vertices, normals, materials, textures, camera and light.
+    """
+    light = light or pack_lighting(scenes, meshes, cameras.K)
+    hit = torch.nonzero(fragments.pix_to_face.reshape(-1) >= 0)[:, 0]
+    face, bary = fragments.pix_to_face.reshape(-1)[hit], fragments.bary_coords.reshape(-1, 3)[hit]
+    colours = fragments.zbuf.new_zeros(fragments.pix_to_face.numel(), 3)
+    colours = colours.index_put((hit,), shade_objects(face, bary, meshes, cameras, light))
+    blended = soft_blend(colours.view(*fragments.pix_to_face.shape, 3), fragments, shade_ground(meshes, cameras, light), sigma,
+                         gamma)
+    return display(blended, light.exposure[:, None, None, None]).permute(0, 3, 1, 2)
 
 
 def display(radiance: Tensor, exposure: Tensor) -> Tensor:
@@ -229,10 +249,8 @@ def ground_light(light: Lighting, scene: Tensor, points: Tensor) -> Tensor:
     return light.ground_colour[scene] * received
 
 
-def shade_objects(fragments: Fragments, meshes: Meshes, cameras: Cameras, light: Lighting, hit: Tensor) -> Tensor:
-    """(N, 3) radiance of the samples `hit` (N,) that see a face: light from all around, and from the lamps."""
-    face = fragments.pix_to_face[..., 0].reshape(-1)[hit]
-    bary = fragments.bary_coords[..., 0, :].reshape(-1, 3)[hit]
+def shade_objects(face: Tensor, bary: Tensor, meshes: Meshes, cameras: Cameras, light: Lighting) -> Tensor:
+    """(N, 3) radiance of points on faces (N,) at barycentrics (N, 3): light from all around, and from the lamps."""
     corner, thing = meshes.faces[face], meshes.face_object[face]
     scene = meshes.object_scene[thing]
 
@@ -316,7 +334,7 @@ def checks(points: Tensor, seed: Tensor) -> Tensor:
 
 def wood(points: Tensor, seed: Tensor) -> Tensor:
     """Rings around z, wavy: a trunk of unit rings cut along any plane."""
-    radius = (points[:, :2] ** 2).sum(-1).sqrt() + 0.6 * noise(points * 0.7, seed)
+    radius = (points[:, :2] ** 2).sum(-1).clamp(min=1e-12).sqrt() + 0.6 * noise(points * 0.7, seed)
     return (0.5 - 0.5 * (2 * math.pi * radius).cos()) ** 2
 
 
@@ -325,7 +343,7 @@ def brick(points: Tensor, seed: Tensor) -> Tensor:
     row = (points[:, 2] * 3).floor()
     along = points[:, 0] + points[:, 1] + 0.5 * (row % 2)
     joint = ((along % 1) < 0.06) | ((points[:, 2] * 3 % 1) < 0.15)
-    shade_of_brick = 0.3 * lattice(along.floor().long(), row.long(), torch.zeros_like(seed), seed)
+    shade_of_brick = 0.3 * lattice(along.floor().long(), row.long(), torch.zeros_like(seed), seed).to(points.dtype)
     return torch.where(joint, 1.0, shade_of_brick)
 
 
@@ -350,7 +368,8 @@ def value_noise(points: Tensor, seed: Tensor) -> Tensor:
     x, y, z = cell.long().unbind(-1)
 
     def edge(dy, dz):
-        return torch.lerp(lattice(x, y + dy, z + dz, seed), lattice(x + 1, y + dy, z + dz, seed), blend[..., 0])
+        low, high = (lattice(x + dx, y + dy, z + dz, seed).to(points.dtype) for dx in (0, 1))
+        return torch.lerp(low, high, blend[..., 0])
 
     low, high = (torch.lerp(edge(0, dz), edge(1, dz), blend[..., 1]) for dz in (0, 1))
     return torch.lerp(low, high, blend[..., 2])

@@ -221,6 +221,7 @@ def test_target_labels_cannot_influence_training(toy, tmp_path):
     ("synthesize.py", ["--domain", "mars", "--out", "y"], "'mars' is not one of source, target"),
     ("synthesize.py", ["--domain", "target", "--num", 2, "--out", "y"], "2 images cannot be split"),
     ("synthesize.py", ["--graphs", "graphs.jsonl", "--domain", "target", "--out", "y"], "leave it out"),
+    ("synthesize.py", ["--refine", "--out", "y"], "--refine fits lifted graphs"),
     ("synthesize.py", ["--out", "runs", "--overwrite"], "is neither a data set nor a run"),
     ("synthesize.py", ["--checkpoint", "runs/0/model.pt", "--out", "y"], "--checkpoint and --target go together"),
     ("synthesize.py", ["--graphs", "none.jsonl", "--out", "y"], "none.jsonl: no such file"),

@@ -104,11 +104,22 @@ def test_slots_and_prior_by_hand():
     at = torch.tensor([[0.0, 0.0], [0.6, 0.0]])
     radius = torch.tensor([0.5, 0.5])
     overlap = prior(still, at, radius, torch.tensor([0, 0]))  # 0.4 m into one another
-    assert overlap.item() == pytest.approx(module.OVERLAP_PRIOR * 0.16)
-    assert prior(still, at, radius, torch.tensor([0, 1])).item() == 0
+    assert overlap.tolist() == pytest.approx([0, module.OVERLAP_PRIOR * 0.16])
+    assert prior(still, at, radius, torch.tensor([0, 1])).tolist() == [0, 0]
     grown = replace(still, log_size=torch.tensor([0.1, 0.0]), shift_m=torch.tensor([[0.0, 0.0], [0.0, 0.3]]))
-    assert prior(grown, at, radius * 0.1, torch.tensor([0, 1])).item() == pytest.approx(
-        module.SIZE_PRIOR * 0.01 + module.SHIFT_PRIOR * 0.09)
+    assert prior(grown, at, radius * 0.1, torch.tensor([0, 1])).tolist() == pytest.approx(
+        [module.SIZE_PRIOR * 0.01, module.SHIFT_PRIOR * 0.09])
+
+
+def test_a_scene_is_refined_alike_alone_and_in_company():
+    """Objects that stand in one another included."""
+    rows = [[thing(CUBE, 0.1 * i, 0.0, 1.0), thing(SPHERE, 0.5, 0.4 - 0.1 * i, 1.0), thing(CYLINDER, -1.0, 1.0, 1.0)]
+            for i in range(12)]
+    graphs = boxes_of([[thing(CUBE, 0.0, -0.6, 1.0), thing(SPHERE, 0.5, 0.6, 1.0), thing(CYLINDER, -1.2, 1.0, 1.0)]] * 12)
+    together = refine(rows, graphs, [ENV.camera] * 12, ENV.assets, 6)
+    for i in (0, 7):
+        assert refine(rows[i:i + 1], graphs[i:i + 1], [ENV.camera], ENV.assets, 6) == together[i:i + 1]
+    assert together[0] != rows[0]
 
 
 def test_gradients_of_the_box_error_are_those_of_finite_differences():

@@ -1,14 +1,16 @@
-"""Shading against numbers worked out by hand: units, materials, shadows, textures, tone."""
+"""Shading against numbers worked out by hand: units, materials, shadows, textures, tone; gradients."""
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from envs.clevr import ENV
 from sim2sg_lib.camera import look_at, stack_cameras
-from sim2sg_lib.meshes import build, pack_textures
+from sim2sg_lib.meshes import box_mesh, build, pack_textures
 from sim2sg_lib.raster import rasterize, scale_cameras
 from sim2sg_lib.render import (DIELECTRIC, PATTERN, SHOULDER, SUPERSAMPLE, bounding_spheres, contact_shade, display, ggx,
-                               lit_share, looking_at, pack_lighting, shade, textured, value_noise)
+                               lit_share, looking_at, pack_lighting, shade, shade_soft, textured, value_noise)
 from sim2sg_lib.scene import PATTERNS, Light, Material, Scene, SceneObject, Sky, Texture
 
 BLACK = Sky((0.0,) * 3, (0.0,) * 3)
@@ -183,3 +185,54 @@ def test_noise_is_continuous_and_has_the_lattice_s_values():
     seed = torch.tensor([5])
     a, b = torch.tensor([[1.0, 2.0, 3.0]]), torch.tensor([[1.0 - 1e-4, 2.0, 3.0]])
     assert value_noise(a, seed).item() == pytest.approx(value_noise(b, seed).item(), abs=1e-3)
+
+
+# --- gradients --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("pattern", PATTERNS)
+def test_gradients_of_soft_images_reach_everything(pattern):
+    """Vertices, materials, texture, lamp, sky, ground, exposure and camera, against finite differences in float64."""
+    texture = Texture(pattern, (0.9, 0.8, 0.2), 0.37, 0.6, 5)
+    scene = Scene((SceneObject(0, "box", (0.1, 0.2, 0.0), (1.0, 1.2, 0.9), 0.4, Material((0.3, 0.5, 0.2), 0.3, 0.5, texture)),),
+                  look_at((0.4, -4.0, 2.2), (0, 0, 0.3), 8.0, 6, 5), (Light((1.0, -3.0, 4.0), (9.0, 8.0, 7.0)),),
+                  Sky((0.2, 0.3, 0.4), (0.4, 0.3, 0.2)), Material((0.4, 0.3, 0.3), roughness=1.0, texture=texture))
+    fixed = build([scene], {"box": box_mesh()}, dtype=torch.float64)
+    # no two corners equally high: contact shade takes the extent of the object, and an extreme of two has no gradient
+    jitter = 0.02 * torch.rand(fixed.verts_world.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    fixed = replace(fixed, verts_world=fixed.verts_world + jitter)
+    view = stack_cameras([scene.camera], 6, 5, dtype=torch.float64)
+    light = pack_lighting([scene], fixed, view.K)
+    inputs = {"verts_world": fixed.verts_world, "colour": fixed.colour, "metallic": fixed.metallic, "roughness": fixed.roughness,
+              "texture_colour": fixed.texture.colour, "amount": fixed.texture.amount, "lamp_world": light.lamp_world,
+              "intensity": light.intensity, "zenith": light.zenith, "horizon": light.horizon,
+              "ground_colour": light.ground_colour, "exposure": light.exposure, "t": view.t}
+    inputs = {name: value.detach().clone().requires_grad_() for name, value in inputs.items()}
+
+    def image(*values):
+        v = dict(zip(inputs, values))
+        meshes = replace(fixed, verts_world=v["verts_world"], colour=v["colour"], metallic=v["metallic"], roughness=v["roughness"],
+                         texture=replace(fixed.texture, colour=v["texture_colour"], amount=v["amount"]))
+        lit = replace(light, **{name: v[name] for name in ("lamp_world", "intensity", "zenith", "horizon", "ground_colour",
+                                                           "exposure")})
+        cameras = replace(view, t=v["t"])
+        fragments = rasterize(meshes, cameras, 0.02, 3, cull_backfaces=True)
+        return shade_soft(fragments, meshes, cameras, [scene], 1e-2, 1e-1, lit)
+
+    gradients = torch.autograd.grad(image(*inputs.values()).sum(), list(inputs.values()))
+    assert all(gradient.isfinite().all() and gradient.abs().max() > 0 for gradient in gradients)
+    rng = torch.Generator().manual_seed(0)
+    for name, gradient in zip(inputs, gradients):
+        direction = torch.randn(gradient.shape, generator=rng, dtype=torch.float64)
+        ends = [image(*(value + sign * 1e-7 * direction if key == name else value for key, value in inputs.items())).sum()
+                for sign in (1, -1)]
+        assert ((ends[0] - ends[1]) / 2e-7).item() == pytest.approx((gradient * direction).sum().item(), rel=1e-3, abs=1e-6), name
+
+
+def test_the_soft_image_becomes_the_hard_one():
+    scene = Scene((SceneObject(0, "box", (0.1, 0.2, 0.0), (1.0, 1.2, 0.9), 0.4, Material((0.3, 0.5, 0.2), 0.0, 0.5)),),
+                  look_at((0.4, -4.0, 2.2), (0, 0, 0.3), 40.0, 32, 24), (Light((1.0, -3.0, 4.0), (9.0, 8.0, 7.0)),),
+                  Sky((0.2, 0.3, 0.4), (0.4, 0.3, 0.2)), Material((0.4, 0.3, 0.3), roughness=1.0))
+    meshes, cameras = build([scene], {"box": box_mesh()}), stack_cameras([scene.camera], 32, 24)
+    hard = shade(rasterize(meshes, cameras, cull_backfaces=True), meshes, cameras, [scene])
+    soft = shade_soft(rasterize(meshes, cameras, 1e-10, 3, cull_backfaces=True), meshes, cameras, [scene], 1e-12, 1e-6)
+    assert (soft - hard).abs().max() < 1e-3
