@@ -52,9 +52,7 @@ def visible_boxes(fragments: Fragments, meshes: Meshes) -> tuple[np.ndarray, np.
 def truncated_share(meshes: Meshes, cameras: Cameras) -> np.ndarray:
     """(O,) share of each object's projected box that lies outside the image, as KITTI's `truncated`."""
     verts_px, _ = cameras.project(meshes.verts_world, meshes.vert_scene)
-    vert_object = torch.zeros(len(verts_px), dtype=torch.int64, device=verts_px.device)
-    vert_object[meshes.faces.reshape(-1)] = meshes.face_object.repeat_interleave(3)
-    index = vert_object[:, None].expand(-1, 2)
+    index = meshes.vert_object()[:, None].expand(-1, 2)
     blank = verts_px.new_zeros(len(meshes.object_scene), 2)
     low = blank.scatter_reduce(0, index, verts_px, "amin", include_self=False)
     high = blank.scatter_reduce(0, index, verts_px, "amax", include_self=False)

@@ -127,6 +127,12 @@ class Meshes:
     roughness: torch.Tensor
     texture: Textures
 
+    def vert_object(self) -> torch.Tensor:
+        """(V,) int64, the object that each vertex belongs to."""
+        owner = torch.zeros(len(self.verts_world), dtype=torch.int64, device=self.verts_world.device)
+        owner[self.faces.reshape(-1)] = self.face_object.repeat_interleave(3)
+        return owner
+
 
 def pack_textures(materials: list[Material], device: torch.device | str, dtype: torch.dtype) -> Textures:
     """One entry a material."""

@@ -75,7 +75,10 @@ class ScreenFaces:
 # --- faces on the screen ----------------------------------------------------------------------------------------------
 
 def screen_faces(meshes: Meshes, cameras: Cameras, blur_px: float, cull_backfaces: bool) -> ScreenFaces:
-    """Every face with any pixel within `blur_px` of it; those without area on the screen have none."""
+    """Every face with any pixel within `blur_px` of it; those without area on the screen have none.
+
+    In single precision a face smaller than its corners' rounding, some 1e-5 pixels, is without area.
+    """
     verts = cameras.homogeneous_px(meshes.verts_world, meshes.vert_scene)  # (V, 3): z u, z v, z
     with torch.no_grad():
         first, span = pixel_boxes(verts, meshes.faces, blur_px, cameras)

@@ -15,7 +15,7 @@ from torch import Tensor
 from sim2sg_lib.camera import Camera, Cameras, stack_cameras
 from sim2sg_lib.graph import SceneGraph
 from sim2sg_lib.meshes import Mesh, Meshes, build
-from sim2sg_lib.raster import covered, depth_and_barycentrics, screen_faces, signed_distance
+from sim2sg_lib.raster import covered, depth_and_barycentrics, screen_faces, squared_distance_px
 from sim2sg_lib.scene import Material, Scene, SceneObject, Sky
 
 WIDTH_PX = 120             # of the images that are compared
@@ -81,8 +81,7 @@ def refine(objects: list[list[SceneObject]], graphs: list[SceneGraph], cameras: 
 
 def place(meshes: Meshes, start: Tensor, yaw_rad: Tensor, placement: Placement) -> Meshes:
     """The meshes with every object scaled, turned and set down anew; normals stay, the comparison needs none."""
-    owner = torch.zeros(len(meshes.verts_object), dtype=torch.int64, device=start.device)
-    owner[meshes.faces.reshape(-1)] = meshes.face_object.repeat_interleave(3)
+    owner = meshes.vert_object()
     angle = (yaw_rad + placement.turn_rad)[owner]
     x, y, z = (meshes.verts_object * placement.log_size.exp()[owner, None]).unbind(-1)
     ground = (start + placement.shift_m)[owner]
@@ -107,8 +106,8 @@ def visible_shares(meshes: Meshes, cameras: Cameras) -> Tensor:
         place = (meshes.object_scene[thing] * most + slot[thing]) * pixels + pairs.pixel % pixels
         blank = depth_m.new_zeros(meshes.scenes * most * pixels)
         nearest_m = (blank + torch.inf).scatter_reduce(0, place, depth_m, "amin")
-    to_ndc = (2 / min(cameras.width, cameras.height)) ** 2
-    logit = -signed_distance(faces, pairs, cameras) / (EDGE_PX ** 2 * to_ndc)
+    squared = squared_distance_px(faces, pairs)
+    logit = torch.where(pairs.inside, squared, -squared) / EDGE_PX ** 2
     together = -torch.expm1(blank.index_add(0, place, F.logsigmoid(-logit)))
     best = torch.sigmoid((blank - torch.inf).scatter_reduce(0, place, logit, "amax"))
     shape = (meshes.scenes, most, cameras.height, cameras.width)

@@ -153,10 +153,9 @@ def contact_shade(meshes: Meshes, scene: Tensor, points: Tensor) -> Tensor:
     """(N,) share of the sky that the objects leave to ground points (N, 3), each object taken as a ball."""
     count = torch.bincount(meshes.object_scene, minlength=meshes.scenes)
     first = count.cumsum(0) - count
-    index = meshes.face_object.repeat_interleave(3)[:, None].expand(-1, 3)
-    verts, blank = meshes.verts_world[meshes.faces.reshape(-1)], meshes.verts_world.new_zeros(len(meshes.object_scene), 3)
-    low = blank.scatter_reduce(0, index, verts, "amin", include_self=False)
-    high = blank.scatter_reduce(0, index, verts, "amax", include_self=False)
+    index, blank = meshes.vert_object()[:, None].expand(-1, 3), meshes.verts_world.new_zeros(len(meshes.object_scene), 3)
+    low = blank.scatter_reduce(0, index, meshes.verts_world, "amin", include_self=False)
+    high = blank.scatter_reduce(0, index, meshes.verts_world, "amax", include_self=False)
     balls = torch.cat([(low + high) / 2, (high - low).mean(1, keepdim=True) / 2], 1)  # (O, 4) middle, radius
     x, y, z = points.T.contiguous()
     open_share = torch.ones_like(x)

@@ -1,6 +1,7 @@
 """The rasteriser against PyTorch3D's own output, a slow twin, finite differences and degenerate scenes."""
 import importlib.util
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -312,3 +313,25 @@ def test_the_pytorch3d_backend_agrees_on_clevr(blur_radius, count):
     if count == 1:
         images = [shade(fragments, meshes, cameras, scenes) for fragments in (ours, theirs)]
         assert (images[0] - images[1]).abs().max() < 1 / 255
+
+
+# --- CUDA -------------------------------------------------------------------------------------------------------------
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_cuda_agrees_with_the_cpu():
+    """Fields, silhouette, image and gradient of random scenes."""
+    generators = [np.random.default_rng([4, i]) for i in range(3)]
+    scenes = [ENV.dress(*ENV.layout("source", rng), "source", "strong", rng) for rng in generators]
+    results = []
+    for device in ("cpu", "cuda"):
+        meshes, cameras = build(scenes, ENV.assets, device), stack_cameras([s.camera for s in scenes], 80, 60, device)
+        meshes = replace(meshes, verts_world=meshes.verts_world.requires_grad_())
+        found, soft = rasterize(meshes, cameras, 1e-3, 4), silhouette(meshes, cameras, 1e-4)
+        gradient, = torch.autograd.grad(soft.sum(), meshes.verts_world)
+        image = shade(rasterize(meshes, scale_cameras(cameras, 2)), meshes, cameras, scenes)
+        results.append([part.detach().cpu() for part in (found.pix_to_face, found.zbuf, soft, gradient, image)])
+    (faces, zbuf, soft, gradient, image), (faces2, zbuf2, soft2, gradient2, image2) = results
+    same = faces == faces2
+    assert same.float().mean() > 0.998 and (zbuf - zbuf2)[same].abs().max() < 1e-3
+    assert (soft - soft2).abs().max() < 1e-3 and torch.cosine_similarity(gradient.flatten(), gradient2.flatten(), 0) > 0.999
+    assert (image - image2).abs().mean() < 1e-4
