@@ -201,7 +201,8 @@ def covered(faces: ScreenFaces, band: tuple[int, int], width: int, blur_px: floa
     """The pairs of a band's rows whose pixel lies in the face or nearer than `blur_px` to its edges.
 
     Faces of like size, within an octave, are tested together, on one grid as large as the largest: dense arithmetic on a
-    few pixels too many is faster than picking out each face's own. The order of pairs depends on the faces alone, not on the band.
+    few pixels too many is faster than picking out each face's own. The order of pairs depends on the faces alone, not on
+    the band.
     """
     top = faces.first[:, 1].clamp(min=band[0])
     rows = ((faces.first[:, 1] + faces.span[:, 1]).clamp(max=band[1]) - top).clamp(min=0)

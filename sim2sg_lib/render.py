@@ -132,8 +132,9 @@ def lit_share(shadow: tuple[Cameras, Tensor], scene: Tensor, points: Tensor) -> 
     """
     cameras, depth = shadow
     # one affine map a scene, gathered coefficient by coefficient: long rows are what memory likes
-    affine = torch.cat([(cameras.K[..., None] * cameras.R[:, None]).sum(2).flatten(1), (cameras.K * cameras.t[:, None]).sum(2)], 1)
-    m = affine.T.contiguous().index_select(1, scene)  # (12, N)
+    turned, moved = (cameras.K[..., None] * cameras.R[:, None]).sum(2), (cameras.K * cameras.t[:, None]).sum(2)
+    affine = torch.cat([turned.flatten(1), moved], 1)  # (B, 12)
+    m = affine.T.contiguous().index_select(1, scene)
     x, y, z = points.T.contiguous()
     point_depth = m[6] * x + m[7] * y + m[8] * z + m[11]
     before = point_depth > 0

@@ -137,7 +137,8 @@ def test_the_makefile_names_every_stage_once(tmp_path):
         assert bool(result.returncode) == bool(code), result.stderr
         return result.stdout if code == 0 else result.stderr
 
-    stages = [line for line in plan("ITERATIONS=3", "PROTOCOL=strong", "LIFT_OPTIONS=--refine 20").splitlines() if ".py " in line]
+    lines = plan("ITERATIONS=3", "PROTOCOL=strong", "LIFT_OPTIONS=--refine 20").splitlines()
+    stages = [line for line in lines if ".py " in line]
     names = [Path(line.split("--out ")[1].split()[0]).name for line in stages if "synthesize.py" in line]
     assert sorted(names) == ["appearance2", "appearance3", "label1", "label2", "label3", "more", "sdr", "target"]
     assert sum("train.py" in line for line in stages) == sum("evaluate.py" in line for line in stages) - 1 == 9

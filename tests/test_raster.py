@@ -244,7 +244,8 @@ DEGENERATE = {  # three corners each, in a camera that looks along +z
     "a line": [(-1, 0, 2), (0, 0, 2), (1, 0, 2)], "edge-on": [(0, 0, 1), (0, 0, 2), (0, 0, 3)],
     "on the camera's plane": [(-1, -1, 0), (1, -1, 0), (0, 1, 0)], "at the eye": [(0, 0, 0), (1, 0, 2), (0, 1, 2)],
     "behind": [(-1, -1, -2), (1, -1, -2), (0, 1, -3)], "across": [(-1, -1, -2), (1, -1, 2), (0, 1, 3)],
-    "the ground": [(-1e3, 1, -1e3), (1e3, 1, -1e3), (0, 1, 1e3)], "on the near plane": [(-1, -1, NEAR_M), (1, -1, NEAR_M), (0, 1, 2)],
+    "the ground": [(-1e3, 1, -1e3), (1e3, 1, -1e3), (0, 1, 1e3)],
+    "on the near plane": [(-1, -1, NEAR_M), (1, -1, NEAR_M), (0, 1, 2)],
 }
 corner = st.tuples(st.floats(-1.5, 1.5), st.floats(-1.5, 1.5), st.floats(0.5, 4))
 
@@ -284,7 +285,8 @@ def test_what_the_degenerate_faces_draw(name, drawn):
 def test_no_scene_and_no_object_are_images_too():
     nothing = pack(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.int64), scenes=0)
     cameras = Cameras(torch.zeros(0, 3, 3), torch.zeros(0, 3, 3), torch.zeros(0, 3), 8, 6)
-    assert rasterize(nothing, cameras, 0.0, 2).zbuf.shape == (0, 6, 8, 2) and silhouette(nothing, cameras, 1e-3).shape == (0, 6, 8)
+    assert rasterize(nothing, cameras, 0.0, 2).zbuf.shape == (0, 6, 8, 2)
+    assert silhouette(nothing, cameras, 1e-3).shape == (0, 6, 8)
     empty = silhouette(pack(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.int64)), view(8, 6, 4.0, torch.float32), 1e-3)
     assert (empty == 0).all() and not empty.signbit().any()
     scene = Scene((), ENV.camera, (), Sky((0.2,) * 3, (0.4,) * 3), Material((0.5,) * 3))

@@ -202,7 +202,8 @@ def test_gradients_of_soft_images_reach_everything(pattern):
     fixed = replace(fixed, verts_world=fixed.verts_world + jitter)
     view = stack_cameras([scene.camera], 6, 5, dtype=torch.float64)
     light = pack_lighting([scene], fixed, view.K)
-    inputs = {"verts_world": fixed.verts_world, "colour": fixed.colour, "metallic": fixed.metallic, "roughness": fixed.roughness,
+    inputs = {"verts_world": fixed.verts_world, "colour": fixed.colour, "metallic": fixed.metallic,
+              "roughness": fixed.roughness,
               "texture_colour": fixed.texture.colour, "amount": fixed.texture.amount, "lamp_world": light.lamp_world,
               "intensity": light.intensity, "zenith": light.zenith, "horizon": light.horizon,
               "ground_colour": light.ground_colour, "exposure": light.exposure, "t": view.t}
@@ -210,7 +211,8 @@ def test_gradients_of_soft_images_reach_everything(pattern):
 
     def image(*values):
         v = dict(zip(inputs, values))
-        meshes = replace(fixed, verts_world=v["verts_world"], colour=v["colour"], metallic=v["metallic"], roughness=v["roughness"],
+        meshes = replace(fixed, verts_world=v["verts_world"], colour=v["colour"], metallic=v["metallic"],
+                         roughness=v["roughness"],
                          texture=replace(fixed.texture, colour=v["texture_colour"], amount=v["amount"]))
         lit = replace(light, **{name: v[name] for name in ("lamp_world", "intensity", "zenith", "horizon", "ground_colour",
                                                            "exposure")})
@@ -225,7 +227,8 @@ def test_gradients_of_soft_images_reach_everything(pattern):
         direction = torch.randn(gradient.shape, generator=rng, dtype=torch.float64)
         ends = [image(*(value + sign * 1e-7 * direction if key == name else value for key, value in inputs.items())).sum()
                 for sign in (1, -1)]
-        assert ((ends[0] - ends[1]) / 2e-7).item() == pytest.approx((gradient * direction).sum().item(), rel=1e-3, abs=1e-6), name
+        numeric = ((ends[0] - ends[1]) / 2e-7).item()
+        assert numeric == pytest.approx((gradient * direction).sum().item(), rel=1e-3, abs=1e-6), name
 
 
 def test_the_soft_image_becomes_the_hard_one():
