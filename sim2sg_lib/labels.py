@@ -6,7 +6,7 @@ from sim2sg_lib.camera import Cameras
 from sim2sg_lib.env import Env
 from sim2sg_lib.graph import SceneGraph, make_graph, select_objects
 from sim2sg_lib.meshes import Meshes
-from sim2sg_lib.raster import Fragments, object_pixels, scale_cameras
+from sim2sg_lib.raster import Fragments, edges_px, object_pixels, scale_cameras
 from sim2sg_lib.scene import Scene, relations
 
 
@@ -50,12 +50,16 @@ def visible_boxes(fragments: Fragments, meshes: Meshes) -> tuple[np.ndarray, np.
 
 
 def truncated_share(meshes: Meshes, cameras: Cameras) -> np.ndarray:
-    """(O,) share of each object's projected box that lies outside the image, as KITTI's `truncated`."""
-    verts_px, _ = cameras.project(meshes.verts_world, meshes.vert_scene)
-    index = meshes.vert_object()[:, None].expand(-1, 2)
-    blank = verts_px.new_zeros(len(meshes.object_scene), 2)
-    low = blank.scatter_reduce(0, index, verts_px, "amin", include_self=False)
-    high = blank.scatter_reduce(0, index, verts_px, "amax", include_self=False)
-    size = verts_px.new_tensor([cameras.width, cameras.height])
+    """(O,) share of each object's projected box that lies outside the image, as KITTI's `truncated`.
+
+    What reaches behind the camera is cut off at the near plane first.
+    """
+    ends, drawn = edges_px(cameras.homogeneous_px(meshes.verts_world, meshes.vert_scene)[meshes.faces])  # (F, E, 2, 2)
+    seen, index = drawn[..., None, None], meshes.face_object[:, None].expand(-1, 2)
+    blank = ends.new_zeros(len(meshes.object_scene), 2)
+    low = blank.scatter_reduce(0, index, torch.where(seen, ends, torch.inf).amin((1, 2)), "amin", include_self=False)
+    high = blank.scatter_reduce(0, index, torch.where(seen, ends, -torch.inf).amax((1, 2)), "amax", include_self=False)
+    size = ends.new_tensor([cameras.width, cameras.height])
     inside = (high.minimum(size) - low.clamp(min=0)).clamp(min=0).prod(1)
-    return (1 - inside / (high - low).prod(1).clamp(min=1e-9)).clamp(0, 1).cpu().numpy().astype(np.float64)
+    share = 1 - inside / (high - low).prod(1).clamp(min=1e-9)
+    return torch.where(low[:, 0] < high[:, 0], share, 1.0).clamp(0, 1).cpu().numpy().astype(np.float64)

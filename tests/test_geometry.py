@@ -9,7 +9,7 @@ from blender import read_scenes
 from envs.clevr import CATEGORIES, ENV
 from sim2sg_lib.camera import Camera, look_at, stack_cameras
 from sim2sg_lib.graph import make_graph
-from sim2sg_lib.labels import annotate
+from sim2sg_lib.labels import annotate, truncated_share
 from sim2sg_lib.lift import aim, lift, refine_by_relations
 from sim2sg_lib.meshes import box_mesh, build, cylinder_mesh, place, sphere_mesh
 from sim2sg_lib.raster import rasterize, scale_cameras
@@ -220,6 +220,16 @@ def test_shadow_falls_on_the_side_away_from_the_lamp():
     assert darkened(0.8, 0.0) > 0.1        # right of the box: in its shadow, which reaches x = 2
     assert 0 < darkened(-1.0, 0.0) < 0.01  # left of it: lit, but for the sky that the box hides
     assert abs(darkened(-3.0, 0.0)) < 1e-3
+
+
+def test_what_reaches_behind_the_camera_is_truncated():
+    """Level camera 1.65 m up. Boxes ahead, half cut by the left border, beside the camera and half behind it, and behind."""
+    camera = level_camera()
+    boxes = [SceneObject(0, "box", (x, y, 0.0), (1.6, 4.0, 1.5), 0.0) for x, y in ((0, 20), (-10, 12), (2.5, 0), (0, -10))]
+    meshes = build([Scene(tuple(boxes), camera, (), Sky((0.0,) * 3, (0.0,) * 3), Material())], {"box": box_mesh()})
+    ahead, border, beside, behind = truncated_share(meshes, stack_cameras([camera], camera.width, camera.height))
+    # the second spans u from 621 (1 - 10.8 / 10) to 621 (1 - 9.2 / 14), below the image's top and above its bottom
+    assert ahead == 0 and border == pytest.approx(49.68 / (49.68 + 212.9), abs=1e-3) and beside > 0.9 and behind == 1
 
 
 # --- against Blender --------------------------------------------------------------------------------------------------
