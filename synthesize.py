@@ -155,6 +155,9 @@ def lift_graphs(graphs: list, cameras: list, env, threshold: float, randomise: s
     objects = [row for row, _ in lifted]
     if steps:
         objects = refine(objects, [graph for _, graph in lifted], cameras, env.assets, steps, device)
+    if env.settle:
+        boxes = [graph.boxes_px * (camera.width / graph.width) for (_, graph), camera in zip(lifted, cameras)]
+        objects = [env.settle(*row) for row in zip(objects, boxes, cameras, generators)]
     return [env.dress(row, camera, "source", randomise, rng) for row, camera, rng in zip(objects, cameras, generators)]
 
 

@@ -5,7 +5,7 @@ import pkgutil
 
 def names() -> list[str]:
     """The environments there are, without importing them."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__))
+    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
 
 
 def find(name: str, where: str = "--env"):

@@ -10,9 +10,11 @@ from sim2sg_lib.camera import Camera, look_at
 from sim2sg_lib.env import Env
 from sim2sg_lib.graph import Vocabulary
 from sim2sg_lib.meshes import box_mesh, cylinder_mesh, sphere_mesh
-from sim2sg_lib.scene import PATTERNS, Light, Material, Scene, SceneObject, Sky, Texture, predicate_axes
+from sim2sg_lib.scene import (PATTERNS, Light, Material, RelationRules, Scene, SceneObject, Sky, Texture,
+                              predicate_axes)
 
 CATEGORIES = ("cube", "sphere", "cylinder")
+PREDICATES = ("left", "right", "front", "behind")
 RADII_M = (0.35, 0.5, 0.7)
 WIDTH, HEIGHT, FOCAL_PX = 320, 240, 350.0  # a 35 mm lens on Blender's 32 mm sensor
 EYE_WORLD = (7.48, -6.51, 5.34)            # CLEVR's camera, looking at the origin
@@ -94,16 +96,18 @@ def linear(display_rgb: tuple[int, int, int]) -> tuple[float, float, float]:
 
 ENV = Env(
     name="clevr",
-    vocabulary=Vocabulary(CATEGORIES, ("left", "right", "front", "behind")),
+    vocabulary=Vocabulary(CATEGORIES, PREDICATES),
+    rules=RelationRules({name: 0.2 for name in PREDICATES}),
     image_sizes={"quick": (160, 120), "paper": (WIDTH, HEIGHT)},
     camera=look_at(EYE_WORLD, (0, 0, 0), FOCAL_PX, WIDTH, HEIGHT),
     assets={"cube": box_mesh(), "sphere": sphere_mesh(), "cylinder": cylinder_mesh()},
+    asset_sizes_m={name: tuple(size_m(label, r) for r in RADII_M) for label, name in enumerate(CATEGORIES)},
     category_assets=tuple((name,) for name in CATEGORIES),
-    category_sizes_m=tuple(tuple(size_m(label, r) for r in RADII_M) for label in range(len(CATEGORIES))),
-    relation_margin_m=0.2,
+    yaws_rad=(None,) * len(CATEGORIES),
     min_visible_share=40 / (WIDTH * HEIGHT),
     threshold=0.5,
     domains=tuple(DOMAINS),
     layout=layout,
+    settle=None,
     dress=dress,
 )

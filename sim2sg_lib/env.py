@@ -7,7 +7,7 @@ import numpy as np
 from sim2sg_lib.camera import Camera
 from sim2sg_lib.graph import Vocabulary
 from sim2sg_lib.meshes import Mesh
-from sim2sg_lib.scene import Scene, SceneObject
+from sim2sg_lib.scene import RelationRules, Scene, SceneObject
 
 
 @dataclass(frozen=True)
@@ -16,30 +16,35 @@ class Env:
 
     name:               as in `--env`.
     vocabulary:         its categories and predicates.
+    rules:              when the predicates hold.
     image_sizes:        preset -> (width, height) in pixels of synthetic images and of the network's input.
     camera:             the nominal view, used where a data set brings no cameras.jsonl.
     assets:             asset name -> unit mesh.
-    category_assets:    per category, the names of its assets.
-    category_sizes_m:   per category, the sizes (x, y, z extents) that its assets come in.
-    relation_margin_m:  smallest distance along an axis for a spatial predicate to hold.
+    asset_sizes_m:      asset name -> the sizes (x, y, z extents) that it comes in.
+    category_assets:    per category, the names of the source's assets.
+    yaws_rad:           per category, the yaws that lifted objects may have; None for any.
     min_visible_share:  objects with less of the image than this share are left out of the labels.
     threshold:          default confidence below which predictions are not lifted (tau).
     domains:            names for `--domain`: "source", "target", and whatever else there is.
     layout:             (domain, generator) -> objects without appearance, and the camera: the content of a scene.
+    settle:             (lifted objects, their boxes (N, 4) px, camera, generator) -> objects: what else is known of
+                        where things stand (lanes, for instance), and one box's several objects; None for nothing.
     dress:              (objects, camera, domain, randomise, generator) -> Scene: its appearance; randomise is
                         "paper" or "strong".
     """
 
     name: str
     vocabulary: Vocabulary
+    rules: RelationRules
     image_sizes: dict[str, tuple[int, int]]
     camera: Camera
     assets: dict[str, Mesh]
+    asset_sizes_m: dict[str, tuple[tuple[float, float, float], ...]]
     category_assets: tuple[tuple[str, ...], ...]
-    category_sizes_m: tuple[tuple[tuple[float, float, float], ...], ...]
-    relation_margin_m: float
+    yaws_rad: tuple[tuple[float, ...] | None, ...]
     min_visible_share: float
     threshold: float
     domains: tuple[str, ...]
     layout: Callable[[str, np.random.Generator], tuple[list[SceneObject], Camera]]
+    settle: Callable[[list[SceneObject], np.ndarray, Camera, np.random.Generator], list[SceneObject]] | None
     dress: Callable[[list[SceneObject], Camera, str, str, np.random.Generator], Scene]

@@ -27,10 +27,9 @@ def annotate(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: lis
     for scene, image in zip(scenes, images):
         rows = slice(first, first + len(scene.objects))
         first = rows.stop
-        positions = np.array([o.position_world for o in scene.objects]).reshape(-1, 3)
         graph = make_graph(
             image, width, height, [o.label for o in scene.objects], boxes[rows] / fine,
-            relations(positions, scene.camera, env.vocabulary.predicates, env.relation_margin_m),
+            relations(scene.objects, scene.camera, env.vocabulary.predicates, env.rules),
             visible=np.clip(shown[rows] / np.maximum(alone[rows], 1), 0, 1), truncated=truncated[rows])
         graphs.append(select_objects(graph, shown[rows] >= env.min_visible_share * width * height * fine * fine))
     return graphs

@@ -4,13 +4,15 @@ Known camera, flat ground: the ray through the bottom centre of a box meets the 
 stands, not its centre. So the asset itself is projected, and the aim is corrected until the projection's bottom centre
 is the box's; the asset's size and yaw are those whose projection fits the box best.
 """
+from dataclasses import replace
+
 import numpy as np
 
 from sim2sg_lib.camera import Camera
 from sim2sg_lib.env import Env
 from sim2sg_lib.graph import SceneGraph, select_objects
 from sim2sg_lib.meshes import place
-from sim2sg_lib.scene import SceneObject, predicate_axes
+from sim2sg_lib.scene import SceneObject, predicate_axes, to_footprint
 
 YAW_DRAWS = 12         # random yaws tried for each size: a box says little about yaw, so it stays random
 AIM_STEPS = 4          # projections of an asset; each but the last corrects the aim about tenfold
@@ -21,30 +23,35 @@ DUPLICATE_SHARE = 0.5  # two solids cannot stand closer than this share of their
 
 def lift(graph: SceneGraph, camera: Camera, env: Env, threshold: float,
          rng: np.random.Generator) -> tuple[list[SceneObject], SceneGraph]:
-    """Objects without appearance, ready for env.dress, and what is left of the graph: its objects in the same order.
+    """Objects without appearance, ready for env.settle and env.dress, and what is left of the graph: its objects in the
+    same order.
 
     graph: as predicted, boxes in pixels of graph.width x graph.height; camera: its view, of any pixel size.
     threshold: objects and relations below it are dropped (tau of the paper).
     """
     graph = select_objects(graph, graph.scores >= threshold)
+    graph = replace(graph, relations=graph.relations[graph.relation_scores >= threshold],
+                    relation_scores=graph.relation_scores[graph.relation_scores >= threshold])
     camera = camera.resized(graph.width, graph.height)
     objects = [lift_box(int(label), box, camera, env, rng) for label, box in zip(graph.labels, graph.boxes_px)]
-    graph, objects = drop_impossible(graph, objects, camera)
-    confident = graph.relation_scores >= threshold
-    positions = refine_by_relations(
-        np.array([o.position_world for o in objects]).reshape(-1, 3), graph.relations[confident],
-        graph.relation_scores[confident], predicate_axes(camera), env)
-    placed = [SceneObject(o.label, o.asset, tuple(map(float, position)), o.size_m, o.yaw_rad)
-              for o, position in zip(objects, positions)]
-    return placed, graph
+    below = find_supports(graph, env)
+    for upper in np.flatnonzero(below >= 0):
+        objects[upper] = lift_onto(objects[upper], objects[below[upper]], graph.boxes_px[upper], camera, env)
+    keep = possible(graph, objects, below, camera)
+    below = np.where(below[keep] >= 0, np.cumsum(keep)[below[keep]] - 1, -1)
+    graph, objects = select_objects(graph, keep), [o for o, kept in zip(objects, keep) if kept]
+    positions = np.array([o.position_world for o in objects]).reshape(-1, 3)
+    moved = refine_by_relations(positions, graph.relations, graph.relation_scores, below, predicate_axes(camera), env)
+    return [replace(o, position_world=tuple(map(float, position))) for o, position in zip(objects, moved)], graph
 
 
 def lift_box(label: int, box_px: np.ndarray, camera: Camera, env: Env, rng: np.random.Generator) -> SceneObject:
     """The asset, size, yaw and ground position whose projection fits one box (4,) best, among random yaws."""
     asset = str(rng.choice(env.category_assets[label]))
     best, best_error = None, np.inf
-    for size_m in env.category_sizes_m[label]:
-        for yaw_rad in rng.uniform(0, 2 * np.pi, YAW_DRAWS):
+    for size_m in env.asset_sizes_m[asset]:
+        yaws_rad = env.yaws_rad[label]
+        for yaw_rad in rng.uniform(0, 2 * np.pi, YAW_DRAWS) if yaws_rad is None else yaws_rad:
             verts_m = place(env.assets[asset], (0, 0, 0), size_m, yaw_rad).verts
             position, projected_px = aim(verts_m, box_px, camera)
             error = np.abs(projected_px - box_px).sum()
@@ -53,18 +60,43 @@ def lift_box(label: int, box_px: np.ndarray, camera: Camera, env: Env, rng: np.r
     return best
 
 
-def aim(verts_m: np.ndarray, box_px: np.ndarray, camera: Camera) -> tuple[np.ndarray, np.ndarray]:
-    """Move an asset (V, 3) over the ground until its projected box has the bottom centre of `box_px` (4,).
+def aim(verts_m: np.ndarray, box_px: np.ndarray, camera: Camera, height_m: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
+    """Move an asset (V, 3) over the plane z = height_m until its projected box has the bottom centre of `box_px` (4,).
 
     Returns its position (3,) in the world and the projected box (4,), clipped to the image.
     """
     wanted_px = np.array([(box_px[0] + box_px[2]) / 2, box_px[3]])
     aim_px = wanted_px.copy()
     for _ in range(AIM_STEPS):
-        position = camera.ground_point(aim_px)
+        position = camera.ground_point(aim_px, height_m)
         projected_px = projected_box(verts_m + position, camera)
         aim_px += wanted_px - [(projected_px[0] + projected_px[2]) / 2, projected_px[3]]
     return position, projected_px
+
+
+def find_supports(graph: SceneGraph, env: Env) -> np.ndarray:
+    """(N,) int64, the object that each one stands on as its most certain `on` relation says, -1 for the ground."""
+    below, best = np.full(len(graph), -1), np.zeros(len(graph))
+    for (s, p, o), score in zip(graph.relations, graph.relation_scores):
+        possible = env.vocabulary.predicates[p] == "on" and env.rules.supports.get(int(graph.labels[s])) == graph.labels[o]
+        if possible and score > best[s]:
+            below[s], best[s] = o, score
+    return below
+
+
+def lift_onto(upper: SceneObject, lower: SceneObject, box_px: np.ndarray, camera: Camera, env: Env) -> SceneObject:
+    """The upper object on the lower one's top, where its box (4,) says, but never over the edge.
+
+    A box's ray meets the ground far behind what stands on a table: until the table's height is known it says little.
+    """
+    height_m = lower.position_world[2] + lower.size_m[2]
+    verts_m = place(env.assets[upper.asset], (0, 0, 0), upper.size_m, upper.yaw_rad).verts
+    position, _ = aim(verts_m, box_px, camera, height_m)
+    limit = np.maximum(np.array(lower.size_m[:2]) / 2 - radius_m(upper) / 2, 0)
+    x, y = np.clip(to_footprint(lower, position), -limit, limit)
+    cos, sin = np.cos(lower.yaw_rad), np.sin(lower.yaw_rad)
+    centre = lower.position_world
+    return replace(upper, position_world=(float(centre[0] + cos * x - sin * y), float(centre[1] + sin * x + cos * y), height_m))
 
 
 def projected_box(verts_world: np.ndarray, camera: Camera) -> np.ndarray:
@@ -76,16 +108,23 @@ def projected_box(verts_world: np.ndarray, camera: Camera) -> np.ndarray:
     return np.concatenate([points_px.min(0).clip(0, size), points_px.max(0).clip(0, size)])
 
 
-def drop_impossible(graph: SceneGraph, objects: list[SceneObject],
-                    camera: Camera) -> tuple[SceneGraph, list[SceneObject]]:
-    """Drop objects at the lens, and the less certain of two that would stand inside one another."""
+def possible(graph: SceneGraph, objects: list[SceneObject], below: np.ndarray, camera: Camera) -> np.ndarray:
+    """(N,) bool: not at the lens, and not the less certain of two that would stand inside one another."""
     keep = np.zeros(len(objects), bool)
     for i in np.argsort(-graph.scores, kind="stable"):
-        position = np.array(objects[i].position_world)
-        apart = all(np.linalg.norm(position - objects[j].position_world)
-                    >= DUPLICATE_SHARE * (radius_m(objects[i]) + radius_m(objects[j])) for j in np.flatnonzero(keep))
-        keep[i] = apart and camera.project(position[None])[1][0] > NEAREST_M + radius_m(objects[i])
-    return select_objects(graph, keep), [o for o, kept in zip(objects, keep) if kept]
+        item = objects[i]
+        apart = all(np.linalg.norm(np.subtract(item.position_world, objects[j].position_world))
+                    >= DUPLICATE_SHARE * (radius_m(item) + radius_m(objects[j]))
+                    for j in np.flatnonzero(keep) if side_by_side(item, objects[j]))
+        depth_m = camera.project(np.array([item.position_world]))[1][0]
+        keep[i] = apart and depth_m > NEAREST_M + radius_m(item)
+    return keep & ((below < 0) | keep[below])
+
+
+def side_by_side(a: SceneObject, b: SceneObject) -> bool:
+    """Whether two objects share a height, as those do not of which one stands on the other."""
+    low, high = max(a.position_world[2], b.position_world[2]), min(o.position_world[2] + o.size_m[2] for o in (a, b))
+    return high - low > 1e-3
 
 
 def radius_m(item: SceneObject) -> float:
@@ -93,28 +132,31 @@ def radius_m(item: SceneObject) -> float:
     return (item.size_m[0] + item.size_m[1]) / 4
 
 
-def refine_by_relations(positions: np.ndarray, relations: np.ndarray, scores: np.ndarray, axes: dict[str, np.ndarray],
-                        env: Env) -> np.ndarray:
+def refine_by_relations(positions: np.ndarray, relations: np.ndarray, scores: np.ndarray, below: np.ndarray,
+                        axes: dict[str, np.ndarray], env: Env) -> np.ndarray:
     """Move objects along the ground until the relations (R, 3) hold, where the positions (N, 3) contradict them.
 
     Each violated relation moves its two ends apart by half of what is missing, in rounds. Of two relations that
-    contradict one another, the one with the higher score counts.
+    contradict one another, the one with the higher score counts. What stands on another object, below (N,), moves with it.
     """
-    positions = positions.copy()
-    wanted = {}
+    start, positions, wanted = positions, positions.copy(), {}
     for (s, p, o), _ in sorted(zip(map(tuple, relations), scores), key=lambda row: row[1]):
-        axis = axes[env.vocabulary.predicates[p]]
+        name = env.vocabulary.predicates[p]
+        if name == "on" or below[s] >= 0 or below[o] >= 0:
+            continue
         # <s, left, o> and <o, right, s> say the same and share a key: the last written, most certain, wins
-        line = int(np.argmax([abs(axis @ other) for other in axes.values()]))
-        wanted[min(s, o), max(s, o), line] = (s, o, axis)
+        line = int(np.argmax([abs(axes[name] @ other) for other in axes.values()]))
+        wanted[min(s, o), max(s, o), line] = (s, o, axes[name], env.rules.margins_m[name] * 1.01)
     for _ in range(RELATION_SWEEPS):
         moved = False
-        for s, o, axis in wanted.values():
-            missing = env.relation_margin_m * 1.01 - (positions[s] - positions[o]) @ axis
+        for s, o, axis, margin_m in wanted.values():
+            missing = margin_m - (positions[s] - positions[o]) @ axis
             if missing > 0:
                 positions[s] += axis * missing / 2
                 positions[o] -= axis * missing / 2
                 moved = True
         if not moved:
             break
+    held = below >= 0
+    positions[held] += (positions - start)[below[held]]
     return positions

@@ -3,6 +3,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from scipy.spatial.transform import Rotation
 
 from sim2sg_lib.scene import PATTERNS, Material, Scene, Texture
 
@@ -12,11 +13,57 @@ class Mesh:
     """One asset in its unit box: x and y in [-0.5, 0.5], z in [0, 1]; faces wind counter-clockwise from outside.
 
     verts: (V, 3) float64.    normals: (V, 3) float64, unit, outward.    faces: (F, 3) int64.
+    face_part: (F,) int64, which of its object's materials each face wears; None where all wear the first.
     """
 
     verts: np.ndarray
     normals: np.ndarray
     faces: np.ndarray
+    face_part: np.ndarray | None = None
+
+    def parts(self) -> np.ndarray:
+        """(F,) int64."""
+        return np.zeros(len(self.faces), np.int64) if self.face_part is None else self.face_part
+
+
+@dataclass(frozen=True)
+class Part:
+    """One piece of an asset that is made of several, in the asset's frame: x ahead, y left, z up, metres.
+
+    mesh:       unit mesh.    size_m: its extents.    position_m: of its footprint's centre.
+    turn_rad:   rotations about x, y and z, in this order, around that point.
+    number:     which of the object's materials it wears.
+    """
+
+    mesh: Mesh
+    size_m: tuple[float, float, float]
+    position_m: tuple[float, float, float]
+    number: int = 0
+    turn_rad: tuple[float, float, float] = (0.0, 0.0, 0.0)
+
+
+def compose(parts: list[Part]) -> tuple[Mesh, tuple[float, float, float]]:
+    """One unit mesh of several pieces, and the extents (x, y, z) in metres that give them their own sizes back."""
+    verts, normals, faces, numbers, first = [], [], [], [], 0
+    for part in parts:
+        turn = Rotation.from_euler("xyz", part.turn_rad).as_matrix()
+        verts.append(part.mesh.verts * part.size_m @ turn.T + part.position_m)
+        normals.append(part.mesh.normals / part.size_m @ turn.T)
+        faces.append(part.mesh.faces + first)
+        numbers.append(np.full(len(part.mesh.faces), part.number))
+        first += len(part.mesh.verts)
+    return to_unit(np.concatenate(verts), np.concatenate(normals), np.concatenate(faces), np.concatenate(numbers))
+
+
+def to_unit(verts: np.ndarray, normals: np.ndarray, faces: np.ndarray,
+            face_part: np.ndarray | None = None) -> tuple[Mesh, tuple[float, float, float]]:
+    """Any vertices (V, 3) in metres with normals (V, 3) of any length as a unit mesh, and their extents in metres."""
+    low, high = verts.min(0), verts.max(0)
+    size = np.maximum(high - low, 1e-6)  # a flat asset keeps a thickness to divide by
+    unit = (verts - [*(low + high)[:2] / 2, low[2]]) / size
+    normals = normals * size
+    normals = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
+    return Mesh(unit, normals, faces.astype(np.int64), face_part), tuple(map(float, size))
 
 
 def box_mesh() -> Mesh:
@@ -72,20 +119,49 @@ def _subdivide(verts: list[np.ndarray], faces: list[tuple]) -> list[tuple]:
     return split
 
 
-def cylinder_mesh(segments: int = 48) -> Mesh:
-    """An upright cylinder with flat caps and smooth sides; 4 * segments - 4 faces."""
+def cylinder_mesh(segments: int = 48, top: float = 1.0) -> Mesh:
+    """An upright cylinder with flat caps and smooth sides; 4 * segments - 4 faces.
+
+    top: width of its upper end as a share of the lower; 0 for a cone.
+    """
     angle = np.arange(segments) * 2 * np.pi / segments
     side = np.stack([np.cos(angle), np.sin(angle), np.zeros(segments)], 1)  # (S, 3)
-    bottom, top = 0.5 * side, 0.5 * side + [0, 0, 1]
+    lower, upper = 0.5 * side, 0.5 * top * side + [0, 0, 1]
     down, up = np.tile([0, 0, -1.0], (segments, 1)), np.tile([0, 0, 1.0], (segments, 1))
-    verts = np.concatenate([bottom, top, bottom, top])  # the sides' two rings, then the caps' own
-    normals = np.concatenate([side, side, down, up])
+    outward = (side + [0, 0, (1 - top) / 2]) / np.hypot(1, (1 - top) / 2)
+    verts = np.concatenate([lower, upper, lower, upper])  # the sides' two rings, then the caps' own
+    normals = np.concatenate([outward, outward, down, up])
     i, j = np.arange(segments), (np.arange(segments) + 1) % segments
     sides = np.concatenate([np.stack([i, j, j + segments], 1), np.stack([i, j + segments, i + segments], 1)])
     fan = np.arange(1, segments - 1)
     cap = np.stack([np.zeros_like(fan), fan, fan + 1], 1)
     faces = np.concatenate([sides, 2 * segments + cap[:, ::-1], 3 * segments + cap])
     return Mesh(verts, normals, faces.astype(np.int64))
+
+
+def prism_mesh(outline: list[tuple[float, float]]) -> Mesh:
+    """A side view drawn across: outline (N, 2) of points (x, z), drawn out along y, with flat sides.
+
+    The outline runs counter-clockwise when x points right and z up, and all of it is seen from its middle.
+    """
+    points = np.array(outline, np.float64)
+    count = len(points)
+    low, high = points.min(0), points.max(0)
+    points = (points - [(low[0] + high[0]) / 2, low[1]]) / (high - low)
+    middle = points.mean(0)
+    verts, normals, faces = [], [], []
+    for y, order in ((-0.5, 1), (0.5, -1)):  # the two caps, each a fan around the middle
+        first = len(verts)
+        verts += [(x, y, z) for x, z in [middle, *points]]
+        normals += [(0.0, 2 * y, 0.0)] * (count + 1)
+        faces += [(first, first + 1 + i, first + 1 + (i + 1) % count)[::order] for i in range(count)]
+    for i in range(count):
+        (x0, z0), (x1, z1) = points[i], points[(i + 1) % count]
+        first, outward = len(verts), np.array([z1 - z0, 0.0, x0 - x1])
+        verts += [(x0, -0.5, z0), (x1, -0.5, z1), (x1, 0.5, z1), (x0, 0.5, z0)]
+        normals += [tuple(outward / max(np.linalg.norm(outward), 1e-12))] * 4
+        faces += [(first, first + 2, first + 1), (first, first + 3, first + 2)]
+    return Mesh(np.array(verts), np.array(normals), np.array(faces, np.int64))
 
 
 @dataclass(frozen=True)
@@ -104,14 +180,14 @@ class Textures:
 
 @dataclass(frozen=True)
 class Meshes:
-    """The objects of B scenes, O in all, packed. Indices count through the whole batch.
+    """The objects of B scenes, O in all with M materials, packed. Indices count through the whole batch.
 
     verts_world, normals_world: (V, 3) float.    faces: (F, 3) int64 into verts.
     verts_object: (V, 3) float, metres in the object's own frame, where its texture lives.
-    face_object:  (F,) int64.                    vert_scene: (V,) int64.
+    face_object, face_material: (F,) int64.      vert_scene: (V,) int64.
     object_scene: (O,) int64, ascending.         scenes: B; a scene may have no object.
-    colour: (O, 3) float, linear RGB.            metallic, roughness: (O,) float.
-    texture: of each object.
+    colour: (M, 3) float, linear RGB.            metallic, roughness: (M,) float.
+    texture: of each material.
     """
 
     verts_world: torch.Tensor
@@ -119,6 +195,7 @@ class Meshes:
     normals_world: torch.Tensor
     faces: torch.Tensor
     face_object: torch.Tensor
+    face_material: torch.Tensor
     vert_scene: torch.Tensor
     object_scene: torch.Tensor
     scenes: int
@@ -153,6 +230,10 @@ def build(scenes: list[Scene], assets: dict[str, Mesh], device: torch.device | s
     """Place every object's asset in its scene's world and pack them all."""
     objects = [(b, o) for b, scene in enumerate(scenes) for o in scene.objects]
     placed = [place(assets[o.asset], o.position_world, o.size_m, o.yaw_rad) for _, o in objects]
+    materials = [material for _, o in objects for material in (o.material, *o.part_materials)]
+    first_material = np.cumsum([0] + [1 + len(o.part_materials) for _, o in objects])
+    worn = [np.where(m.parts() <= len(o.part_materials), m.parts(), 0) + first
+            for m, (_, o), first in zip(placed, objects, first_material)]
     counts = [len(mesh.verts) for mesh in placed]
     first_vert = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
 
@@ -167,12 +248,11 @@ def build(scenes: list[Scene], assets: dict[str, Mesh], device: torch.device | s
         pack([m.normals for m in placed], (3,), dtype),
         pack([m.faces + first for m, first in zip(placed, first_vert)], (3,), torch.int64),
         pack([np.full(len(m.faces), i) for i, m in enumerate(placed)], (), torch.int64),
+        pack(worn, (), torch.int64),
         pack([np.full(n, b) for b, n in zip(object_scene, counts)], (), torch.int64),
         pack([object_scene], (), torch.int64), len(scenes),
-        pack([o.material.colour for _, o in objects], (3,), dtype),
-        pack([[o.material.metallic for _, o in objects]], (), dtype),
-        pack([[o.material.roughness for _, o in objects]], (), dtype),
-        pack_textures([o.material for _, o in objects], device, dtype))
+        pack([m.colour for m in materials], (3,), dtype), pack([[m.metallic for m in materials]], (), dtype),
+        pack([[m.roughness for m in materials]], (), dtype), pack_textures(materials, device, dtype))
 
 
 def place(mesh: Mesh, position_world, size_m, yaw_rad: float) -> Mesh:
@@ -181,4 +261,4 @@ def place(mesh: Mesh, position_world, size_m, yaw_rad: float) -> Mesh:
     turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
     normals = mesh.normals / np.asarray(size_m) @ turn.T
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    return Mesh(mesh.verts * np.asarray(size_m) @ turn.T + np.asarray(position_world), normals, mesh.faces)
+    return Mesh(mesh.verts * np.asarray(size_m) @ turn.T + np.asarray(position_world), normals, mesh.faces, mesh.face_part)

@@ -53,8 +53,8 @@ def refine(objects: list[list[SceneObject]], graphs: list[SceneGraph], cameras: 
     scale = [np.array([WIDTH_PX / g.width, height_px / g.height] * 2) for g in graphs]
     boxes = torch.from_numpy(np.concatenate([g.boxes_px * s for g, s in zip(graphs, scale)])).to(device, torch.float32)
     flat = [o for row in objects for o in row]
-    start, yaw_rad, radius = (torch.tensor(values, dtype=torch.float32, device=device) for values in (
-        [o.position_world[:2] for o in flat], [o.yaw_rad for o in flat], [(o.size_m[0] + o.size_m[1]) / 4 for o in flat]))
+    start, base, yaw_rad, radius = (torch.tensor(values, dtype=torch.float32, device=device) for values in (
+        [o.position_world[:2] for o in flat], [o.position_world[2] for o in flat], [o.yaw_rad for o in flat], [(o.size_m[0] + o.size_m[1]) / 4 for o in flat]))
 
     moves = [torch.zeros(len(flat), *shape, device=device, requires_grad=True) for shape in ((2,), (), ())]
     optimiser = torch.optim.Adam(moves, RATE)
@@ -63,7 +63,7 @@ def refine(objects: list[list[SceneObject]], graphs: list[SceneGraph], cameras: 
     best_error = torch.full((len(objects),), torch.inf, device=device)
     for step in range(steps + 1):
         placement = Placement(*moves)
-        error = box_errors(visible_shares(place(meshes, start, yaw_rad, placement), views), meshes.object_scene, boxes)
+        error = box_errors(visible_shares(place(meshes, start, base, yaw_rad, placement), views), meshes.object_scene, boxes)
         error = error + prior(placement, start, radius, meshes.object_scene)
         with torch.no_grad():
             scene_error = torch.zeros_like(best_error).index_add(0, meshes.object_scene, error)
@@ -79,14 +79,14 @@ def refine(objects: list[list[SceneObject]], graphs: list[SceneGraph], cameras: 
     return moved(objects, [kept.cpu().numpy() for kept in best])
 
 
-def place(meshes: Meshes, start: Tensor, yaw_rad: Tensor, placement: Placement) -> Meshes:
+def place(meshes: Meshes, start: Tensor, base: Tensor, yaw_rad: Tensor, placement: Placement) -> Meshes:
     """The meshes with every object scaled, turned and set down anew; normals stay, the comparison needs none."""
     owner = meshes.vert_object()
     angle = (yaw_rad + placement.turn_rad)[owner]
     x, y, z = (meshes.verts_object * placement.log_size.exp()[owner, None]).unbind(-1)
     ground = (start + placement.shift_m)[owner]
     verts = torch.stack([angle.cos() * x - angle.sin() * y + ground[:, 0],
-                         angle.sin() * x + angle.cos() * y + ground[:, 1], z], -1)
+                         angle.sin() * x + angle.cos() * y + ground[:, 1], z + base[owner]], -1)
     return replace(meshes, verts_world=verts)
 
 

@@ -1,10 +1,11 @@
 """The 3-D scene, and the spatial predicates as a pure function of 3-D positions."""
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 
 import numpy as np
 
 from sim2sg_lib.camera import Camera
-
 
 PATTERNS = ("noise", "checks", "wood", "brick", "asphalt", "grass")
 
@@ -42,7 +43,9 @@ class SceneObject:
     asset:          name of a unit mesh of the environment: x and y in [-0.5, 0.5], z in [0, 1].
     position_world: centre of the footprint, metres; z is 0 on the ground.
     size_m:         full extents along the asset's own x, y, z.
-    yaw_rad:        rotation about world z.
+    yaw_rad:        rotation about world z; at 0 the asset's own x axis is the world's.
+    material:       of the asset's first part, and of every part without one of its own.
+    part_materials: of its further parts, in order.
     """
 
     label: int
@@ -51,6 +54,7 @@ class SceneObject:
     size_m: tuple[float, float, float]
     yaw_rad: float
     material: Material = Material()
+    part_materials: tuple[Material, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -69,19 +73,57 @@ class Light:
 
 @dataclass(frozen=True)
 class Sky:
-    """Light from everywhere above, and what is seen above the horizon: linear RGB overhead and at the horizon."""
+    """Light from everywhere above, and what is seen above the horizon.
+
+    zenith, horizon: linear RGB overhead and at the horizon.
+    clouds:          share of the sky that they cover; they are seen, and give no light.
+    seed:            of their shapes.
+    """
 
     zenith: tuple[float, float, float]
     horizon: tuple[float, float, float]
+    clouds: float = 0.0
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Strip:
+    """A rectangle painted on the ground: a road, a mark on it, a carpet.
+
+    position_world: its centre (x, y), metres.    size_m: along and across.    yaw_rad: of `along`, about world z.
+    dash_m:         length of the marks and of the gaps between them; 0 for one whole piece.
+    """
+
+    position_world: tuple[float, float]
+    size_m: tuple[float, float]
+    yaw_rad: float
+    material: Material
+    dash_m: float = 0.0
+
+
+@dataclass(frozen=True)
+class Room:
+    """Four walls around the ground.
+
+    low_m, high_m: its corners (x, y) in the world.    height_m: of the walls; above them is the sky.
+    """
+
+    low_m: tuple[float, float]
+    high_m: tuple[float, float]
+    height_m: float
+    wall: Material
 
 
 @dataclass(frozen=True)
 class Scene:
     """Everything an image depends on.
 
-    ground:     material of the plane z = 0; its texture lies in world x, y.
-    exposure:   factor before the display curve.
-    style_seed: seed of the procedural stylisation of the finished image; None for none.
+    ground:        material of the plane z = 0; its texture lies in world x, y.
+    exposure:      factor before the display curve.
+    style_seed:    seed of the procedural stylisation of the finished image; None for none.
+    strips:        what is painted on the ground, the later over the earlier.
+    room:          walls around it, None outdoors.
+    shadow_texels: side of each lamp's shadow map; the scenes of a batch share it.
     """
 
     objects: tuple[SceneObject, ...]
@@ -91,12 +133,21 @@ class Scene:
     ground: Material
     exposure: float = 1.0
     style_seed: int | None = None
+    strips: tuple[Strip, ...] = ()
+    room: Room | None = None
+    shadow_texels: int = 192
 
     def to_json(self) -> dict:
         """One line of scenes.jsonl."""
-        return {"objects": [asdict(o) for o in self.objects], "camera": self.camera.to_json(),
-                "lights": [asdict(light) for light in self.lights], "sky": asdict(self.sky),
-                "ground": asdict(self.ground), "exposure": self.exposure, "style_seed": self.style_seed}
+        return {entry.name: self.camera.to_json() if entry.name == "camera" else plain(getattr(self, entry.name))
+                for entry in fields(self)}
+
+
+def plain(value):
+    """Dataclasses, however deep in tuples, as dictionaries."""
+    if isinstance(value, tuple):
+        return [plain(item) for item in value]
+    return asdict(value) if is_dataclass(value) else value
 
 
 def predicate_axes(camera: Camera) -> dict[str, np.ndarray]:
@@ -105,15 +156,58 @@ def predicate_axes(camera: Camera) -> dict[str, np.ndarray]:
     return {"left": -right, "right": right, "front": -forward, "behind": forward}
 
 
-def relations(positions_world: np.ndarray, camera: Camera, predicates: tuple[str, ...], margin_m: float) -> np.ndarray:
-    """All relations that hold between N positions, as CLEVR defines them (Johnson et al. 2017).
+@dataclass(frozen=True)
+class RelationRules:
+    """When a predicate of an environment's vocabulary holds.
 
-    <s, p, o> holds iff (position_s - position_o) . axis_p > margin_m, strictly; the axes are horizontal, so heights
-    drop out. positions_world: (N, 3). Returns (R, 3) int64 rows (s, p, o), ordered by s, then o, then p.
+    margins_m: predicate -> for a spatial one the least distance along its axis, for `on` the greatest gap in height.
+    hub:       the category that must be at one end of every spatial relation; None for any pair.
+    supports:  category -> the category that it may stand `on`.
+    reach_m:   objects farther ahead of the camera than this have no relations.
     """
-    axes = predicate_axes(camera)
-    positions = np.asarray(positions_world, np.float64).reshape(-1, 3)
+
+    margins_m: dict[str, float]
+    hub: int | None = None
+    supports: dict[int, int] = field(default_factory=dict)
+    reach_m: float = math.inf
+
+
+def relations(objects: Sequence[SceneObject], camera: Camera, predicates: tuple[str, ...], rules: RelationRules) -> np.ndarray:
+    """All relations that hold between N objects: (R, 3) int64 rows (s, p, o), ordered by s, then o, then p.
+
+    Spatial ones as CLEVR defines them (Johnson et al. 2017): <s, p, o> holds iff (position_s - position_o) . axis_p >
+    margin, strictly; the axes are horizontal, so heights drop out.
+    """
+    axes, count = predicate_axes(camera), len(objects)
+    positions = np.array([o.position_world for o in objects], np.float64).reshape(-1, 3)
+    labels = np.array([o.label for o in objects], np.int64)
     offset = positions[:, None] - positions[None]  # (N, N, 3), from object to subject
-    along = np.stack([offset @ axes[p] for p in predicates], -1)  # (N, N, P)
-    s, o, p = np.nonzero(along > margin_m)
+    near = (positions - camera.position_world) @ axes["behind"] <= rules.reach_m
+    related = near[:, None] & near[None]
+    if rules.hub is not None:
+        related &= (labels[:, None] == rules.hub) | (labels[None] == rules.hub)
+    holds = np.zeros((count, count, len(predicates)), bool)
+    for p, name in enumerate(predicates):
+        if name == "on":
+            holds[..., p] = [[stands_on(s, o, rules) for o in objects] for s in objects] if count else False
+        else:
+            holds[..., p] = related & (offset @ axes[name] > rules.margins_m[name])
+    s, o, p = np.nonzero(holds)
     return np.stack([s, p, o], 1).astype(np.int64)
+
+
+def stands_on(upper: SceneObject, lower: SceneObject, rules: RelationRules) -> bool:
+    """Whether the upper's footprint is centred over the lower's, at the height of its top."""
+    if rules.supports.get(upper.label) != lower.label:
+        return False
+    gap_m = upper.position_world[2] - lower.position_world[2] - lower.size_m[2]
+    x, y = to_footprint(lower, upper.position_world)
+    inside = abs(x) <= lower.size_m[0] / 2 and abs(y) <= lower.size_m[1] / 2
+    return inside and abs(gap_m) <= rules.margins_m["on"]
+
+
+def to_footprint(item: SceneObject, point_world: Sequence[float]) -> tuple[float, float]:
+    """x and y of a world point in an object's own frame, metres from the centre of its footprint."""
+    dx, dy = point_world[0] - item.position_world[0], point_world[1] - item.position_world[1]
+    cos, sin = math.cos(item.yaw_rad), math.sin(item.yaw_rad)
+    return cos * dx + sin * dy, cos * dy - sin * dx

@@ -25,7 +25,7 @@ from envs.clevr import ENV
 from sim2sg_lib.align import Discriminators
 from sim2sg_lib.detector import ASPECT_RATIOS, MIN_PRE_NMS, ROI_SIZE, quick_config
 from sim2sg_lib.relations import SceneGraphNet
-from sim2sg_lib.scene import relations
+from sim2sg_lib.scene import SceneObject, relations
 
 BATCH, ROUNDS = 4, 15
 
@@ -39,7 +39,8 @@ def toy_batch(config):
         corner = torch.rand(4, 2, generator=generator) * torch.tensor([120.0, 80.0])
         boxes = torch.cat([corner, corner + 10 + 25 * torch.rand(4, 2, generator=generator)], 1)
         position = torch.rand(4, 3, generator=generator) * 6
-        rows = relations(position.numpy(), ENV.camera, ENV.vocabulary.predicates, 0.2)
+        things = [SceneObject(0, "cube", tuple(p), (1.0, 1.0, 1.0), 0.0) for p in position.tolist()]
+        rows = relations(things, ENV.camera, ENV.vocabulary.predicates, ENV.rules)
         targets.append({"boxes": boxes, "labels": torch.randint(1, 4, (4,), generator=generator),
                         "relations": torch.from_numpy(rows)})
     return images, targets

@@ -14,7 +14,8 @@ from sim2sg_lib.lift import aim, lift, refine_by_relations
 from sim2sg_lib.meshes import box_mesh, build, cylinder_mesh, place, sphere_mesh
 from sim2sg_lib.raster import rasterize, scale_cameras
 from sim2sg_lib.render import SUPERSAMPLE, shade
-from sim2sg_lib.scene import Light, Material, Scene, SceneObject, Sky, predicate_axes, relations
+from sim2sg_lib.scene import (Light, Material, RelationRules, Scene, SceneObject, Sky, predicate_axes,
+                              relations)
 
 LEVEL = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0.0]])  # camera looks along world y, x to the right
 
@@ -77,19 +78,26 @@ def names(rows):
     return {(int(s), ENV.vocabulary.predicates[p], int(o)) for s, p, o in rows}
 
 
+def between(positions_world, camera, margin_m=0.2):
+    """Relation rows between unit objects at the positions, with one margin for all predicates."""
+    objects = [SceneObject(0, "cube", tuple(p), (1.0, 1.0, 1.0), 0.0) for p in positions_world]
+    predicates = ENV.vocabulary.predicates
+    return relations(objects, camera, predicates, RelationRules({name: margin_m for name in predicates}))
+
+
 def test_relations_by_hand():
     # forward (0, .8, -.6), right (1, 0, 0): behind is +y, left is -x
     camera = Camera(np.eye(3), np.array([[1, 0, 0], [0, -0.6, -0.8], [0, 0.8, -0.6]]), np.zeros(3), 320, 240)
     i, j, k = (0, 0, 0.7), (0.1, 0.5, 0.35), (-1, -0.15, 0.7)
-    rows = relations(np.array([i, j, k]), camera, ENV.vocabulary.predicates, 0.2)
+    rows = between([i, j, k], camera)
     assert names(rows) == {(1, "behind", 0), (0, "front", 1), (2, "left", 0), (0, "right", 2), (1, "behind", 2),
                            (1, "right", 2), (2, "front", 1), (2, "left", 1)}
 
 
 def test_relation_margin_is_strict():
     camera = level_camera()
-    assert names(relations(np.array([[0, 0, 0], [0.25, 0, 0]]), camera, ENV.vocabulary.predicates, 0.25)) == set()
-    assert names(relations(np.array([[0, 0, 0], [0.5, 0, 0]]), camera, ENV.vocabulary.predicates, 0.25)) == {
+    assert names(between([[0, 0, 0], [0.25, 0, 0]], camera, 0.25)) == set()
+    assert names(between([[0, 0, 0], [0.5, 0, 0]], camera, 0.25)) == {
         (0, "left", 1), (1, "right", 0)}
 
 
@@ -101,7 +109,7 @@ def test_relation_rule_gives_the_official_clevr_relations(real_data):
         # a camera whose ground frame has CLEVR's directions: level, looking along "behind"
         forward, right = np.array(d["behind"]), np.array(d["right"])
         camera = Camera(np.eye(3), np.stack([right, np.cross(forward, right), forward]), np.zeros(3), 480, 320)
-        ours = names(relations([o["3d_coords"] for o in scene["objects"]], camera, ENV.vocabulary.predicates, 0.2))
+        ours = names(between([o["3d_coords"] for o in scene["objects"]], camera))
         theirs = {(s, p, o) for p in ENV.vocabulary.predicates
                   for o, subjects in enumerate(scene["relationships"][p]) for s in subjects}
         wrong += len(ours ^ theirs)
@@ -322,14 +330,14 @@ def test_two_detections_of_one_object_lift_to_one():
 def test_refinement_moves_only_what_the_relations_contradict():
     axes = predicate_axes(level_camera())  # left is -x, front is -y
     left, right, front, behind = range(4)
-    positions = np.array([[0.0, 0, 0], [1.0, 0, 0], [5.0, 5.0, 0]])
-    agreed = refine_by_relations(positions, np.array([[0, left, 1]]), np.array([0.9]), axes, ENV)
+    positions, alone = np.array([[0.0, 0, 0], [1.0, 0, 0], [5.0, 5.0, 0]]), np.array([-1, -1, -1])
+    agreed = refine_by_relations(positions, np.array([[0, left, 1]]), np.array([0.9]), alone, axes, ENV)
     np.testing.assert_array_equal(agreed, positions)
-    moved = refine_by_relations(positions, np.array([[0, right, 1]]), np.array([0.9]), axes, ENV)
+    moved = refine_by_relations(positions, np.array([[0, right, 1]]), np.array([0.9]), alone, axes, ENV)
     # 1 m to the wrong side, 0.202 m wanted on the right one: each end gives way by half of 1.202 m
     np.testing.assert_allclose(moved, [[0.601, 0, 0], [0.399, 0, 0], [5, 5, 0]])
     # of two contradicting statements about one pair, however worded, the surer one counts
-    both = refine_by_relations(positions, np.array([[0, left, 1], [1, left, 0]]), np.array([0.9, 0.6]), axes, ENV)
+    both = refine_by_relations(positions, np.array([[0, left, 1], [1, left, 0]]), np.array([0.9, 0.6]), alone, axes, ENV)
     np.testing.assert_array_equal(both, positions)
 
 
@@ -339,5 +347,5 @@ def test_lifting_is_driven_by_the_relations_it_keeps():
     for score, expected in ((0.9, True), (0.4, False)):
         graph = graph_of(boxes, [0, 0], [[1, left, 0]], relation_scores=[score])
         (a, b), _ = lift(graph, ENV.camera, ENV, 0.5, np.random.default_rng(0))
-        rows = names(relations(np.array([a.position_world, b.position_world]), ENV.camera, ENV.vocabulary.predicates, .2))
+        rows = names(between([a.position_world, b.position_world], ENV.camera))
         assert ((1, "left", 0) in rows) == expected

@@ -27,8 +27,8 @@ def pack(verts, faces, scene=None, scenes=1) -> Meshes:
     face_object = scene[faces[:, 0]] if len(faces) else torch.zeros(0, dtype=torch.int64)
     blank = torch.zeros(scenes)
     textures = pack_textures([Material()] * scenes, "cpu", verts.dtype)
-    return Meshes(verts, verts, verts, faces, face_object, scene, torch.arange(scenes), scenes, torch.zeros(scenes, 3), blank,
-                  blank, textures)
+    return Meshes(verts, verts, verts, faces, face_object, face_object, scene, torch.arange(scenes), scenes,
+                  torch.zeros(scenes, 3), blank, blank, textures)
 
 
 def view(width, height, focal_px, dtype=torch.float64, scenes=1) -> Cameras:

@@ -130,7 +130,7 @@ def test_gradients_of_the_box_error_are_those_of_finite_differences():
     start, yaw_rad = (torch.tensor(v, dtype=torch.float64) for v in ([[-0.6, 1.0], [-1.0, -0.2]], [0.2, 0.0]))
 
     def error(shift, turn, log_size):
-        placed = module.place(meshes, start, yaw_rad, Placement(shift, turn, log_size))
+        placed = module.place(meshes, start, torch.zeros(len(start)).to(start), yaw_rad, Placement(shift, turn, log_size))
         return box_errors(visible_shares(placed, views), meshes.object_scene, boxes).sum()
 
     moves = [torch.zeros(2, *shape, dtype=torch.float64, requires_grad=True) for shape in ((2,), (), ())]

@@ -7,11 +7,12 @@ import torch
 
 from envs.clevr import ENV
 from sim2sg_lib.camera import look_at, stack_cameras
+from sim2sg_lib.light import bounding_spheres, contact_shade, lit_share, looking_at, pack_lighting
 from sim2sg_lib.meshes import box_mesh, build, pack_textures
 from sim2sg_lib.raster import rasterize, scale_cameras
-from sim2sg_lib.render import (DIELECTRIC, PATTERN, SHOULDER, SUPERSAMPLE, bounding_spheres, contact_shade, display, ggx,
-                               lit_share, looking_at, pack_lighting, shade, shade_soft, textured, value_noise)
+from sim2sg_lib.render import DIELECTRIC, SHOULDER, SUPERSAMPLE, display, ggx, shade, shade_soft
 from sim2sg_lib.scene import PATTERNS, Light, Material, Scene, SceneObject, Sky, Texture
+from sim2sg_lib.texture import PATTERN, textured, value_noise
 
 BLACK = Sky((0.0,) * 3, (0.0,) * 3)
 
@@ -146,7 +147,7 @@ def test_every_object_lies_within_its_lamp_s_view():
     meshes = build(scenes, ENV.assets)
     centre, radius = bounding_spheres(meshes, 5)
     assert ((meshes.verts_world - centre[meshes.vert_scene]).norm(dim=1) <= radius[meshes.vert_scene]).all()
-    cameras = looking_at(centre, radius, centre + torch.tensor([0.0, 0.0, 20.0]))
+    cameras = looking_at(centre, radius, centre + torch.tensor([0.0, 0.0, 20.0]), 192)
     px, depth = cameras.project(meshes.verts_world, meshes.vert_scene)
     assert (px >= 0).all() and (px <= cameras.width).all() and (depth > 0).all()
 

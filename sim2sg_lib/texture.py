@@ -1,0 +1,81 @@
+"""Procedural textures: patterns in [0, 1] of a point in an object's own space, which blend in a second colour."""
+import math
+
+import torch
+from torch import Tensor
+
+from sim2sg_lib.meshes import Textures
+from sim2sg_lib.scene import PATTERNS
+
+
+def textured(colour: Tensor, textures: Textures, index: Tensor, points: Tensor) -> Tensor:
+    """colour (N, 3) with the texture index (N,) of `textures` blended in at points (N, 3) metres of its own space."""
+    for number, name in enumerate(PATTERNS):
+        chosen = (textures.pattern[index] == number).nonzero()[:, 0]
+        if len(chosen) == 0:
+            continue
+        own = index[chosen]
+        share = PATTERN[name](points[chosen] / textures.scale_m[own, None], textures.seed[own])
+        blended = torch.lerp(colour[chosen], textures.colour[own], (share * textures.amount[own])[:, None])
+        colour = colour.index_copy(0, chosen, blended)
+    return colour
+
+
+def noise(points: Tensor, seed: Tensor) -> Tensor:
+    """(..., 3) points, seeds broadcastable to (...) -> (...) in [0, 1]: value noise of two octaves."""
+    return (2 * value_noise(points, seed) + value_noise(points * 4, seed)) / 3
+
+
+def checks(points: Tensor, seed: Tensor) -> Tensor:
+    """A board of unit squares, on every side of a solid."""
+    return (points + 1e-4).floor().sum(-1) % 2  # a side that lies on the lattice belongs to the cells outside it
+
+
+def wood(points: Tensor, seed: Tensor) -> Tensor:
+    """Rings around z, wavy: a trunk of unit rings cut along any plane."""
+    radius = (points[:, :2] ** 2).sum(-1).clamp(min=1e-12).sqrt() + 0.6 * noise(points * 0.7, seed)
+    return (0.5 - 0.5 * (2 * math.pi * radius).cos()) ** 2
+
+
+def brick(points: Tensor, seed: Tensor) -> Tensor:
+    """Mortar between unevenly fired bricks, one unit long and a third high; every other row is set off by half."""
+    row = (points[:, 2] * 3).floor()
+    along = points[:, 0] + points[:, 1] + 0.5 * (row % 2)
+    joint = ((along % 1) < 0.06) | ((points[:, 2] * 3 % 1) < 0.15)
+    shade_of_brick = 0.3 * lattice(along.floor().long(), row.long(), torch.zeros_like(seed), seed).to(points.dtype)
+    return torch.where(joint, 1.0, shade_of_brick)
+
+
+def asphalt(points: Tensor, seed: Tensor) -> Tensor:
+    """Fine grains with some coarse stains."""
+    return 0.7 * value_noise(points * 12, seed) ** 2 + 0.3 * value_noise(points * 0.5, seed + 1)
+
+
+def grass(points: Tensor, seed: Tensor) -> Tensor:
+    """Blades: noise drawn out along one direction, in patches."""
+    blades = value_noise(points * points.new_tensor([20.0, 4.0, 4.0]), seed)
+    return blades * (0.4 + 0.6 * value_noise(points, seed + 1))
+
+
+PATTERN = {"noise": noise, "checks": checks, "wood": wood, "brick": brick, "asphalt": asphalt, "grass": grass}
+
+
+def value_noise(points: Tensor, seed: Tensor) -> Tensor:
+    """(N, 3) points, (N,) seeds -> (N,) in [0, 1]: random values on the integer lattice, blended by smoothstep."""
+    cell = points.floor()
+    blend = (points - cell) ** 2 * (3 - 2 * (points - cell))  # (N, 3)
+    x, y, z = cell.long().unbind(-1)
+
+    def edge(dy, dz):
+        low, high = (lattice(x + dx, y + dy, z + dz, seed).to(points.dtype) for dx in (0, 1))
+        return torch.lerp(low, high, blend[..., 0])
+
+    low, high = (torch.lerp(edge(0, dz), edge(1, dz), blend[..., 1]) for dz in (0, 1))
+    return torch.lerp(low, high, blend[..., 2])
+
+
+def lattice(x: Tensor, y: Tensor, z: Tensor, seed: Tensor) -> Tensor:
+    """A hash of integers x, y, z and seed to a float in [0, 1)."""
+    h = (x * 374761393 + y * 668265263 + z * 2147483647 + seed * 144269504) & 0x7FFFFFFF
+    h = ((h ^ (h >> 13)) * 1274126177) & 0x7FFFFFFF
+    return ((h ^ (h >> 16)) & 0xFFFF).float() / 65536
