@@ -9,6 +9,8 @@ from sim2sg_lib.meshes import Meshes
 from sim2sg_lib.raster import Fragments, edges_px, object_pixels, scale_cameras
 from sim2sg_lib.scene import Scene, relations
 
+COUNTED_FROM = 200_000  # in images of so many pixels, what an object would show alone is counted once a pixel
+
 
 def annotate(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[Scene], env: Env,
              images: list[str]) -> list[SceneGraph]:
@@ -21,7 +23,8 @@ def annotate(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: lis
     width, height = cameras.width, cameras.height
     fine = fragments.pix_to_face.shape[2] // width
     boxes, shown = visible_boxes(fragments, meshes)
-    alone = object_pixels(meshes, scale_cameras(cameras, fine), cull_backfaces=True).cpu().numpy()
+    coarse = 1 if width * height >= COUNTED_FROM else fine
+    alone = object_pixels(meshes, scale_cameras(cameras, coarse), cull_backfaces=True).cpu().numpy() * (fine / coarse) ** 2
     truncated = truncated_share(meshes, cameras)
     graphs, first = [], 0
     for scene, image in zip(scenes, images):

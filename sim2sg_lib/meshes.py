@@ -139,28 +139,35 @@ def cylinder_mesh(segments: int = 48, top: float = 1.0) -> Mesh:
     return Mesh(verts, normals, faces.astype(np.int64))
 
 
-def prism_mesh(outline: list[tuple[float, float]]) -> Mesh:
+def prism_mesh(outline: list[tuple[float, float]], top: float = 1.0) -> Mesh:
     """A side view drawn across: outline (N, 2) of points (x, z), drawn out along y, with flat sides.
 
     The outline runs counter-clockwise when x points right and z up, and all of it is seen from its middle.
+    top: width across at the upper end as a share of the lower.
     """
     points = np.array(outline, np.float64)
-    count = len(points)
     low, high = points.min(0), points.max(0)
     points = (points - [(low[0] + high[0]) / 2, low[1]]) / (high - low)
-    middle = points.mean(0)
+
+    def at(point, side):
+        return point[0], side * (0.5 - (1 - top) / 2 * point[1]), point[1]
+
+    middle, following = points.mean(0), np.roll(points, -1, 0)
+    polygons = [[at(middle, side), *(at(p, side) for p in pair)] for side in (-1, 1)
+                for pair in (zip(points, following) if side < 0 else zip(following, points))]
+    polygons += [[at(a, -1), at(a, 1), at(b, 1), at(b, -1)] for a, b in zip(points, following)]
+    return flat_mesh(polygons)
+
+
+def flat_mesh(polygons: list[list[tuple[float, float, float]]]) -> Mesh:
+    """Convex polygons with flat normals, each counter-clockwise from outside; the vertices as they are given."""
     verts, normals, faces = [], [], []
-    for y, order in ((-0.5, 1), (0.5, -1)):  # the two caps, each a fan around the middle
-        first = len(verts)
-        verts += [(x, y, z) for x, z in [middle, *points]]
-        normals += [(0.0, 2 * y, 0.0)] * (count + 1)
-        faces += [(first, first + 1 + i, first + 1 + (i + 1) % count)[::order] for i in range(count)]
-    for i in range(count):
-        (x0, z0), (x1, z1) = points[i], points[(i + 1) % count]
-        first, outward = len(verts), np.array([z1 - z0, 0.0, x0 - x1])
-        verts += [(x0, -0.5, z0), (x1, -0.5, z1), (x1, 0.5, z1), (x0, 0.5, z0)]
-        normals += [tuple(outward / max(np.linalg.norm(outward), 1e-12))] * 4
-        faces += [(first, first + 2, first + 1), (first, first + 3, first + 2)]
+    for polygon in polygons:
+        first, corners = len(verts), np.array(polygon, np.float64)
+        normal = np.cross(corners[1] - corners[0], corners[2] - corners[0])
+        verts += list(corners)
+        normals += [normal / max(np.linalg.norm(normal), 1e-12)] * len(corners)
+        faces += [(first, first + i, first + i + 1) for i in range(1, len(corners) - 1)]
     return Mesh(np.array(verts), np.array(normals), np.array(faces, np.int64))
 
 

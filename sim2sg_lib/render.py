@@ -12,10 +12,11 @@ from sim2sg_lib.camera import Cameras
 from sim2sg_lib.light import Lighting, contact_shade, ground_light, incoming, lit_share, pack_lighting, sky
 from sim2sg_lib.meshes import Meshes, pack_textures
 from sim2sg_lib.raster import Fragments, soft_blend
-from sim2sg_lib.scene import Scene, Strip
+from sim2sg_lib.scene import Material, Scene, Strip
 from sim2sg_lib.texture import noise, textured
 
 SUPERSAMPLE = 2          # samples per pixel and axis
+SHARED_FROM = 200_000    # in images of so many pixels, samples of one pixel and face share their shading
 PENUMBRA_PX = 3          # width of the box that softens shadows on the ground: lamps are areas, not points
 DIELECTRIC = 0.04        # reflectance of what is no metal, seen from above
 SHOULDER = 0.8           # display values from here on are compressed, so that no highlight clips
@@ -31,18 +32,33 @@ def shade(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[S
     """
     light = light or pack_lighting(scenes, meshes, cameras.K)
     ground = display(shade_background(meshes, cameras, light), light.exposure[:, None, None, None])  # (B, H, W, 3)
-    hit = torch.nonzero(fragments.pix_to_face[..., 0].reshape(-1) >= 0)[:, 0]
     _, fine_height, fine_width, _ = fragments.pix_to_face.shape
     fine = fine_width // cameras.width
+    nearest = fragments.pix_to_face[..., 0].reshape(-1)
+    hit = torch.nonzero(nearest >= 0)[:, 0]
     row, column = hit // fine_width % fine_height // fine, hit % fine_width // fine
     scene = hit // (fine_height * fine_width)
     pixel = (scene * cameras.height + row) * cameras.width + column
-    face, bary = fragments.pix_to_face[..., 0].reshape(-1)[hit], fragments.bary_coords[..., 0, :].reshape(-1, 3)[hit]
-    objects = display(shade_objects(face, bary, meshes, cameras, light), light.exposure[scene, None])  # (N, 3)
+    shaded, among = slice(None), None
+    if fine > 1 and cameras.width * cameras.height >= SHARED_FROM:
+        shaded, among = share_samples(nearest[hit], pixel, len(ground.view(-1, 3)))
+    face, bary = nearest[hit[shaded]], fragments.bary_coords[..., 0, :].reshape(-1, 3)[hit[shaded]]
+    objects = display(shade_objects(face, bary, meshes, cameras, light), light.exposure[scene[shaded], None])  # (N, 3)
+    objects = objects if among is None else objects[among]
     # the display curve comes before the average: the other way round leaves jagged edges at highlights
     difference = (objects - ground.view(-1, 3)[pixel]) / fine ** 2
     images = ground.view(-1, 3).index_add(0, pixel, difference).view(len(scenes), cameras.height, cameras.width, 3)
     return stylise(images.permute(0, 3, 1, 2), [scene.style_seed for scene in scenes])
+
+
+def share_samples(face: Tensor, pixel: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
+    """Which of N samples to shade, (M,), and which of those each one shows, (N,): one a pixel and face that it begins with."""
+    number = torch.arange(len(face), device=face.device)
+    first = torch.full((pixels,), len(face), device=face.device).scatter_reduce(0, pixel, number, "amin")[pixel]
+    stand_in = torch.where(face == face[first], first, number)
+    shaded = torch.nonzero(stand_in == number)[:, 0]
+    place = torch.zeros_like(number).index_put((shaded,), torch.arange(len(shaded), device=face.device))
+    return shaded, place[stand_in]
 
 
 def shade_soft(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[Scene], sigma: float, gamma: float,
@@ -135,56 +151,67 @@ def shade_background(meshes: Meshes, cameras: Cameras, light: Lighting) -> Tenso
     """(B, H, W, 3) radiance of what is behind the objects: the ground z = 0 under every pixel, walls, and the sky."""
     eye, rays = cameras.positions_world(), cameras.rays_world()
     shape = rays.shape
-    scene = torch.arange(len(eye), device=eye.device).repeat_interleave(shape[1] * shape[2])
+    every = torch.arange(len(eye), device=eye.device).repeat_interleave(shape[1] * shape[2])
     rays = rays.reshape(-1, 3)
     down = rays[:, 2] < -1e-4
-    distance = torch.where(down, -eye[scene, 2] / torch.where(down, rays[:, 2], -1.0), 0.0)
-    points = eye[scene] + rays * distance[:, None]  # (N, 3)
+    distance = torch.where(down, -eye[every, 2] / torch.where(down, rays[:, 2], -1.0), 0.0)
+    points = eye[every] + rays * distance[:, None]  # (N, 3)
+    points, normal, wall = raise_walls(points, eye, rays, light)
+    seen = (down | wall).nonzero()[:, 0]
+    scene, points, normal, wall = every[seen], points[seen], normal[seen], wall[seen]
     colour = textured(light.ground_colour[scene], light.ground, scene, points)
-    colour = paint_strips(colour, points, rays, down, light, cameras)
-    points, normal, colour, solid = raise_walls(points, colour, eye, rays, down, light)
+    colour = paint_strips(colour, points, rays[seen], scene, wall, light, cameras)
+    colour = paper_walls(colour, points, scene, wall, light)
     # half of the sky's light comes from near the horizon
     received = (light.zenith + light.horizon)[scene] / 2 * contact_shade(meshes, scene, points)[:, None]
     for i in range(light.lamp_world.shape[1]):
         to_lamp, sent = incoming(light, i, scene, points)
-        lit = F.avg_pool2d(lit_share(light.shadows[i], scene, points).view(shape[:3]), PENUMBRA_PX, 1, PENUMBRA_PX // 2,
-                           count_include_pad=False)
-        facing = to_lamp[:, 2:] if normal is None else (to_lamp * normal).sum(1, keepdim=True)
-        received = received + sent * facing.clamp(min=0) * lit.reshape(-1, 1)
-    background = cloudy(sky(light, scene, F.normalize(rays, dim=-1)), rays, light)
-    return torch.where(solid[:, None], colour * received, background).view(shape)
+        lit = torch.ones_like(rays[:, 0]).index_put((seen,), lit_share(light.shadows[i], scene, points))
+        lit = F.avg_pool2d(lit.view(shape[:3]), PENUMBRA_PX, 1, PENUMBRA_PX // 2, count_include_pad=False).reshape(-1, 1)
+        received = received + sent * (to_lamp * normal).sum(1, keepdim=True).clamp(min=0) * lit[seen]
+    background = torch.zeros_like(rays).index_put((seen,), colour * received)
+    if len(seen) < len(rays):
+        above = torch.ones_like(down).index_fill(0, seen, False).nonzero()[:, 0]
+        heavens = cloudy(sky(light, every[above], F.normalize(rays[above], dim=-1)), rays[above], every[above], light)
+        background = background.index_put((above,), heavens)
+    return background.view(shape)
 
 
-def paint_strips(colour: Tensor, points: Tensor, rays: Tensor, down: Tensor, light: Lighting, cameras: Cameras) -> Tensor:
+def paint_strips(colour: Tensor, points: Tensor, rays: Tensor, scene: Tensor, wall: Tensor, light: Lighting,
+                 cameras: Cameras) -> Tensor:
     """Ground colours (N, 3) at points (N, 3) with each scene's strips painted over, edges a pixel wide."""
-    if not any(scene.strips for scene in light.scenes):
-        return colour
-    painted, size = colour.clone(), len(colour) // len(light.scenes)
-    for b, scene in enumerate(light.scenes):
-        seen = b * size + down[b * size:(b + 1) * size].nonzero()[:, 0]
-        x, y, _ = points[seen].unbind(1)
-        # how many metres of ground a pixel spans, along the view and across it
-        reach = (points[seen] - cameras.positions_world()[b]).norm(dim=1)
-        across_px = reach / cameras.K[b, 0, 0]
-        slant = rays[seen].norm(dim=1) / -rays[seen, 2]
-        for strip in scene.strips:
-            ahead = rays[seen, :2] / rays[seen, :2].norm(dim=1, keepdim=True)
-            share = strip_share(strip, x, y, across_px, slant, ahead)
+    for b, strips in enumerate(own.strips for own in light.scenes):
+        if not strips:
+            continue
+        seen = ((scene == b) & ~wall).nonzero()[:, 0]
+        ray, place = rays[seen], points[seen]
+        # how many metres of ground a pixel spans across the view, and how many times more along it
+        pixel_m = (place - cameras.positions_world()[b]).norm(dim=1) / cameras.K[b, 0, 0]
+        slant = ray.norm(dim=1) / -ray[:, 2]
+        ahead = F.normalize(ray[:, :2], dim=1)
+        for strip in strips:
+            share = strip_share(strip, place, pixel_m, slant, ahead)
             chosen = (share > 0).nonzero()[:, 0]
-            own, texture = colour.new_tensor(strip.material.colour).expand(len(chosen), 3), pack_textures(
-                [strip.material], colour.device, colour.dtype)
-            own = textured(own, texture, torch.zeros_like(chosen), points[seen[chosen]])
-            painted = painted.index_copy(0, seen[chosen], torch.lerp(painted[seen[chosen]], own, share[chosen, None]))
-    return painted
+            rows = seen[chosen]
+            own = plain_texture(strip.material, place[chosen])
+            colour = colour.index_copy(0, rows, torch.lerp(colour[rows], own, share[chosen, None]))
+    return colour
 
 
-def strip_share(strip: Strip, x: Tensor, y: Tensor, pixel_m: Tensor, slant: Tensor, ahead: Tensor) -> Tensor:
-    """(N,) share of the pixels at ground points x, y (N,) that a strip covers.
+def plain_texture(material: Material, points: Tensor) -> Tensor:
+    """(N, 3) colours of one material at points (N, 3) of its space."""
+    colour = points.new_tensor(material.colour).expand(len(points), 3)
+    one = torch.zeros(len(points), dtype=torch.int64, device=points.device)
+    return textured(colour, pack_textures([material], points.device, points.dtype), one, points)
+
+
+def strip_share(strip: Strip, points: Tensor, pixel_m: Tensor, slant: Tensor, ahead: Tensor) -> Tensor:
+    """(N,) share of the pixels at ground points (N, 3) that a strip covers.
 
     pixel_m: (N,) metres that a pixel spans across the view; slant: (N,) how many times more along `ahead` (N, 2).
     """
     cos, sin = math.cos(strip.yaw_rad), math.sin(strip.yaw_rad)
-    dx, dy = x - strip.position_world[0], y - strip.position_world[1]
+    dx, dy = points[:, 0] - strip.position_world[0], points[:, 1] - strip.position_world[1]
     along, across = cos * dx + sin * dy, cos * dy - sin * dx
     along_m, across_m = (pixel_m * (1 + (slant - 1) * (ahead @ ahead.new_tensor(axis)).abs())
                          for axis in ((cos, sin), (-sin, cos)))
@@ -197,48 +224,47 @@ def strip_share(strip: Strip, x: Tensor, y: Tensor, pixel_m: Tensor, slant: Tens
     return share
 
 
-def raise_walls(points: Tensor, colour: Tensor, eye: Tensor, rays: Tensor, down: Tensor, light: Lighting):
-    """Ground points and colours (N, 3), replaced by the walls' where a room's stand before the ground.
-
-    Returns points, normals (N, 3) (None outdoors, where all point up), colours, and whether there is anything (N,).
-    """
-    if not any(scene.room for scene in light.scenes):
-        return points, None, colour, down
-    normal, solid = torch.zeros_like(points) + points.new_tensor([0.0, 0.0, 1.0]), down.clone()
-    points, colour, size = points.clone(), colour.clone(), len(colour) // len(light.scenes)
-    for b, room in enumerate(scene.room for scene in light.scenes):
+def raise_walls(points: Tensor, eye: Tensor, rays: Tensor, light: Lighting) -> tuple[Tensor, Tensor, Tensor]:
+    """Ground points (N, 3), replaced by the walls' where a room's stand before the ground; normals (N, 3); walls (N,)."""
+    normal = torch.zeros_like(points) + points.new_tensor([0.0, 0.0, 1.0])
+    wall, size = torch.zeros(len(points), dtype=torch.bool, device=points.device), len(points) // len(light.scenes)
+    for b, room in enumerate(own.room for own in light.scenes):
         if room is None:
             continue
-        rows = slice(b * size, (b + 1) * size)
-        steps = []  # to the wall that each ray runs into along x and along y
+        ray, steps = rays[b * size:(b + 1) * size], []  # steps to the wall that each ray runs into along x and along y
         for axis in (0, 1):
-            ray = rays[rows, axis]
-            wall = torch.where(ray > 0, room.high_m[axis], room.low_m[axis])
-            steps.append(torch.where(ray.abs() > 1e-9, (wall - eye[b, axis]) / ray, torch.inf))
+            limit = torch.where(ray[:, axis] > 0, room.high_m[axis], room.low_m[axis])
+            steps.append(torch.where(ray[:, axis].abs() > 1e-9, (limit - eye[b, axis]) / ray[:, axis], torch.inf))
         nearest, axis = torch.stack(steps).min(0)
-        met = eye[b] + rays[rows] * nearest[:, None]
+        met = eye[b] + ray * nearest[:, None]
         on_wall = ((met[:, 2] > 0) & (met[:, 2] < room.height_m)).nonzero()[:, 0]
-        chosen = b * size + on_wall
-        inward = torch.zeros_like(met[on_wall])
-        inward.scatter_(1, axis[on_wall, None], -rays[chosen].gather(1, axis[on_wall, None]).sign())
-        own, texture = colour.new_tensor(room.wall.colour).expand(len(chosen), 3), pack_textures(
-            [room.wall], colour.device, colour.dtype)
-        points[chosen], normal[chosen], solid[chosen] = met[on_wall], inward, True
-        colour[chosen] = textured(own, texture, torch.zeros_like(chosen), met[on_wall])
-    return points, normal, colour, solid
+        rows, axis = b * size + on_wall, axis[on_wall, None]
+        inward = torch.zeros_like(met[on_wall]).scatter(1, axis, -ray[on_wall].gather(1, axis).sign())
+        points, normal = points.index_copy(0, rows, met[on_wall]), normal.index_copy(0, rows, inward)
+        wall = wall.index_fill(0, rows, True)
+    return points, normal, wall
 
 
-def cloudy(background: Tensor, rays: Tensor, light: Lighting) -> Tensor:
-    """The sky (N, 3) seen along rays (N, 3) with each scene's clouds before it."""
-    if not any(scene.sky.clouds for scene in light.scenes):
-        return background
-    size, background = len(rays) // len(light.scenes), background.clone()
-    for b, own in enumerate(scene.sky for scene in light.scenes):
-        up = b * size + (rays[b * size:(b + 1) * size, 2] > 1e-3).nonzero()[:, 0]
+def paper_walls(colour: Tensor, points: Tensor, scene: Tensor, wall: Tensor, light: Lighting) -> Tensor:
+    """Colours (N, 3) with those of each room's walls."""
+    for b, room in enumerate(own.room for own in light.scenes):
+        if room is not None:
+            rows = ((scene == b) & wall).nonzero()[:, 0]
+            colour = colour.index_copy(0, rows, plain_texture(room.wall, points[rows]))
+    return colour
+
+
+def cloudy(background: Tensor, rays: Tensor, scene: Tensor, light: Lighting) -> Tensor:
+    """The sky (N, 3) seen along rays (N, 3) of scenes (N,) with each one's clouds before it."""
+    for b, own in enumerate(one.sky for one in light.scenes):
+        if not own.clouds:
+            continue
+        up = ((scene == b) & (rays[:, 2] > 1e-3)).nonzero()[:, 0]
         high = rays[up] / (rays[up, 2:] + 0.15)  # on a layer that curves down to the horizon
         shape = noise(high * high.new_tensor([1.5, 1.5, 0.0]), torch.full_like(up, own.seed))
         share = ((shape - 1 + own.clouds) * 4 + 0.5).clamp(0, 1)[:, None]
-        background[up] = torch.lerp(background[up], light.horizon[b] * 1.1, 0.9 * share)
+        white = light.horizon[b].expand(len(up), 3) * 1.1
+        background = background.index_copy(0, up, torch.lerp(background[up], white, 0.9 * share))
     return background
 
 

@@ -1,0 +1,290 @@
+"""Drive-Sim (Prakash et al. 2021, section 5.3 and appendix A.2.3): a street seen by a car's camera, after KITTI.
+
+Source: structured domain randomisation. 2-6 lanes of a straight road, 1-2 cars in each, 2 sidewalks, 0-2 pedestrians, 1-3
+houses and 1-3 trees, nothing minds what it runs into; time of day, clouds, random colours and textures.
+Target: a stand-in for KITTI, which cannot be shipped: cars and pedestrians as many and where KITTI's labels have them,
+kerbs parked full, houses in rows, other assets, plausible materials. It is not KITTI, and no table calls it so.
+
+World: the camera stands above the origin and looks along +y; x is to its right.
+"""
+import math
+
+import numpy as np
+
+from envs.assets import street
+from sim2sg_lib.camera import Camera
+from sim2sg_lib.env import Env
+from sim2sg_lib.graph import Vocabulary
+from sim2sg_lib.scene import (PATTERNS, Light, Material, RelationRules, Scene, SceneObject, Sky, Strip, Texture)
+
+CATEGORIES = ("car", "pedestrian", "house", "vegetation")
+CAR, PEDESTRIAN, HOUSE, VEGETATION = range(4)
+WIDTH, HEIGHT, CAMERA_HEIGHT_M = 1242, 375, 1.65
+LANE_M, SIDEWALK_M, ROAD_M = 3.5, 2.5, 240.0
+HEADINGS_RAD = (math.pi / 2, -math.pi / 2)  # with us, towards us
+SIZE_FACTORS = {CAR: (1.0,), PEDESTRIAN: (0.92, 1.0, 1.06), HOUSE: (0.8, 1.0, 1.25), VEGETATION: (0.6, 0.8, 1.0, 1.3, 1.7)}
+ASSETS = {f"{domain} {name}": asset for domain, stock in (("source", street.SOURCE), ("target", street.TARGET))
+          for kinds in stock.values() for name, asset in kinds.items()}
+DOMAINS = {  # name -> (content, appearance)
+    "source": ("source", "source"), "target": ("target", "target"),
+    "target-content": ("target", "source"), "target-appearance": ("source", "target")}
+
+# Of KITTI's 7,481 label files: share of frames with 0, 1, 2, ... cars and pedestrians
+CARS = (.107, .190, .147, .110, .101, .082, .068, .057, .039, .030, .023, .016, .013, .008, .006, .003)
+PEDESTRIANS = (.762, .137, .035, .018, .013, .007, .005, .006, .017)
+# and of its cars: share, lateral range in metres and depth quartiles of four kinds: at the left kerb or oncoming, ahead in
+# our lane, at the right kerb, and off the road
+PLACES = ((.45, (-9.0, -3.0), (5.0, 12.8, 23.1, 36.5, 60.7)), (.12, (-1.0, 1.0), (13.0, 23.3, 30.9, 40.7, 56.0)),
+          (.25, (3.0, 7.5), (3.8, 11.6, 21.5, 34.1, 57.1)), (.18, (-20.0, 15.0), (18.0, 27.0, 35.0, 45.0, 65.0)))
+AGAINST_US = (.72, .12, .11, .5)  # share of each kind that faces us
+ACROSS = .15                      # share of the cars off the road that stand across it
+
+
+def camera_of(focal_px: float, centre_px: tuple[float, float]) -> Camera:
+    """Level, straight ahead, CAMERA_HEIGHT_M above the origin."""
+    R = np.array([[1.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]])
+    K = np.array([[focal_px, 0, centre_px[0]], [0, focal_px, centre_px[1]], [0, 0, 1.0]])
+    return Camera(K, R, -R @ [0, 0, CAMERA_HEIGHT_M], WIDTH, HEIGHT)
+
+
+CAMERAS = {"source": camera_of(WIDTH / 2, (WIDTH / 2, HEIGHT / 2)),  # 90 degrees
+           "target": camera_of(721.5377, (609.5593, 172.854))}       # of most KITTI frames
+
+
+# --- content ----------------------------------------------------------------------------------------------------------
+
+def layout(domain: str, rng: np.random.Generator) -> tuple[list[SceneObject], Camera]:
+    """Objects without appearance, and the camera."""
+    content, look = DOMAINS[domain]
+    stock = look  # assets belong to the look
+    objects = street_of_source(stock, rng) if content == "source" else street_of_target(stock, rng)
+    return objects, CAMERAS[content]
+
+
+def stand(label: int, stock: str, x: float, y: float, yaw_rad: float, rng: np.random.Generator) -> SceneObject:
+    """A random asset of the category at (x, y), in a random size."""
+    name = f"{stock} {rng.choice(list(getattr(street, stock.upper())[CATEGORIES[label]]))}"
+    factor = rng.uniform(min(SIZE_FACTORS[label]), max(SIZE_FACTORS[label]))
+    size_m = tuple(extent * factor for extent in ASSETS[name][1])
+    return SceneObject(label, name, (float(x), float(y), 0.0), size_m, float(yaw_rad))
+
+
+def street_of_source(stock: str, rng: np.random.Generator) -> list[SceneObject]:
+    """SDR: counts and places at random along a straight road; the camera drives in one of its right-hand lanes."""
+    lanes = int(rng.integers(2, 7))
+    own = int(rng.integers(lanes // 2, lanes))  # lanes are counted from the left
+    left, right = -(own + 0.5) * LANE_M, (lanes - own - 0.5) * LANE_M
+    objects = []
+    for lane in range(lanes):
+        for _ in range(rng.integers(1, 3)):
+            heading = HEADINGS_RAD[0 if lane >= lanes // 2 else 1]
+            objects.append(stand(CAR, stock, (lane - own) * LANE_M, rng.uniform(5, 60), heading, rng))
+    for _ in range(rng.integers(0, 3)):
+        x = rng.choice([left - SIDEWALK_M / 2, right + SIDEWALK_M / 2])
+        objects.append(stand(PEDESTRIAN, stock, x + rng.uniform(-0.8, 0.8), rng.uniform(5, 35), rng.uniform(0, 2 * math.pi), rng))
+    for label, nearest_m, farthest_m in ((HOUSE, 9.0, 22.0), (VEGETATION, 2.0, 12.0)):
+        for _ in range(rng.integers(1, 4)):
+            side = rng.choice([-1, 1])
+            edge = (right if side > 0 else -left) + SIDEWALK_M
+            x = side * (edge + rng.uniform(nearest_m, farthest_m))
+            objects.append(stand(label, stock, x, rng.uniform(8, 65), math.pi if side > 0 else 0.0, rng))
+    return objects
+
+
+def street_of_target(stock: str, rng: np.random.Generator) -> list[SceneObject]:
+    """A residential street: KITTI's numbers and places of cars and pedestrians; nothing stands in anything else."""
+    objects = []
+    for _ in range(draw(CARS, rng)):
+        kind = int(rng.choice(len(PLACES), p=[share for share, _, _ in PLACES]))
+        _, (low, high), quartiles = PLACES[kind]
+        y = np.interp(rng.uniform(0, 4), range(5), quartiles)
+        yaw_rad = HEADINGS_RAD[int(rng.uniform() < AGAINST_US[kind])] + rng.normal(0, 0.04)
+        yaw_rad += math.pi / 2 if kind == 3 and rng.uniform() < ACROSS else 0.0
+        add(objects, stand(CAR, stock, rng.uniform(low, high), y, yaw_rad, rng))
+    for _ in range(draw(PEDESTRIANS, rng)):
+        x = rng.choice([-1, 1]) * rng.uniform(4.5, 9.5)
+        add(objects, stand(PEDESTRIAN, stock, x, rng.gamma(3.0, 6.0) + 4, rng.choice(HEADINGS_RAD) + rng.normal(0, 0.3), rng))
+    for side in (-1, 1):
+        front, y = rng.uniform(11, 15), rng.uniform(2, 16)
+        while y < 75:  # a row of houses, with gaps
+            house = stand(HOUSE, stock, 0.0, 0.0, math.pi if side > 0 else 0.0, rng)
+            y += house.size_m[1] / 2
+            x = side * (front + house.size_m[0] / 2)
+            if rng.uniform() < 0.6:
+                add(objects, place_at(house, x, y))
+            y += house.size_m[1] / 2 + rng.uniform(1, 14)
+    for _ in range(rng.integers(3, 8)):
+        side = rng.choice([-1, 1])
+        add(objects, stand(VEGETATION, stock, side * rng.uniform(8.5, 14), rng.uniform(8, 65), 0.0, rng))
+    return objects
+
+
+def draw(shares: tuple[float, ...], rng: np.random.Generator) -> int:
+    """A number from its histogram."""
+    return int(rng.choice(len(shares), p=np.array(shares) / sum(shares)))
+
+
+def place_at(item: SceneObject, x: float, y: float) -> SceneObject:
+    return SceneObject(item.label, item.asset, (float(x), float(y), 0.0), item.size_m, item.yaw_rad)
+
+
+def add(objects: list[SceneObject], item: SceneObject) -> None:
+    """Unless it would stand in another: the footprints' boxes along the street are compared."""
+    if not any(all(abs(a - b) < (extent_a + extent_b) / 2 for a, b, extent_a, extent_b in
+                   zip(item.position_world[:2], other.position_world[:2], along_street(item), along_street(other)))
+               for other in objects):
+        objects.append(item)
+
+
+def along_street(item: SceneObject) -> tuple[float, float]:
+    """Extents of the footprint along x and y."""
+    cos, sin = abs(math.cos(item.yaw_rad)), abs(math.sin(item.yaw_rad))
+    return item.size_m[0] * cos + item.size_m[1] * sin, item.size_m[0] * sin + item.size_m[1] * cos
+
+
+def settle(objects: list[SceneObject], boxes_px: np.ndarray, camera: Camera, rng: np.random.Generator) -> list[SceneObject]:
+    """Lifted cars keep to their lanes; one box of vegetation becomes as many trees as it has room for (A.2.3)."""
+    settled = []
+    for item, (x0, _, x1, _) in zip(objects, boxes_px):
+        x, y, _ = item.position_world
+        if item.label == CAR:
+            lane = round(x / LANE_M) * LANE_M
+            settled.append(place_at(item, lane + float(np.clip(x - lane, -0.8, 0.8)), y))
+        elif item.label == VEGETATION:
+            wide_m = (x1 - x0) * max(y, 1.0) / camera.K[0, 0]
+            count = int(np.clip(round(wide_m / item.size_m[0]), 1, 6))
+            places = x + (np.arange(count) - (count - 1) / 2) * wide_m / count
+            settled += [place_at(item, each, y + (rng.uniform(-1, 1) if count > 1 else 0)) for each in places]
+        else:
+            settled.append(item)
+    return settled
+
+
+# --- appearance -------------------------------------------------------------------------------------------------------
+
+def dress(objects: list[SceneObject], camera: Camera, domain: str, randomise: str, rng: np.random.Generator) -> Scene:
+    """Colours, textures, time of day, and the road that the cars imply."""
+    look = DOMAINS[domain][1]
+    paint = paint_of_target if look == "target" else paint_of_source
+    dressed = []
+    for item in objects:
+        first, *others = paint(item.label, randomise, rng)
+        dressed.append(SceneObject(item.label, item.asset, item.position_world, item.size_m, item.yaw_rad, first, tuple(others)))
+    elevation = math.radians(rng.uniform(20, 60) if look == "target" else rng.uniform(12, 80))
+    azimuth = rng.uniform(0, 2 * math.pi)
+    sun = (math.cos(azimuth) * math.cos(elevation), math.sin(azimuth) * math.cos(elevation), math.sin(elevation))
+    warm = 1 - math.sin(elevation)  # low suns are yellow
+    if look == "target":
+        light, sky = rng.uniform(1.1, 1.7) * np.array([1.0, 0.95, 0.86]), Sky((0.20, 0.33, 0.60), (0.62, 0.70, 0.78), 0.55,
+                                                                             int(rng.integers(1 << 16)))
+        exposure = float(rng.uniform(0.75, 1.1))
+    else:
+        bright = rng.uniform(0.3, 1.3)
+        light = bright * np.array([1.0, 1 - 0.25 * warm, 1 - 0.5 * warm])
+        zenith = bright * rng.uniform(0.2, 0.6) * np.array([rng.uniform(0.4, 1), rng.uniform(0.6, 1), 1.0])
+        sky = Sky(tuple(zenith), tuple(np.minimum(zenith * 1.6, 1.0)), float(rng.uniform(0, 0.9)), int(rng.integers(1 << 16)))
+        exposure = float(rng.uniform(0.7, 1.2))
+    ground, strips = road(objects, look, rng)
+    return Scene(tuple(dressed), camera, (Light(sun, tuple(light), directional=True),), sky, ground, exposure, None, strips,
+                 None, 640)
+
+
+def road(objects: list[SceneObject], look: str, rng: np.random.Generator) -> tuple[Material, tuple[Strip, ...]]:
+    """Ground, sidewalks, asphalt and marks, as wide as the cars' places ask for."""
+    lanes = [round(o.position_world[0] / LANE_M) for o in objects if o.label == CAR]
+    low, high = max(min([*lanes, 0]), -5), min(max([*lanes, 0, 1]), 5)
+    if high - low > 5:
+        low = high - 5
+    if look == "target":
+        low, high = max(low, -2), min(high, 2)
+    left, right = (low - 0.5) * LANE_M, (high + 0.5) * LANE_M
+    if look == "target":
+        ground = textured((0.12, 0.15, 0.05), (0.05, 0.07, 0.02), "grass", 0.8, 0.9, rng)
+        asphalt = textured((0.14, 0.14, 0.15), (0.07, 0.07, 0.07), "asphalt", 1.2, 0.8, rng)
+        pavement, marks = textured((0.35, 0.33, 0.30), (0.22, 0.21, 0.2), "checks", 0.6, 0.4, rng), Material((0.7, 0.7, 0.66))
+    else:
+        ground, asphalt, pavement = (random_material(rng, low, high) for low, high in ((0.05, 0.5), (0.04, 0.3), (0.2, 0.6)))
+        marks = Material((float(rng.uniform(0.5, 0.9)),) * 3)
+    middle, wide = (left + right) / 2, right - left
+    strips = [Strip((middle, 90.0), (ROAD_M, wide + 2 * SIDEWALK_M), math.pi / 2, pavement),
+              Strip((middle, 90.0), (ROAD_M, wide), math.pi / 2, asphalt)]
+    strips += [Strip((x, 90.0), (ROAD_M, 0.14), math.pi / 2, marks) for x in (left + 0.25, right - 0.25)]
+    strips += [Strip(((lane + 0.5) * LANE_M, 90.0), (ROAD_M, 0.14), math.pi / 2, marks, 3.0) for lane in range(low, high)]
+    return ground, tuple(strips)
+
+
+def textured(colour, other, pattern: str, scale_m: float, amount: float, rng: np.random.Generator) -> Material:
+    """A matte material with a pattern, its seed random."""
+    return Material(tuple(map(float, colour)), roughness=1.0,
+                    texture=Texture(pattern, tuple(map(float, other)), scale_m, amount, int(rng.integers(1 << 16))))
+
+
+def random_material(rng: np.random.Generator, dark: float = 0.03, bright: float = 0.8, tint: float = 0.4) -> Material:
+    """Any colour between two brightnesses, with any pattern."""
+    colours = [np.exp(rng.uniform(math.log(dark), math.log(bright))) * rng.uniform(1 - tint, 1, 3) for _ in range(2)]
+    return textured(*colours, str(rng.choice(PATTERNS)), float(np.exp(rng.uniform(math.log(0.15), math.log(4)))),
+                    float(rng.uniform(0, 0.8)), rng)
+
+
+def paint_of_source(label: int, randomise: str, rng: np.random.Generator) -> list[Material]:
+    """Materials of an object's parts: random colours and textures; with `strong` those of small parts, too."""
+    body = random_material(rng, tint=0.9)
+    if randomise == "strong":
+        count = (5, 4, 4, 2)[label]
+        return [random_material(rng, tint=0.9) for _ in range(count)]
+    if label == CAR:
+        paint = Material(body.colour, float(rng.uniform(0, 0.6)), float(rng.uniform(0.25, 0.6)))
+        return [paint, Material((0.03, 0.04, 0.05), 0.0, 0.2), Material((0.02,) * 3), Material((0.8, 0.8, 0.7)), Material((0.4, 0.02, 0.02))]
+    if label == PEDESTRIAN:
+        skin = rng.uniform(0.15, 0.6) * np.array([1.0, 0.72, 0.55])
+        return [body, random_material(rng, tint=0.9), Material(tuple(skin)), Material((0.05, 0.03, 0.02))]
+    if label == HOUSE:
+        return [body, random_material(rng), Material((0.05, 0.06, 0.08), 0.0, 0.3), random_material(rng)]
+    return [random_material(rng, 0.05, 0.5, 0.9), random_material(rng, 0.03, 0.3)]
+
+
+CAR_COLOURS = ((0.75, 0.75, 0.75), (0.5, 0.5, 0.52), (0.03, 0.03, 0.035), (0.14, 0.15, 0.17), (0.03, 0.06, 0.2), (0.3, 0.02, 0.02),
+               (0.05, 0.12, 0.08))
+WALLS = (((0.62, 0.56, 0.45), "noise"), ((0.70, 0.67, 0.60), "noise"), ((0.35, 0.13, 0.08), "brick"), ((0.45, 0.30, 0.2), "brick"),
+         ((0.55, 0.45, 0.25), "noise"))
+
+
+def paint_of_target(label: int, randomise: str, rng: np.random.Generator) -> list[Material]:
+    """Materials as such things have them."""
+    if label == CAR:
+        paint = Material(CAR_COLOURS[rng.integers(len(CAR_COLOURS))], 0.35, 0.3)
+        return [paint, Material((0.02, 0.025, 0.03), 0.0, 0.12), Material((0.015,) * 3), Material((0.85, 0.85, 0.8), 0.0, 0.2),
+                Material((0.35, 0.01, 0.01), 0.0, 0.3)]
+    if label == PEDESTRIAN:
+        skin = rng.uniform(0.2, 0.6) * np.array([1.0, 0.7, 0.55])
+        return [Material(tuple(rng.uniform(0.02, 0.3) * rng.uniform(0.5, 1, 3))), Material(tuple(rng.uniform(0.01, 0.12) * np.ones(3))),
+                Material(tuple(skin)), Material((0.04, 0.025, 0.015))]
+    if label == HOUSE:
+        colour, pattern = WALLS[rng.integers(len(WALLS))]
+        wall = textured(colour, np.array(colour) * 0.6, pattern, 0.5 if pattern == "brick" else 2.0, 0.5, rng)
+        roof = textured((0.22, 0.07, 0.04), (0.1, 0.03, 0.02), "brick", 0.5, 0.7, rng)
+        return [wall, roof, Material((0.06, 0.07, 0.09), 0.0, 0.15), Material((0.12, 0.06, 0.03))]
+    green = rng.uniform(0.5, 1.2) * np.array([0.06, 0.10, 0.025])
+    return [textured(green, green * 0.25, "noise", 0.35, 1.0, rng), textured((0.12, 0.08, 0.05), (0.05, 0.03, 0.02), "wood", 0.1, 0.8, rng)]
+
+
+ENV = Env(
+    name="drive",
+    vocabulary=Vocabulary(CATEGORIES, ("left", "right", "front", "behind")),
+    rules=RelationRules({"left": 0.5, "right": 0.5, "front": 1.0, "behind": 1.0}, hub=CAR, reach_m=80.0),
+    image_sizes={"quick": (384, 116), "paper": (WIDTH, HEIGHT)},
+    camera=CAMERAS["source"],
+    assets={name: mesh for name, (mesh, _) in ASSETS.items()},
+    asset_sizes_m={name: tuple(tuple(extent * factor for extent in size_m) for factor in SIZE_FACTORS[label])
+                   for label, category in enumerate(CATEGORIES) for domain in ("source", "target")
+                   for name, size_m in ((f"{domain} {kind}", ASSETS[f"{domain} {kind}"][1])
+                                        for kind in getattr(street, domain.upper())[category])},
+    category_assets=tuple(tuple(f"source {name}" for name in street.SOURCE[category]) for category in CATEGORIES),
+    yaws_rad=(HEADINGS_RAD, None, (0.0, math.pi), (0.0,)),
+    min_visible_share=0.0007,
+    threshold=0.2,
+    domains=tuple(DOMAINS),
+    layout=layout,
+    settle=settle,
+    dress=dress,
+)
