@@ -53,6 +53,7 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     from sim2sg_lib.checkpoint import load, pick_device, predict_folder
     from sim2sg_lib.dataset import open_images, publish_folder, refuse_used, start_folder
     from sim2sg_lib.graph import write_graphs
+    from sim2sg_lib.lift import confident, thresholds
 
     env, device = envs.find(env_name), pick_device(device)
     check_options(env, domain, num, checkpoint, target, graphs_path, refine)
@@ -65,9 +66,12 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     graphs, cameras = [], []
     if checkpoint:
         model, images = load(checkpoint, env, device), sample(open_images(target, env), num, seed)
-        graphs, cameras = predict_folder(model, images, threshold, threshold), images.cameras
+        floor = 0.0 if env.adaptive else threshold
+        graphs, cameras = predict_folder(model, images, floor, threshold), images.cameras
     elif graphs_path:
         graphs, cameras = open_graphs(graphs_path, env)
+    levels = thresholds(graphs, env, threshold, env.adaptive and checkpoint is not None)
+    graphs = [confident(graph, levels, threshold) for graph in graphs]
     num = num or len(graphs) or 400
 
     # --- scenes: one of a domain, or a lifted graph in the source's look
@@ -78,8 +82,8 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
         generators = [random_generator(seed, env.name, method, i) for i in indices]
         if graphs:
             chosen = [i % len(graphs) for i in indices]
-            return lift_graphs([graphs[i] for i in chosen], [cameras[i] for i in chosen], env, threshold, randomise, refine,
-                               generators, device)
+            return lift_graphs([graphs[i] for i in chosen], [cameras[i] for i in chosen], env, randomise, refine, generators,
+                               device)
         layouts = [env.layout(domain, rng) for rng in generators]
         return [env.dress(*layout, domain, randomise, rng) for layout, rng in zip(layouts, generators)]
 
@@ -88,7 +92,7 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     info = {"method": method, "seed": seed, "randomise": randomise, "preset": preset, "renderer": renderer,
             "command": "python " + shlex.join(sys.argv)}
     if graphs:
-        info |= {"threshold": threshold, "refine": refine, "graphs": str(graphs_path or checkpoint),
+        info |= {"threshold": threshold, "thresholds": levels.tolist(), "refine": refine, "graphs": str(graphs_path or checkpoint),
                  "target": str(target) if target else None}
     splits = {".": range(num)} if graphs or domain == "source" else split_target(num)
     for name, indices in splits.items():
@@ -143,15 +147,14 @@ def random_generator(seed: int, env_name: str, method: str, index: int):
     return np.random.default_rng([seed, zlib.crc32(f"{env_name} {method}".encode()), index])
 
 
-def lift_graphs(graphs: list, cameras: list, env, threshold: float, randomise: str, steps: int, generators: list,
-                device) -> list:
+def lift_graphs(graphs: list, cameras: list, env, randomise: str, steps: int, generators: list, device) -> list:
     """Label alignment: 3-D objects where each graph says, in a random look of the source (section 4.1).
 
     steps: of refinement by gradient, 0 for none.
     """
     from sim2sg_lib.lift import lift
     from sim2sg_lib.refine import refine
-    lifted = [lift(graph, camera, env, threshold, rng) for graph, camera, rng in zip(graphs, cameras, generators)]
+    lifted = [lift(graph, camera, env, rng) for graph, camera, rng in zip(graphs, cameras, generators)]
     objects = [row for row, _ in lifted]
     if steps:
         objects = refine(objects, [graph for _, graph in lifted], cameras, env.assets, steps, device)

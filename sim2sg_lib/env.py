@@ -23,8 +23,12 @@ class Env:
     asset_sizes_m:      asset name -> the sizes (x, y, z extents) that it comes in.
     category_assets:    per category, the names of the source's assets.
     yaws_rad:           per category, the yaws that lifted objects may have; None for any.
+    pitch_spread_rad:   how far the ground is out of level as a target's camera sees it, standard deviation; 0 where it is
+                        flat: then an object's place comes from its box's bottom edge alone, else from its height, too.
+    size_spreads:       per category, how much its height varies, standard deviation over mean.
     min_visible_share:  objects with less of the image than this share are left out of the labels.
     threshold:          default confidence below which predictions are not lifted (tau).
+    adaptive:           whether that is a share of what the network is sure of, see `lift.thresholds`.
     domains:            names for `--domain`: "source", "target", and whatever else there is.
     layout:             (domain, generator) -> objects without appearance, and the camera: the content of a scene.
     settle:             (lifted objects, their boxes (N, 4) px, camera, generator) -> objects: what else is known of
@@ -42,8 +46,11 @@ class Env:
     asset_sizes_m: dict[str, tuple[tuple[float, float, float], ...]]
     category_assets: tuple[tuple[str, ...], ...]
     yaws_rad: tuple[tuple[float, ...] | None, ...]
+    pitch_spread_rad: float
+    size_spreads: tuple[float, ...]
     min_visible_share: float
     threshold: float
+    adaptive: bool
     domains: tuple[str, ...]
     layout: Callable[[str, np.random.Generator], tuple[list[SceneObject], Camera]]
     settle: Callable[[list[SceneObject], np.ndarray, Camera, np.random.Generator], list[SceneObject]] | None

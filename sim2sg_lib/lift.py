@@ -21,17 +21,32 @@ RELATION_SWEEPS = 50   # most rounds of corrections by the relations
 DUPLICATE_SHARE = 0.5  # two solids cannot stand closer than this share of their two radii
 
 
-def lift(graph: SceneGraph, camera: Camera, env: Env, threshold: float,
-         rng: np.random.Generator) -> tuple[list[SceneObject], SceneGraph]:
+def thresholds(graphs: list[SceneGraph], env: Env, threshold: float, adaptive: bool) -> np.ndarray:
+    """(C,) the confidence below which objects of each category are not lifted (tau of the paper).
+
+    adaptive: a network new to a category is never sure of it. `threshold` is then a share of the confidence that the
+    surest tenth of the images reaches with its best object of the category: no labels are needed for that.
+    """
+    levels = np.full(len(env.vocabulary.categories), threshold)
+    for label in range(len(levels)) if adaptive else ():
+        best = [graph.scores[graph.labels == label].max() for graph in graphs if (graph.labels == label).any()]
+        levels[label] *= np.quantile(best, 0.9) if best else 1.0
+    return levels
+
+
+def confident(graph: SceneGraph, object_thresholds: np.ndarray, relation_threshold: float) -> SceneGraph:
+    """The graph without objects below their category's threshold (C,) and relations below theirs."""
+    graph = select_objects(graph, graph.scores >= object_thresholds[graph.labels])
+    sure = graph.relation_scores >= relation_threshold
+    return replace(graph, relations=graph.relations[sure], relation_scores=graph.relation_scores[sure])
+
+
+def lift(graph: SceneGraph, camera: Camera, env: Env, rng: np.random.Generator) -> tuple[list[SceneObject], SceneGraph]:
     """Objects without appearance, ready for env.settle and env.dress, and what is left of the graph: its objects in the
     same order.
 
-    graph: as predicted, boxes in pixels of graph.width x graph.height; camera: its view, of any pixel size.
-    threshold: objects and relations below it are dropped (tau of the paper).
+    graph: boxes in pixels of graph.width x graph.height, all of it is believed; camera: its view, of any pixel size.
     """
-    graph = select_objects(graph, graph.scores >= threshold)
-    graph = replace(graph, relations=graph.relations[graph.relation_scores >= threshold],
-                    relation_scores=graph.relation_scores[graph.relation_scores >= threshold])
     camera = camera.resized(graph.width, graph.height)
     objects = [lift_box(int(label), box, camera, env, rng) for label, box in zip(graph.labels, graph.boxes_px)]
     below = find_supports(graph, env)
@@ -57,7 +72,27 @@ def lift_box(label: int, box_px: np.ndarray, camera: Camera, env: Env, rng: np.r
             error = np.abs(projected_px - box_px).sum()
             if error < best_error:
                 best, best_error = SceneObject(label, asset, tuple(map(float, position)), size_m, float(yaw_rad)), error
-    return best
+    return weigh_depths(best, box_px, camera, env) if env.pitch_spread_rad else best
+
+
+def weigh_depths(item: SceneObject, box_px: np.ndarray, camera: Camera, env: Env) -> SceneObject:
+    """Move an object along its line of sight, between the depth its box's bottom edge says and the one its height says.
+
+    The first errs with the square of the depth where the ground is not level, the second with the spread of sizes:
+    inverse variances weigh them. A box cut off by the image says nothing of the height.
+    """
+    if box_px[1] <= 1 or box_px[3] >= camera.height - 1:
+        return item
+    position, eye = np.array(item.position_world), camera.position_world
+    projected_px = projected_box(place(env.assets[item.asset], position, item.size_m, item.yaw_rad).verts, camera)
+    depth_m, eye_m = camera.project(position[None])[1][0], eye[2]
+    near_m = radius_m(item)  # a box's edges belong to what of the object is nearest
+    height_m = (depth_m - near_m) * (projected_px[3] - projected_px[1]) / (box_px[3] - box_px[1]) + near_m
+    ground_weight = (eye_m / (depth_m ** 2 * env.pitch_spread_rad)) ** 2
+    height_weight = 1 / (height_m * env.size_spreads[item.label]) ** 2
+    share = (ground_weight * depth_m + height_weight * height_m) / (ground_weight + height_weight) / depth_m
+    x, y = eye[:2] + (position - eye)[:2] * share
+    return replace(item, position_world=(float(x), float(y), item.position_world[2]))
 
 
 def aim(verts_m: np.ndarray, box_px: np.ndarray, camera: Camera, height_m: float = 0.0) -> tuple[np.ndarray, np.ndarray]:

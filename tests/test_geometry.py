@@ -10,7 +10,7 @@ from envs.clevr import CATEGORIES, ENV
 from sim2sg_lib.camera import Camera, look_at, stack_cameras
 from sim2sg_lib.graph import make_graph
 from sim2sg_lib.labels import annotate, truncated_share
-from sim2sg_lib.lift import aim, lift, refine_by_relations
+from sim2sg_lib.lift import confident, aim, lift, refine_by_relations, thresholds
 from sim2sg_lib.meshes import box_mesh, build, cylinder_mesh, place, sphere_mesh
 from sim2sg_lib.raster import rasterize, scale_cameras
 from sim2sg_lib.render import SUPERSAMPLE, shade
@@ -283,7 +283,7 @@ def test_labels_lifted_back_land_on_the_objects():
         graph = render_labels(ENV.dress(objects, camera, "target", "paper", rng))
         if len(graph) < len(objects):
             continue
-        lifted, _ = lift(graph, camera, ENV, 0.5, rng)
+        lifted, _ = lift(graph, camera, ENV, rng)
         assert len(lifted) == len(objects)
         for true, found, visible, cut in zip(objects, lifted, graph.visible, graph.truncated):
             assert found.label == true.label
@@ -310,21 +310,33 @@ def graph_of(boxes, labels, relation_rows=(), **columns):
 
 def test_a_graph_without_objects_lifts_to_an_empty_scene():
     rng = np.random.default_rng(0)
-    assert lift(graph_of([], []), ENV.camera, ENV, 0.5, rng)[0] == []
+    assert lift(graph_of([], []), ENV.camera, ENV, rng)[0] == []
     scene = ENV.dress([], ENV.camera, "source", "strong", rng)
     graph = render_labels(scene)
     assert len(graph) == 0 and graph.relations.shape == (0, 3)
 
 
-def test_objects_below_the_threshold_are_dropped():
-    graph = graph_of([[100, 100, 140, 140], [200, 100, 240, 140]], [0, 1], scores=[0.49, 0.5])
-    lifted, kept = lift(graph, ENV.camera, ENV, 0.5, np.random.default_rng(0))
-    assert [o.label for o in lifted] == kept.labels.tolist() == [1]
+def test_objects_and_relations_below_the_threshold_are_dropped():
+    boxes = [[100, 100, 140, 140], [200, 100, 240, 140], [20, 100, 60, 140]]
+    graph = graph_of(boxes, [0, 1, 1], [[1, 0, 2], [2, 1, 1], [0, 0, 1]], scores=[0.49, 0.5, 0.6],
+                     relation_scores=[0.5, 0.4, 0.9])
+    kept = confident(graph, np.array([0.5, 0.5, 0.5]), 0.5)
+    assert kept.labels.tolist() == [1, 1] and kept.relations.tolist() == [[0, 0, 1]]
+    assert confident(graph, np.array([0.4, 0.6, 0.5]), 0.5).scores.tolist() == [0.49, 0.6]
+
+
+def test_an_adaptive_threshold_is_a_share_of_what_the_network_is_sure_of():
+    # of category 0 the images' best scores are .2 .3 .4 .5 .6, whose 0.9-quantile is .56; none of category 2 was seen
+    box = [[0, 0, 9, 9]]
+    graphs = [graph_of(box * 2, [0, 0], scores=[score, 0.1]) for score in (0.2, 0.3, 0.4, 0.5, 0.6)]
+    graphs.append(graph_of(box, [1], scores=[0.9]))
+    np.testing.assert_allclose(thresholds(graphs, ENV, 0.5, True), [0.28, 0.45, 0.5])
+    np.testing.assert_allclose(thresholds(graphs, ENV, 0.5, False), [0.5, 0.5, 0.5])
 
 
 def test_two_detections_of_one_object_lift_to_one():
     graph = graph_of([[100, 100, 140, 140], [101, 100, 141, 141]], [0, 1], scores=[0.6, 0.9])
-    assert [o.label for o in lift(graph, ENV.camera, ENV, 0.5, np.random.default_rng(0))[0]] == [1]
+    assert [o.label for o in lift(graph, ENV.camera, ENV, np.random.default_rng(0))[0]] == [1]
 
 
 def test_refinement_moves_only_what_the_relations_contradict():
@@ -346,6 +358,6 @@ def test_lifting_is_driven_by_the_relations_it_keeps():
     left = ENV.vocabulary.predicates.index("left")
     for score, expected in ((0.9, True), (0.4, False)):
         graph = graph_of(boxes, [0, 0], [[1, left, 0]], relation_scores=[score])
-        (a, b), _ = lift(graph, ENV.camera, ENV, 0.5, np.random.default_rng(0))
+        (a, b), _ = lift(confident(graph, np.full(3, 0.5), 0.5), ENV.camera, ENV, np.random.default_rng(0))
         rows = names(between([a.position_world, b.position_world], ENV.camera))
         assert ((1, "left", 0) in rows) == expected
