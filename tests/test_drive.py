@@ -1,0 +1,220 @@
+"""Drive-Sim: streets against the appendix's numbers, lanes and trees by hand, depths against KITTI's labels."""
+import csv
+import math
+import tarfile
+
+import numpy as np
+import pytest
+
+from envs import drive
+from envs.assets import street
+from envs.drive import CAR, ENV, HOUSE, LANE_M, PEDESTRIAN, VEGETATION
+from sim2sg_lib.camera import Camera, stack_cameras
+from sim2sg_lib.graph import make_graph
+from sim2sg_lib.labels import annotate
+from sim2sg_lib.lift import lift, lift_box, projected_box, weigh_depths
+from sim2sg_lib.meshes import build, place
+from sim2sg_lib.raster import rasterize, scale_cameras
+from sim2sg_lib.render import SUPERSAMPLE
+from sim2sg_lib.scene import SceneObject, relations
+
+SALOON = "source saloon"
+
+
+def draw(domain, count=150, seed=3):
+    rng = np.random.default_rng(seed)
+    return [ENV.layout(domain, rng)[0] for _ in range(count)]
+
+
+def car(x, y, yaw_rad=math.pi / 2):
+    return SceneObject(CAR, SALOON, (x, y, 0.0), ENV.asset_sizes_m[SALOON][0], yaw_rad)
+
+
+def count(objects, label):
+    return sum(o.label == label for o in objects)
+
+
+# --- content ----------------------------------------------------------------------------------------------------------
+
+def test_the_source_s_streets_are_the_appendix_s():
+    streets = draw("source")
+    lanes_seen, places = set(), {1: 0, 2: 0}
+    for objects in streets:
+        xs = np.array([o.position_world[0] for o in objects if o.label == CAR])
+        lanes, cars_in_lane = np.unique(xs.round(6), return_counts=True)
+        np.testing.assert_allclose(lanes / LANE_M, (lanes / LANE_M).round(), atol=1e-6)  # in the middle of lanes
+        np.testing.assert_allclose(np.diff(lanes), LANE_M)                               # and none is empty
+        lanes_seen.add(len(lanes))
+        for number in cars_in_lane:
+            places[number] += 1
+        left_of_us, right_of_us = round(-lanes[0] / LANE_M), round(lanes[-1] / LANE_M)
+        assert right_of_us >= 0 and left_of_us >= len(lanes) // 2  # the camera drives in the right half
+        for o in objects:
+            if o.label == CAR:
+                with_us = round((o.position_world[0] - lanes[0]) / LANE_M) >= len(lanes) // 2
+                assert o.yaw_rad == (math.pi / 2 if with_us else -math.pi / 2)
+        assert count(objects, PEDESTRIAN) in (0, 1, 2)
+        assert count(objects, HOUSE) in (1, 2, 3) and count(objects, VEGETATION) in (1, 2, 3)
+    assert lanes_seen == {2, 3, 4, 5, 6} and min(places.values()) > 200
+
+
+def test_the_stand_in_has_kitti_s_numbers_and_nothing_stands_in_anything_else():
+    streets = draw("target", 400)
+    cars = [count(objects, CAR) for objects in streets]
+    walkers = [count(objects, PEDESTRIAN) for objects in streets]
+    assert 3.3 < np.mean(cars) < 4.3 and max(cars) > 8       # KITTI: 3.84
+    assert 0.4 < np.mean(walkers) < 0.7                      # KITTI: 0.60
+    assert 0.05 < np.mean(np.array(cars) == 0) < 0.17        # KITTI: .107
+    depths_m = [o.position_world[1] for objects in streets for o in objects if o.label == CAR]
+    assert 20 < np.median(depths_m) < 30                     # KITTI: 25.4
+    for objects in streets:
+        for i, a in enumerate(objects):
+            for b in objects[:i]:
+                apart = [abs(a.position_world[k] - b.position_world[k])
+                         - (drive.along_street(a)[k] + drive.along_street(b)[k]) / 2 for k in (0, 1)]
+                assert max(apart) >= -1e-9, (a, b)
+
+
+def test_domains_take_content_and_assets_from_where_they_say():
+    for domain, stock, focal_px in (("source", "source", 621.0), ("target", "target", 721.5377),
+                                    ("target-content", "source", 721.5377), ("target-appearance", "target", 621.0)):
+        objects, camera = ENV.layout(domain, np.random.default_rng(0))
+        assert {o.asset.split()[0] for o in objects} == {stock}
+        assert camera.K[0, 0] == focal_px
+
+
+@pytest.mark.parametrize("stock", [street.SOURCE, street.TARGET])
+def test_assets_are_solid_street_sized_and_many(stock):
+    tallest_m = {"car": (1.2, 2.1), "pedestrian": (1.2, 1.9), "house": (4.0, 14.0), "vegetation": (1.0, 11.0)}
+    for category, kinds in stock.items():
+        assert len(kinds) >= 5
+        for name, (mesh, size_m) in kinds.items():
+            corners = mesh.verts[mesh.faces] * size_m
+            volume = np.einsum("fi,fi->f", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])).sum() / 6
+            assert volume > 0, name  # faces wind outward
+            np.testing.assert_allclose(mesh.verts.min(0), [-0.5, -0.5, 0], atol=1e-9)
+            np.testing.assert_allclose(mesh.verts.max(0), [0.5, 0.5, 1], atol=1e-9)
+            assert tallest_m[category][0] < size_m[2] < tallest_m[category][1], name
+            assert len(mesh.faces) <= 1000
+    assert set(street.SOURCE["car"]).isdisjoint(street.TARGET["car"])
+
+
+# --- relations --------------------------------------------------------------------------------------------------------
+
+def test_relations_have_metres_for_margins_and_a_car_at_one_end():
+    walker = SceneObject(PEDESTRIAN, "source man", (9.0, 30.0, 0.0), (0.5, 0.5, 1.8), 0.0)
+    house = SceneObject(HOUSE, "source barn", (15.0, 40.0, 0.0), (9.0, 9.0, 7.0), 0.0)
+    far = car(0.0, 85.0)
+    objects = [car(0, 10), car(2, 10.1), car(1, 15), walker, house, far]
+    rows = relations(objects, ENV.camera, ENV.vocabulary.predicates, ENV.rules)
+    found = {(int(s), ENV.vocabulary.predicates[p], int(o)) for s, p, o in rows}
+    assert {row for row in found if row[0] < 3 and row[2] < 3} == {
+        (0, "left", 1), (1, "right", 0), (0, "left", 2), (0, "front", 2), (2, "right", 0), (2, "behind", 0),
+        (1, "right", 2), (1, "front", 2), (2, "left", 1), (2, "behind", 1)}
+    assert not any({s, o} == {3, 4} for s, _, o in found)       # no car at either end
+    assert {(4, "behind", 0), (0, "front", 4), (3, "right", 0)} <= found
+    assert not any(5 in (s, o) for s, _, o in found)            # out of reach
+
+
+# --- lifting ----------------------------------------------------------------------------------------------------------
+
+def test_cars_settle_in_lanes_and_a_wide_box_becomes_a_row_of_trees():
+    rng = np.random.default_rng(0)
+    poplar = SceneObject(VEGETATION, "source poplar", (10.0, 20.0, 0.0), (2.6, 2.6, 9.0), 0.0)
+    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 10], [900, 0, 1141.5, 200], [0, 0, 10, 10]], float)
+    objects = [car(1.9, 12), car(-3.2, 12), poplar, SceneObject(HOUSE, "source barn", (30.0, 30.0, 0.0), (9, 9, 7), 0.0)]
+    settled = drive.settle(objects, boxes, ENV.camera, rng)
+    # 1.9 m is nearest to the lane at 3.5 m, 1.6 m off its middle of which 0.8 m are left
+    assert [o.position_world[0] for o in settled if o.label == CAR] == pytest.approx([2.7, -3.2])
+    # 241.5 px at 20 m and 621 px focal length are 7.78 m: three poplars of 2.6 m, 2.59 m apart
+    trees = [o for o in settled if o.label == VEGETATION]
+    assert [o.position_world[0] for o in trees] == pytest.approx([10 - 2.5926, 10.0, 10 + 2.5926], abs=1e-3)
+    assert settled[-1] == objects[-1]
+
+
+def test_the_road_is_as_wide_as_the_cars_ask_for():
+    rng = np.random.default_rng(0)
+    for lanes, width_m in (((), 2 * LANE_M), ((-1, 0, 2), 4 * LANE_M), ((-4, 3), 6 * LANE_M)):
+        _, strips = drive.road([car(lane * LANE_M, 20) for lane in lanes], "source", rng)
+        assert strips[1].size_m[1] == pytest.approx(width_m)
+        assert strips[0].size_m[1] == pytest.approx(width_m + 2 * drive.SIDEWALK_M)
+        assert sum(strip.dash_m > 0 for strip in strips) == round(width_m / LANE_M) - 1
+
+
+def test_two_depths_are_weighed_by_their_errors():
+    """A car 20 m ahead whose box is a fifth too low: by hand 1.65 / (400 * pitch) against 1 / (depth * spread)."""
+    camera, item = ENV.camera, car(0.0, 20.0)
+    box = projected_box(place(ENV.assets[SALOON], item.position_world, item.size_m, item.yaw_rad).verts, camera)
+    assert weigh_depths(item, box, camera, ENV).position_world == pytest.approx(item.position_world, abs=1e-9)
+    low = box.copy()
+    low[1] = low[3] - (box[3] - box[1]) * 0.8
+    near = (item.size_m[0] + item.size_m[1]) / 4
+    by_height = (20 - near) / 0.8 + near
+    weights = (1.65 / (400 * math.radians(0.35))) ** 2, 1 / (by_height * 0.09) ** 2
+    expected = (weights[0] * 20 + weights[1] * by_height) / sum(weights)
+    assert weigh_depths(item, low, camera, ENV).position_world[1] == pytest.approx(expected)
+    cut = box.copy()
+    cut[3] = camera.height
+    assert weigh_depths(item, cut, camera, ENV) == item
+
+
+def test_lifted_cars_of_kitti_stand_nearer_to_where_they_were_measured(real_data):
+    """Median depth error over fully visible cars of every twelfth frame, from their own 2-D boxes."""
+    folder, errors = real_data("kitti") / "all_labels", []
+    cameras = [kitti_camera(folder / f"calib_variant_{variant}.txt") for variant in range(4)]
+    rows = list(csv.reader((folder / "calib_variant_of_frame.csv").open()))[1:]
+    camera_of = {int(frame): cameras[int(variant)] for frame, variant in rows}
+    rng = np.random.default_rng(0)
+    with tarfile.open(folder / "label_2_training_7481.tar.gz") as archive:
+        for member in archive:
+            stem = member.name.rsplit("/", 1)[-1][:-4]
+            if not member.isfile() or not stem.isdigit() or int(stem) % 12:
+                continue
+            camera = camera_of[int(stem)]
+            for line in archive.extractfile(member).read().decode().splitlines():
+                kind, truncated, occluded, _, *numbers = line.split()
+                if kind == "Car" and float(truncated) == 0 and occluded == "0":
+                    box = np.array(numbers[:4], float)
+                    depth_m = float(numbers[9])
+                    plain = camera.ground_point([(box[0] + box[2]) / 2, box[3]])[1]
+                    errors.append((plain - depth_m, lift_box(CAR, box, camera, ENV, rng).position_world[1] - depth_m))
+    errors = np.array(errors)
+    plain_m, lifted_m = np.median(np.abs(errors), 0)
+    print(f"\n{len(errors)} cars: median depth error {plain_m:.2f} m from the box's bottom edge, {lifted_m:.2f} m lifted; "
+          f"bias {np.median(errors[:, 0]):.2f} and {np.median(errors[:, 1]):.2f} m")
+    assert len(errors) > 800
+    assert 3.2 < plain_m < 4.2 and lifted_m < 0.6 * plain_m  # the specification measured 3.7 m
+    assert abs(np.median(errors[:, 1])) < 0.5 * abs(np.median(errors[:, 0]))
+
+
+def kitti_camera(path):
+    """The left colour camera over flat ground 1.65 m below the reference camera, read from P2 alone."""
+    line = next(line for line in path.read_text().splitlines() if line.startswith("P2:"))
+    P2 = np.array(line.split()[1:], float).reshape(3, 4)
+    R = np.array([[1.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]])
+    return Camera(P2[:, :3], R, np.linalg.inv(P2[:, :3]) @ P2[:, 3] - R @ [0, 0, 1.65], 1242, 375)
+
+
+def test_a_street_s_own_graph_lifts_to_the_street_again():
+    """Boxes of a rendered source street, no car hidden: lifted cars stand in the same lanes, depths within 15 %."""
+    rng = np.random.default_rng(1)
+    objects = [car(0.0, 14.0), car(-3.5, 22.0, -math.pi / 2), car(3.5, 30.0)]
+    scene = ENV.dress(objects, ENV.camera, "source", "paper", rng)
+    meshes, cameras = build([scene], ENV.assets), stack_cameras([ENV.camera], 621, 188)
+    fragments = rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
+    graph = annotate(fragments, meshes, cameras, [scene], ENV, ["a.png"])[0]
+    assert len(graph) == 3
+    lifted, kept = lift(graph, ENV.camera, ENV, rng)
+    settled = drive.settle(lifted, kept.boxes_px * 2, ENV.camera, rng)
+    for before, after in zip(objects, settled):
+        assert round(after.position_world[0] / LANE_M) == round(before.position_world[0] / LANE_M)
+        assert after.position_world[1] == pytest.approx(before.position_world[1], rel=0.15)  # of any car
+        assert abs(math.sin(after.yaw_rad)) == pytest.approx(1.0)
+
+
+def test_an_empty_graph_is_an_empty_street():
+    graph = make_graph("a.png", 1242, 375, [], np.zeros((0, 4)), np.zeros((0, 3), int))
+    lifted, kept = lift(graph, ENV.camera, ENV, np.random.default_rng(0))
+    scene = ENV.dress(drive.settle(lifted, kept.boxes_px, ENV.camera, None), ENV.camera, "source", "paper",
+                      np.random.default_rng(0))
+    assert scene.objects == () and len(scene.strips) == 5  # sidewalk, asphalt, two edges, one row of dashes
