@@ -185,9 +185,8 @@ def paint_strips(colour: Tensor, points: Tensor, rays: Tensor, scene: Tensor, wa
             continue
         seen = ((scene == b) & ~wall).nonzero()[:, 0]
         ray, place = rays[seen], points[seen]
-        # how many metres of ground a pixel spans across the view, and how many times more along it
-        pixel_m = (place - cameras.positions_world()[b]).norm(dim=1) / cameras.K[b, 0, 0]
-        slant = ray.norm(dim=1) / -ray[:, 2]
+        slant = -1 / ray[:, 2]  # how many times more ground a pixel spans along the view than across it
+        pixel_m = cameras.positions_world()[b, 2] * slant / cameras.K[b, 0, 0]
         ahead = F.normalize(ray[:, :2], dim=1)
         for strip in strips:
             share = strip_share(strip, place, pixel_m, slant, ahead)
@@ -215,12 +214,15 @@ def strip_share(strip: Strip, points: Tensor, pixel_m: Tensor, slant: Tensor, ah
     along, across = cos * dx + sin * dy, cos * dy - sin * dx
     along_m, across_m = (pixel_m * (1 + (slant - 1) * (ahead @ ahead.new_tensor(axis)).abs())
                          for axis in ((cos, sin), (-sin, cos)))
-    share = (strip.size_m[1] / across_m).clamp(max=1)  # thinner than a pixel, it fades
-    share = share * ((strip.size_m[1] / 2 - across.abs()) / across_m + 0.5).clamp(0, 1)
-    share = share * ((strip.size_m[0] / 2 - along.abs()) / along_m + 0.5).clamp(0, 1)
+
+    def cover(inside_m, extent_m, wide):  # of a pixel's width: half where the edge halves it, all of a strip thinner than it
+        return (inside_m / wide + 0.5).clamp(min=0).minimum((extent_m / wide).clamp(max=1))
+
+    share = (cover(strip.size_m[1] / 2 - across.abs(), strip.size_m[1], across_m)
+             * cover(strip.size_m[0] / 2 - along.abs(), strip.size_m[0], along_m))
     if strip.dash_m:
         inside = strip.dash_m / 2 - (along % (2 * strip.dash_m) - strip.dash_m).abs()
-        share = share * (inside / along_m + 0.5).clamp(0, 1)
+        share = share * cover(inside, strip.dash_m, along_m)
     return share
 
 

@@ -6,12 +6,13 @@ import pytest
 import torch
 
 from envs.clevr import ENV
-from sim2sg_lib.camera import look_at, stack_cameras
+from sim2sg_lib import render
+from sim2sg_lib.camera import Camera, look_at, stack_cameras
 from sim2sg_lib.light import bounding_spheres, contact_shade, lit_share, looking_at, pack_lighting
 from sim2sg_lib.meshes import box_mesh, build, pack_textures
 from sim2sg_lib.raster import rasterize, scale_cameras
-from sim2sg_lib.render import DIELECTRIC, SHOULDER, SUPERSAMPLE, display, ggx, shade, shade_soft
-from sim2sg_lib.scene import PATTERNS, Light, Material, Scene, SceneObject, Sky, Texture
+from sim2sg_lib.render import DIELECTRIC, SHOULDER, SUPERSAMPLE, display, ggx, shade, shade_soft, share_samples
+from sim2sg_lib.scene import PATTERNS, Light, Material, Room, Scene, SceneObject, Sky, Strip, Texture
 from sim2sg_lib.texture import PATTERN, textured, value_noise
 
 BLACK = Sky((0.0,) * 3, (0.0,) * 3)
@@ -240,3 +241,100 @@ def test_the_soft_image_becomes_the_hard_one():
     hard = shade(rasterize(meshes, cameras, cull_backfaces=True), meshes, cameras, [scene])
     soft = shade_soft(rasterize(meshes, cameras, 1e-10, 3, cull_backfaces=True), meshes, cameras, [scene], 1e-12, 1e-6)
     assert (soft - hard).abs().max() < 1e-3
+
+
+# --- what is behind the objects ---------------------------------------------------------------------------------------
+
+WHITE_SKY = Sky((1.0,) * 3, (1.0,) * 3)
+
+
+def from_above(width=60, height=60):
+    """A camera 10 m over the origin that sees 6 m by 6 m of ground, x to the right, y up: 10 pixels a metre."""
+    return Camera(np.array([[100.0, 0, width / 2], [0, 100.0, height / 2], [0, 0, 1]]),
+                  np.array([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]]), np.array([0, 0, 10.0]), width, height)
+
+
+def painted(strips, camera=None):
+    """(H, W) how much of each pixel's white paint shows on black ground under a white sky."""
+    camera = camera or from_above()
+    scene = Scene((), camera, (), WHITE_SKY, Material((0.0,) * 3), strips=strips)
+    return picture(scene, camera.width, camera.height)[0]
+
+
+def test_a_strip_covers_its_rectangle_and_half_of_the_pixels_that_its_edge_halves():
+    white = Material((0.5,) * 3)
+    found = painted((Strip((1.0, 0.0), (2.0, 1.0), 0.0, white),))
+    full = 0.5 ** (1 / 2.2)
+    expected = np.zeros((60, 60))
+    expected[25:35, 30:50] = full  # x from 0 to 2 m, y from -0.5 to 0.5 m
+    np.testing.assert_allclose(found.numpy(), expected, atol=0.003)
+    half = painted((Strip((1.05, 0.0), (2.0, 1.0), 0.0, white),))  # its two ends lie in the middle of pixels
+    np.testing.assert_allclose(half[30, [30, 31, 49, 50]].numpy(), [0.25 ** (1 / 2.2), full, full, 0.25 ** (1 / 2.2)], atol=0.003)
+
+
+def test_a_strip_turned_by_a_quarter_lies_across_and_the_later_lies_on_top():
+    dark, bright = Material((0.1,) * 3), Material((0.5,) * 3)
+    found = painted((Strip((0.0, 0.0), (6.0, 2.0), 0.0, dark), Strip((0.0, 0.0), (6.0, 1.0), np.pi / 2, bright)))
+    assert found[30, 30] == pytest.approx(0.5 ** (1 / 2.2), abs=0.003)
+    assert found[30, 10] == pytest.approx(0.1 ** (1 / 2.2), abs=0.003)
+    assert found[5, 30] == pytest.approx(0.5 ** (1 / 2.2), abs=0.003) and found[5, 10] < 0.005
+
+
+def test_dashes_and_gaps_are_as_long_as_one_another():
+    found = painted((Strip((0.0, 0.0), (6.0, 1.0), 0.0, Material((0.5,) * 3), 1.0),))[30]
+    marks = (found > 0.5).numpy()
+    # marks of 1 m around every odd metre along the strip
+    assert marks.tolist() == [abs((i + 0.5) / 10 - 3) % 2 > 0.5 and abs((i + 0.5) / 10 - 3) % 2 < 1.5 for i in range(60)]
+
+
+def test_a_line_thinner_than_a_pixel_fades():
+    found = painted((Strip((0.0, 0.05), (6.0, 0.02), 0.0, Material((0.5,) * 3)),))
+    assert found[29, 30] == pytest.approx((0.5 * 0.2) ** (1 / 2.2), abs=0.02)
+
+
+def test_walls_meet_the_floor_where_they_stand_and_end_at_their_height():
+    """Looking along +y at a wall 5 m away from 1 m above the floor: its foot is 1/5, its top 2/5 of the focal length off."""
+    camera = look_at((0, 0, 1), (0, 5, 1), 50, 64, 64)
+    room = Room((-4.0, -2.0), (4.0, 5.0), 3.0, Material((0.5, 0.0, 0.0)))
+    scene = Scene((), camera, (), WHITE_SKY, Material((0.0, 0.5, 0.0)), room=room)
+    found = picture(scene, 64, 64)[:, :, 32]
+    red, green = (found[0] > 0.5) & (found[1] < 0.1), (found[1] > 0.5) & (found[0] < 0.1)
+    assert red.nonzero()[:, 0].tolist() == list(range(32 - 20, 32 + 10))  # z from 0 to 3 m
+    assert green.nonzero()[:, 0].tolist() == list(range(32 + 10, 64))
+    assert (found[:, :12] > 0.9).all()                                     # the sky above the wall
+
+
+def test_a_wall_is_lit_by_the_lamp_it_faces():
+    camera = look_at((0, 0, 1), (0, 5, 1), 50, 65, 65)
+    room = Room((-4.0, -2.0), (4.0, 5.0), 3.0, Material((0.5,) * 3))
+    lamp = Light((0.0, 3.0, 1.0), (2.0, 2.0, 2.0))  # 2 m before the wall
+    found = picture(Scene((), camera, (lamp,), BLACK, Material((0.0,) * 3), room=room), 65, 65)
+    assert found[0, 32, 32] == pytest.approx((0.5 * 2 / 4) ** (1 / 2.2), rel=2e-3)
+
+
+def test_clouds_cover_what_they_say_and_the_clear_sky_stays():
+    camera = look_at((0, 0, 1), (0, 5, 3), 40, 64, 64)
+    pictures = [picture(Scene((), camera, (), Sky((0.0, 0.1, 0.5), (0.5, 0.5, 0.5), clouds, 7), Material((0.0,) * 3)), 64, 64)
+                for clouds in (0.0, 0.4, 1.0)]
+    clear, some, many = (image[0, :30] for image in pictures)
+    assert (some >= clear - 1e-6).all() and (many >= some - 1e-6).all()  # clouds are whiter than the blue
+    assert (some > clear + 0.02).float().mean() < (many > clear + 0.02).float().mean()
+
+
+def test_large_pictures_share_samples_and_look_the_same(monkeypatch):
+    """A ball and a box, shaded once a sample and once a pixel and face: silhouettes alike, insides nearly."""
+    objects = (SceneObject(0, "sphere", (-0.6, 0.0, 0.0), (1.0,) * 3, 0.0), SceneObject(0, "cube", (0.7, 0.2, 0.0), (0.8,) * 3, 0.4))
+    scene = Scene(objects, look_at((0, -4, 2), (0, 0, 0.4), 70, 64, 48), (Light((2.0, -3.0, 4.0), (9.0,) * 3),),
+                  Sky((0.2,) * 3, (0.3,) * 3), Material((0.4,) * 3))
+    every = picture(scene)
+    monkeypatch.setattr(render, "SHARED_FROM", 0)
+    shared = picture(scene)
+    difference = (every - shared).abs().amax(0)
+    assert difference.median() == 0 and difference.mean() < 0.002 and 0 < difference.max() < 0.15
+
+
+def test_shared_samples_are_the_first_of_their_pixel_and_face():
+    face, pixel = torch.tensor([7, 7, 5, 7, 5, 5]), torch.tensor([0, 0, 0, 1, 1, 1])
+    shaded, among = share_samples(face, pixel, 2)
+    # pixel 0 begins with face 7 and pixel 1 with face 7: the fives are none of theirs and stay on their own
+    assert shaded.tolist() == [0, 2, 3, 4, 5] and among.tolist() == [0, 0, 1, 2, 3, 4]
