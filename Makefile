@@ -5,7 +5,6 @@
 # Every stage is a file target: an interrupted loop goes on where it stopped, a finished one only prints its table.
 
 ENV ?= clevr
-ITERATIONS ?= 2
 PRESET ?= quick
 SEED ?= 0
 # a folder of images, better one of train/ and a labelled test/ or val/; without it a stand-in is rendered from DOMAIN
@@ -22,12 +21,23 @@ TRAIN_OPTIONS ?=
 # more options for every synthesize.py that lifts graphs, for instance --refine
 LIFT_OPTIONS ?=
 
-# images of SDR, of the stand-in and of an iteration; training steps of the start and of every row that grows from it
-SOURCE_NUM := $(if $(filter quick,$(PRESET)),1500,1000)
-TARGET_NUM := $(if $(filter quick,$(PRESET)),400,1600)
-LIFTED_NUM := $(if $(filter quick,$(PRESET)),500,1000)
-START_STEPS := $(if $(filter quick,$(PRESET)),400,10000)
-STEPS := $(if $(filter quick,$(PRESET)),350,90000)
+# of an environment and preset: images of SDR, of the stand-in and of an iteration, training steps of the start and of every
+# row that grows from it, iterations, and the share of an aligned row's steps before its discriminators start
+clevr-quick := 1500 400 500 400 350 2 0
+clevr-paper := 1000 1600 1000 10000 90000 2 0
+dining-quick := 1000 400 400 500 350 1 0.3
+dining-paper := 5000 8000 5000 10000 70000 6 0.7
+drive-quick := 1000 400 400 500 350 1 0.3
+drive-paper := 6000 9600 6000 10000 90000 3 0.3
+NUMBERS_OF_RUN := $(or $($(ENV)-$(PRESET)),$(clevr-$(PRESET)))
+pick = $(word $(1),$(NUMBERS_OF_RUN))
+SOURCE_NUM := $(call pick,1)
+TARGET_NUM := $(call pick,2)
+LIFTED_NUM := $(call pick,3)
+START_STEPS := $(call pick,4)
+STEPS := $(call pick,5)
+ITERATIONS ?= $(call pick,6)
+WARMUP := $(call pick,7)
 
 # --- where things are -------------------------------------------------------------------------------------------------
 
@@ -106,7 +116,7 @@ $(OUT)/data/$(1)$(2)/dataset.json: $(OUT)/$(call BEFORE,$(1),$(2))/model.pt $(TA
 endef
 define learn
 $(OUT)/$(1)/model.pt: $(2)/dataset.json
-	$(TRAIN) --source $(OUT)/data/sdr --source $(2) $(if $(3),--target $(TRAIN_IMAGES) --align $(3)) \
+	$(TRAIN) --source $(OUT)/data/sdr --source $(2) $(if $(3),--target $(TRAIN_IMAGES) --align $(3) --warmup $(WARMUP)) \
 		--init $(OUT)/start/model.pt --steps $(STEPS) --out $(OUT)/$(1)
 endef
 $(foreach k,$(NUMBERS),$(eval $(call lift,label,$(k))))
