@@ -272,7 +272,7 @@ ENV = Env(
     name="drive",
     vocabulary=Vocabulary(CATEGORIES, ("left", "right", "front", "behind")),
     rules=RelationRules({"left": 0.5, "right": 0.5, "front": 1.0, "behind": 1.0}, hub=CAR, reach_m=80.0),
-    image_sizes={"quick": (384, 116), "paper": (WIDTH, HEIGHT)},
+    image_sizes={"quick": (320, 97), "paper": (WIDTH, HEIGHT)},
     camera=CAMERAS["source"],
     assets={name: mesh for name, (mesh, _) in ASSETS.items()},
     asset_sizes_m={name: tuple(tuple(extent * factor for extent in size_m) for factor in SIZE_FACTORS[label])
@@ -283,7 +283,7 @@ ENV = Env(
     yaws_rad=(HEADINGS_RAD, None, (0.0, math.pi), (0.0,)),
     pitch_spread_rad=math.radians(0.35),
     size_spreads=(0.09, 0.1, 0.4, 0.6),
-    min_visible_share=0.0007,
+    min_visible_share=0.0009,
     threshold=0.2,
     adaptive=False,
     domains=tuple(DOMAINS),
