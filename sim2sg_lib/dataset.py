@@ -247,7 +247,7 @@ class LabelledImages(torch.utils.data.Dataset):
             read_info(folder, env)
             graphs = read_labels(open_images(folder, env), env)
             self.paths += [folder / graph.image for graph in graphs]
-            self.graphs += [select_objects(graph, ~graph.ignore) for graph in graphs]
+            self.graphs += [select_objects(graph, graph.counted) for graph in graphs]
 
     def __len__(self) -> int:
         return len(self.paths)
