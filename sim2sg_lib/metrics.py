@@ -111,10 +111,10 @@ def match_class(truth: SceneGraph, predicted: SceneGraph, category: int, level: 
                 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Judge one image's detections of one category.
 
-    Two kinds of ground truth are neither missed nor punished for. Objects outside the level, which neighbours are of
-    every level, match one detection, by IoU. Objects marked `ignore` are regions: they match any number of detections that lie at least half inside, which
-    is COCO's rule for crowds and KITTI's for DontCare. A region only excuses detections of its own category.
-    Detections below the level's height that match nothing are left out too.
+    Two kinds of ground truth are neither missed nor punished for. Objects outside the level, as neighbours are outside
+    every level, match one detection, by IoU. Objects marked `ignore` are regions: they match any number of detections
+    that lie at least half inside, which is COCO's rule for crowds and KITTI's for DontCare. A region only excuses
+    detections of its own category. Detections below the level's height that match nothing are left out too.
     Returns scores (D,) and true_positive (D,) bool of the detections that count, and the number of valid objects.
     """
     boxes = truth.boxes_px[truth.labels == category]
