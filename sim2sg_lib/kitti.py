@@ -116,8 +116,9 @@ def _number(word: str, where: str) -> float:
 
 def format_object(item: KittiObject) -> str:
     """One line of a label file, or of a result file if there is a score, without the newline."""
-    numbers = (*item.box_px, *item.size_m, *item.bottom_camera, item.rotation_y_rad)
-    line = f"{item.type} {item.truncated:.2f} {item.occluded} {item.alpha_rad:.2f} " + " ".join(f"{v:.2f}" for v in numbers)
+    numbers = (item.alpha_rad, *item.box_px, *item.size_m, *item.bottom_camera, item.rotation_y_rad)
+    columns = " ".join(f"{round(number, 2) + 0.0:.2f}" for number in numbers)  # + 0.0: never -0.00
+    line = f"{item.type} {item.truncated:.2f} {item.occluded} {columns}"
     return line if item.score is None else f"{line} {item.score:.4f}"
 
 
