@@ -150,18 +150,18 @@ def count_hits(frames: list[Frame], thresholds: list[float]) -> np.ndarray:
 
 
 def match_by_overlap(frame: Frame, kept: np.ndarray) -> tuple[int, int]:
-    """Pass 2, the detections kept (D,): each ground truth takes the free one that overlaps most, a low one only for
-    want of another. True and false positives; a detection in a DontCare box is no false one."""
-    free, hits = kept.copy(), 0
+    """Pass 2, the detections kept (D,): each ground truth takes the free one that overlaps most.
+
+    True and false positives; a detection in a DontCare box is no false one. KITTI's program lets low detections stand in
+    where there is no other, which saves a miss; misses do not enter the precision, so here low ones are left out.
+    """
+    free, hits = kept & frame.tall, 0
     for overlap, valid in zip(frame.overlap, frame.valid):
-        candidates = free & (overlap > 0)
-        if not candidates.any():
-            continue
-        tall = candidates & frame.tall
-        best = int(np.argmax(np.where(tall, overlap, 0))) if tall.any() else int(np.argmax(candidates))
-        free[best] = False
-        hits += bool(valid and frame.tall[best])
-    return hits, int(np.sum(free & frame.tall & ~frame.in_dontcare))
+        candidates = np.where(free, overlap, 0.0)
+        if candidates.any():
+            free[np.argmax(candidates)] = False
+            hits += bool(valid)
+    return hits, int(np.sum(free & ~frame.in_dontcare))
 
 
 # --- predicted graphs -------------------------------------------------------------------------------------------------
