@@ -53,8 +53,9 @@ ifeq ($(wildcard $(TARGET)/.),)
 $(error TARGET=$(TARGET): no such folder, expected one of images)
 endif
 TRAIN_IMAGES := $(if $(wildcard $(TARGET)/train/.),$(TARGET)/train,$(TARGET))
-LABELLED := $(wildcard $(TARGET)/test/graphs.jsonl) $(wildcard $(TARGET)/val/graphs.jsonl)
-TEST_IMAGES := $(firstword $(LABELLED:/graphs.jsonl=) $(TRAIN_IMAGES))
+# a data set of ours, or KITTI's
+LABELLED := $(foreach split,test val,$(wildcard $(TARGET)/$(split)/graphs.jsonl $(TARGET)/$(split)/label_2))
+TEST_IMAGES := $(firstword $(patsubst %/,%,$(dir $(LABELLED))) $(TRAIN_IMAGES))
 endif
 
 RUN := .venv/bin/python

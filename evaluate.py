@@ -34,21 +34,25 @@ ITERATION = re.compile(r"(label|appearance)(\d+)")
               help="Folder for metrics, predictions and pictures.")
 @click.option("--split", type=click.Choice(["all", "easy", "moderate", "hard"]), default="all",
               help="Objects to count, by KITTI's limits on box height, visible share and truncation.")
+@click.option("--van", type=click.Choice(["ignore", "car"]), default=None, show_default="ignore",
+              help="KITTI's vans: neither right nor wrong as cars, or cars; KITTI's own AP ignores them.")
 @click.option("--summary", type=click.Path(path_type=Path), multiple=True, default=[],
               help="Instead: the table of a finished loop; given several times, mean and spread over loops.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--overwrite", is_flag=True, help="Replace metrics of another checkpoint or data set.")
-def main(checkpoint_path: Path | None, data: Path | None, out: Path | None, split: str, summary: tuple[Path, ...],
-         device: str, overwrite: bool) -> None:
+def main(checkpoint_path: Path | None, data: Path | None, out: Path | None, split: str, van: str | None,
+         summary: tuple[Path, ...], device: str, overwrite: bool) -> None:
     if summary:
-        if checkpoint_path or data or out or split != "all" or overwrite:
+        if checkpoint_path or data or out or split != "all" or van or overwrite:
             from sim2sg_lib.graph import InputError
             raise InputError("--summary prints the tables of finished loops and takes no other option")
         return summarise(summary)
     # --- setup: the library is imported here, so that --help answers at once
     from sim2sg_lib import checkpoint
-    from sim2sg_lib.dataset import open_images, read_labels, write_json
+    from sim2sg_lib.dataset import has_labels, open_images, read_labels, write_json
     from sim2sg_lib.graph import write_graphs
+    from sim2sg_lib.kitti import kitti_root, unlabelled_categories
+    from sim2sg_lib.kitti_eval import folder_scores
     from sim2sg_lib.metrics import evaluate_graphs
 
     checkpoint_path = checkpoint_path or latest_run()
@@ -62,7 +66,9 @@ def main(checkpoint_path: Path | None, data: Path | None, out: Path | None, spli
 
     # --- predict
     images = open_images(data, env)
-    truth = read_labels(images, env) if (data / "graphs.jsonl").exists() else None
+    truth = read_labels(images, env, van) if has_labels(data) or van else None
+    kitti = kitti_root(data)
+    missing = unlabelled_categories(kitti, env) if kitti else ()
     model = checkpoint.rebuild(content, checkpoint_path, env, device)
     predicted = checkpoint.predict_folder(model, images, 0.0, 0.0)
 
@@ -70,14 +76,19 @@ def main(checkpoint_path: Path | None, data: Path | None, out: Path | None, spli
     metrics = record | {"split": split, "images": len(images.names)}
     if truth is not None:
         metrics |= evaluate_graphs(truth, predicted, env.vocabulary, split)
-        metrics["content_gap"] = training_gap(content["options"]["source"], truth, env)
+        metrics["content_gap"] = training_gap(content["options"]["source"], truth, env, missing)
+    if truth is not None and kitti:
+        metrics |= {"van": van or "ignore", "kitti": folder_scores(kitti, predicted, env.vocabulary)}
 
     # --- save and show
     write_graphs(out / "predictions.jsonl", predicted, env.vocabulary)
     write_json(metrics_path, metrics)
     save_pictures(out / "figures" / "predictions.png", images, truth, predicted, env)
     print(f"{checkpoint_path} on {data}, {len(images.names)} images, split {split}")
-    print(metrics_table(metrics) if truth else f"no {data}/graphs.jsonl: predictions written, no scores without labels")
+    if missing and truth:
+        labelled = [name for name in env.vocabulary.categories if name not in missing]
+        print(f"no labels of {' and '.join(missing)} (label_2_extra/): scores are for {' and '.join(labelled)} only")
+    print(metrics_table(metrics) if truth else f"no labels in {data}: predictions written, no scores without labels")
 
 
 # --- what to evaluate -------------------------------------------------------------------------------------------------
@@ -120,12 +131,20 @@ def prepare(out: Path, record: dict, overwrite: bool) -> None:
         raise InputError(f"{out}: cannot be made a folder ({error.strerror})") from None
 
 
-def training_gap(sources: list[str], truth: list, env) -> dict | None:
-    """Total variation between the last --source the network trained on and the target; None if that is gone."""
-    from sim2sg_lib.graph import read_graphs
+def training_gap(sources: list[str], truth: list, env, missing: tuple[str, ...]) -> dict | None:
+    """Total variation between the last --source the network trained on and the target; None if that is gone.
+
+    missing: categories that the target has no labels of, left out of the source, too.
+    """
+    import numpy as np
+    from sim2sg_lib.graph import read_graphs, select_objects
     from sim2sg_lib.metrics import content_gap
     newest = Path(sources[-1]) / "graphs.jsonl"
-    return content_gap(read_graphs(newest, env.vocabulary), truth, env.vocabulary) if newest.exists() else None
+    if not newest.exists():
+        return None
+    labelled = np.array([name not in missing for name in env.vocabulary.categories])
+    source = [select_objects(graph, labelled[graph.labels]) for graph in read_graphs(newest, env.vocabulary)]
+    return content_gap(source, truth, env.vocabulary)
 
 
 # --- what to show -----------------------------------------------------------------------------------------------------
@@ -137,7 +156,8 @@ def number(value: float | None) -> str:
 def metrics_table(metrics: dict) -> str:
     """The scores as text."""
     lines = [f"mAP@0.5 {number(metrics['map50'])}   "
-             + "  ".join(f"{name} {number(ap)}" for name, ap in metrics["ap50"].items()), "",
+             + "  ".join(f"{name} {number(ap)}" for name, ap in metrics["ap50"].items()),
+             *kitti_table(metrics.get("kitti", {})), "",
              f"{'triplet recall':<34}" + "".join(f"{'@' + k:>8}" for k in metrics["recall"])]
     for title, key in (("mean over images", "recall"), ("  reachable", "recall_ceiling"),
                        ("with graph constraint", "recall_graph_constraint"),
@@ -152,14 +172,27 @@ def metrics_table(metrics: dict) -> str:
     return "\n".join(lines)
 
 
+def kitti_table(scores: dict) -> list[str]:
+    """KITTI's own AP11 and AP40, a line a category."""
+    from sim2sg_lib.kitti_eval import MIN_OBJECTS, MIN_OVERLAP
+    lines = []
+    for category, levels in scores.items():
+        cells = [f"{level} {number(s['ap11'])} / {number(s['ap40'])}" + ("" if s["ap11"] is not None else
+                 f" ({s['objects']} objects, it takes {MIN_OBJECTS})") for level, s in levels.items()]
+        lines.append(f"KITTI's AP11 / AP40 at overlap {MIN_OVERLAP[category]}, {category}:  " + "   ".join(cells))
+    return lines
+
+
 def save_pictures(path: Path, images, truth: list | None, predicted: list, env) -> None:
     """A sheet of the first images: predicted boxes above the environment's threshold, labelled ones below."""
     from sim2sg_lib.dataset import read_image
+    from sim2sg_lib.graph import select_objects
     from sim2sg_lib.picture import contact_sheet, draw_boxes
     pixels = [read_image(images.folder / name, c.width, c.height) for name, c in zip(images.names[:PICTURES], images.cameras)]
     rows = [("predicted", [draw_boxes(p, g, env.vocabulary, env.threshold) for p, g in zip(pixels, predicted)])]
     if truth:
-        rows.append(("labelled", [draw_boxes(p, g, env.vocabulary) for p, g in zip(pixels, truth)]))
+        counted = [select_objects(graph, graph.counted) for graph in truth[:PICTURES]]
+        rows.append(("labelled", [draw_boxes(p, g, env.vocabulary) for p, g in zip(pixels, counted)]))
     contact_sheet(rows).save(path)
 
 

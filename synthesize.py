@@ -30,6 +30,8 @@ CHUNK = 16  # scenes rendered at once
 @click.option("--domain", default="source", help="Domain of random scenes: source, target, target-content, ...")
 @click.option("--checkpoint", type=click.Path(path_type=Path), default=None, help="Network that predicts the graphs.")
 @click.option("--target", type=click.Path(path_type=Path), default=None, help="Images it predicts them from.")
+@click.option("--camera", type=click.Choice(["calib", "paper"]), default=None, show_default="calib",
+              help="Of a KITTI --target: its calibration, or the paper's assumption of 90 degrees.")
 @click.option("--graphs", "graphs_path", type=click.Path(path_type=Path), default=None,
               help="Lift the graphs of this JSON Lines file.")
 @click.option("--threshold", type=click.FloatRange(0, 1), default=None, show_default="the environment's",
@@ -40,23 +42,26 @@ CHUNK = 16  # scenes rendered at once
               help="Image size: 160x120 or 320x240 pixels on CLEVR.")
 @click.option("--refine", type=click.IntRange(0), default=0, is_flag=False, flag_value=30, show_default="none",
               help="Gradient steps that fit lifted scenes to their boxes; 30 if no number follows.")
+@click.option("--export", default="", show_default="none", help="kitti, coco, or both with a comma: OUT/kitti, OUT/coco.")
 @click.option("--renderer", type=click.Choice(["own", "pytorch3d"]), default="own", help="Rasteriser.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0,
               help="Image i depends on the other options, the seed and i alone.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that is not empty.")
 def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Path | None, target: Path | None,
-         graphs_path: Path | None, threshold: float | None, randomise: str, preset: str, refine: int, renderer: str,
-         seed: int, device: str, overwrite: bool) -> None:
+         camera: str | None, graphs_path: Path | None, threshold: float | None, randomise: str, preset: str, refine: int,
+         export: str, renderer: str, seed: int, device: str, overwrite: bool) -> None:
     # --- setup: the library is imported here, so that --help answers at once
     from sim2sg_lib import raster_pytorch3d
     from sim2sg_lib.checkpoint import load, pick_device, predict_folder
     from sim2sg_lib.dataset import open_images, publish_folder, refuse_used, start_folder
+    from sim2sg_lib.export import check_level
     from sim2sg_lib.graph import write_graphs
     from sim2sg_lib.lift import confident, thresholds
 
     env, device = envs.find(env_name), pick_device(device)
-    check_options(env, domain, num, checkpoint, target, graphs_path, refine)
+    check_options(env, domain, num, checkpoint, target, camera, graphs_path, refine)
+    formats = parse_export(export)
     if renderer == "pytorch3d":
         raster_pytorch3d.require()
     threshold = env.threshold if threshold is None else threshold
@@ -65,7 +70,7 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     # --- graphs: predicted from target images, given, or none
     graphs, cameras = [], []
     if checkpoint:
-        model, images = load(checkpoint, env, device), sample(open_images(target, env), num, seed)
+        model, images = load(checkpoint, env, device), sample(open_images(target, env, camera), num, seed)
         floor = 0.0 if env.adaptive else threshold
         graphs, cameras = predict_folder(model, images, floor, threshold), images.cameras
     elif graphs_path:
@@ -73,6 +78,8 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     levels = thresholds(graphs, env, threshold, env.adaptive and checkpoint is not None)
     graphs = [confident(graph, levels, threshold) for graph in graphs]
     num = num or len(graphs) or 400
+    if "kitti" in formats:  # again image by image when it is written, but nobody should wait for that
+        check_level(cameras[0] if graphs else env.camera, "the camera")
 
     # --- scenes: one of a domain, or a lifted graph in the source's look
     method = "label" if graphs else "sdr" if domain == "source" else domain
@@ -90,10 +97,10 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     # --- render and label
     partial = start_folder(out, overwrite)
     info = {"method": method, "seed": seed, "randomise": randomise, "preset": preset, "renderer": renderer,
-            "command": "python " + shlex.join(sys.argv)}
+            "export": formats, "command": "python " + shlex.join(sys.argv)}
     if graphs:
-        info |= {"threshold": threshold, "thresholds": levels.tolist(), "refine": refine, "graphs": str(graphs_path or checkpoint),
-                 "target": str(target) if target else None}
+        info |= {"threshold": threshold, "thresholds": levels.tolist(), "refine": refine,
+                 "graphs": str(graphs_path or checkpoint), "target": str(target) if target else None, "camera": camera}
     splits = {".": range(num)} if graphs or domain == "source" else split_target(num)
     for name, indices in splits.items():
         write_data_set(partial / name, indices, make_scenes, env, env.image_sizes[preset], info, device)
@@ -102,19 +109,31 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     publish_folder(partial, out)
 
 
-def check_options(env, domain: str, num: int | None, checkpoint, target, graphs_path, refine: int) -> None:
+def check_options(env, domain: str, num: int | None, checkpoint, target, camera, graphs_path, refine: int) -> None:
     """Errors: InputError for options that contradict one another."""
     from sim2sg_lib.graph import InputError
     if domain not in env.domains:
         raise InputError(f"--domain: {domain!r} is not one of {', '.join(env.domains)}")
     if (checkpoint is None) != (target is None) or (checkpoint and graphs_path):
         raise InputError("--checkpoint and --target go together, and not with --graphs")
+    if camera and not target:
+        raise InputError("--camera is that of a KITTI --target: add --checkpoint and --target, or leave it out")
     if refine and not (checkpoint or graphs_path):
         raise InputError("--refine fits lifted graphs: add --checkpoint and --target, or --graphs")
     if domain != "source" and (checkpoint or graphs_path):
         raise InputError("--domain: lifted graphs take the source's look, leave it out")
     if domain != "source" and num is not None and num < 3:
         raise InputError(f"--num: {num} images cannot be split into train, val and test, expected 3 or more")
+
+
+def parse_export(export: str) -> list[str]:
+    """ "kitti,coco" -> its parts. Errors: InputError."""
+    from sim2sg_lib.graph import InputError
+    formats = [name.strip() for name in export.split(",") if name.strip()]
+    for name in formats:
+        if name not in ("kitti", "coco"):
+            raise InputError(f"--export: {name!r} is not kitti or coco")
+    return formats
 
 
 def sample(images, num: int | None, seed: int):
@@ -176,14 +195,15 @@ def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[i
     from tqdm import tqdm
     from sim2sg_lib.camera import stack_cameras
     from sim2sg_lib.dataset import write_image, write_labels
-    from sim2sg_lib.labels import annotate
+    from sim2sg_lib.export import write_coco, write_kitti
+    from sim2sg_lib.labels import annotate, labelled_objects
     from sim2sg_lib.meshes import build
     from sim2sg_lib import raster, raster_pytorch3d
     from sim2sg_lib.render import SUPERSAMPLE, shade
 
     rasterize = {"own": raster.rasterize, "pytorch3d": raster_pytorch3d.rasterize}[info["renderer"]]
     (folder / "images").mkdir(parents=True)
-    scenes, graphs = [], []
+    scenes, graphs, objects = [], [], []
     with ThreadPoolExecutor(2) as writers, tqdm(total=len(indices), desc="render", unit="image", disable=None) as bar:
         for start in range(0, len(indices), CHUNK):
             chunk = make_scenes(list(indices[start:start + CHUNK]))
@@ -193,10 +213,15 @@ def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[i
             fragments = rasterize(meshes, raster.scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
             images = shade(fragments, meshes, cameras, chunk)
             graphs += annotate(fragments, meshes, cameras, chunk, env, names)
+            objects += labelled_objects(fragments, meshes, chunk, env) if "kitti" in info["export"] else []
             scenes += chunk
             pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
             list(writers.map(write_image, [folder / name for name in names], pixels))
             bar.update(len(chunk))
+    if "kitti" in info["export"]:
+        write_kitti(folder, graphs, objects, [scene.camera for scene in scenes], env.vocabulary)
+    if "coco" in info["export"]:
+        write_coco(folder, graphs, env.vocabulary)
     write_labels(folder, graphs, scenes, env, {**info, "width": size[0], "height": size[1]})
 
 

@@ -7,8 +7,8 @@
     FOLDER/scenes.jsonl    the 3-D scene behind each synthetic image
     FOLDER/predicted.jsonl the graphs that were lifted, one a target image; only where there were some
 
-Any folder of PNG or JPEG files is a valid unlabelled target too. Opening images never opens labels: what `train.py`
-and `synthesize.py` read of a target cannot depend on them.
+Any folder of PNG or JPEG files is a valid unlabelled target too, and so is KITTI's (see kitti.py), with or without labels.
+Opening images never opens labels: what `train.py` and `synthesize.py` read of a target cannot depend on them.
 """
 import json
 import shutil
@@ -24,6 +24,7 @@ from sim2sg_lib.camera import Camera
 from sim2sg_lib.env import Env
 from sim2sg_lib.graph import (InputError, SceneGraph, load_json, read_graphs, read_json_lines, read_text,
                               select_objects, write_graphs)
+from sim2sg_lib.kitti import camera_of, frame_objects, kitti_root, paper_camera, read_calib, to_graph
 from sim2sg_lib.scene import Scene
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -44,19 +45,23 @@ class ImageFolder:
     cameras: list[Camera]
 
 
-def open_images(folder: Path, env: Env) -> ImageFolder:
-    """Open a dataset folder, or any folder of images. Errors: InputError (missing, empty, other environment, sizes).
+def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolder:
+    """Open a dataset folder, KITTI's or any folder of images. Errors: InputError (missing, empty, other environment, sizes).
 
     A camera counts pixels of its own image: the nominal view is brought to each image's size.
+    camera: KITTI's alone, "calib" (if None) for the calibration of each image, "paper" for the paper's assumption.
     """
     folder = Path(folder)
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder, expected one of images or a data set")
     info = read_info(folder, env) if (folder / "dataset.json").exists() else None
-    root = folder / "images" if (folder / "images").is_dir() else folder
+    kitti = kitti_root(folder)
+    if camera and not kitti:
+        raise InputError(f"{folder}: --camera {camera} is for a KITTI folder, expected image_2/ or training/image_2/ in it")
+    root = kitti / "image_2" if kitti else folder / "images" if (folder / "images").is_dir() else folder
     names = sorted(str(p.relative_to(folder)) for p in root.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
     if not names:
-        raise InputError(f"{folder}: no PNG or JPEG image in it or in its images/")
+        raise InputError(f"{root}: no PNG or JPEG image in it" + ("" if root != folder else " or in its images/"))
     if info and info["count"] != len(names):
         raise InputError(f"{folder}: {len(names)} images, but dataset.json says {info['count']}")
     sizes = [open_image(folder / name).size for name in names]
@@ -64,6 +69,11 @@ def open_images(folder: Path, env: Env) -> ImageFolder:
         if info and (width, height) != (info["width"], info["height"]):
             raise InputError(f"{folder / name}: {width}x{height} pixels, dataset.json says {info['width']}x{info['height']}")
         check_aspect(folder / name, width, height, env.camera)
+    if kitti and camera == "paper":
+        return ImageFolder(folder, names, [paper_camera(*size) for size in sizes])
+    if kitti:
+        calibs = [read_calib(kitti / "calib" / f"{Path(name).stem}.txt") for name in names]
+        return ImageFolder(folder, names, [camera_of(P2, *size) for P2, size in zip(calibs, sizes)])
     if (folder / "cameras.jsonl").exists():
         return ImageFolder(folder, names, read_cameras(folder / "cameras.jsonl", names, sizes))
     return ImageFolder(folder, names, [env.camera.resized(*size) for size in sizes])
@@ -143,8 +153,22 @@ def read_image(path: Path, width: int, height: int) -> np.ndarray:
     return np.asarray(image)
 
 
-def read_labels(images: ImageFolder, env: Env) -> list[SceneGraph]:
-    """The labels of a data set, one an image, in the images' order. Errors: InputError."""
+def has_labels(folder: Path) -> bool:
+    """Whether read_labels has something to read: graphs.jsonl, or KITTI's label_2/."""
+    kitti = kitti_root(folder)
+    return (kitti / "label_2").is_dir() if kitti else (Path(folder) / "graphs.jsonl").exists()
+
+
+def read_labels(images: ImageFolder, env: Env, van: str | None = None) -> list[SceneGraph]:
+    """The labels of a data set, one an image, in the images' order. Errors: InputError.
+
+    van: KITTI's alone, what its vans are: "ignore" (if None) or "car".
+    """
+    kitti = kitti_root(images.folder)
+    if kitti:
+        return read_kitti_labels(kitti, images, env, van or "ignore")
+    if van:
+        raise InputError(f"{images.folder}: --van {van} is for a KITTI folder, expected image_2/ or training/image_2/ in it")
     path = images.folder / "graphs.jsonl"
     by_image = {graph.image: graph for graph in read_graphs(path, env.vocabulary, images.folder)}
     for name, camera in zip(images.names, images.cameras):
@@ -155,6 +179,20 @@ def read_labels(images: ImageFolder, env: Env) -> list[SceneGraph]:
             raise InputError(f"{path}: {name}: {graph.width}x{graph.height} pixels, the image has "
                              f"{camera.width}x{camera.height}")
     return [by_image[name] for name in images.names]
+
+
+def read_kitti_labels(root: Path, images: ImageFolder, env: Env, van: str) -> list[SceneGraph]:
+    """The graphs of label_2/ and, if it is there, label_2_extra/. Errors: InputError, also for labels without an image."""
+    if not {"car", "pedestrian", "house", "vegetation"} & set(env.vocabulary.categories):
+        raise InputError(f"{root}: KITTI labels car and pedestrian, the environment {env.name} has only "
+                         f"{', '.join(env.vocabulary.categories)}")
+    stems = [Path(name).stem for name in images.names]
+    for folder in ("label_2", "label_2_extra"):
+        without = sorted({path.stem for path in (root / folder).glob("*.txt")} - set(stems))
+        if without:
+            raise InputError(f"{root / folder / without[0]}.txt: no image {without[0]} in {root / 'image_2'}")
+    return [to_graph(name, frame_objects(root, stem), camera, env, van)
+            for name, stem, camera in zip(images.names, stems, images.cameras)]
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -247,7 +285,7 @@ class LabelledImages(torch.utils.data.Dataset):
             read_info(folder, env)
             graphs = read_labels(open_images(folder, env), env)
             self.paths += [folder / graph.image for graph in graphs]
-            self.graphs += [select_objects(graph, ~graph.ignore) for graph in graphs]
+            self.graphs += [select_objects(graph, graph.counted) for graph in graphs]
 
     def __len__(self) -> int:
         return len(self.paths)

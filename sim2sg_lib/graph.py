@@ -40,8 +40,10 @@ class SceneGraph:
     boxes_px:        (N, 4) float64, x0 y0 x1 y1, inside the image.
     scores:          (N,) float64 in [0, 1]; 1 for exact labels.
     visible:         (N,) float64 in [0, 1], share of the object's in-image pixels that nothing hides; 1 if unknown.
+                     0 marks a neighbour (KITTI's Van beside car): one detection that finds it is neither right nor wrong.
     truncated:       (N,) float64 in [0, 1], share of the object's full box outside the image; 0 if unknown.
-    ignore:          (N,) bool, neither to be found nor to be punished for (KITTI's DontCare).
+    ignore:          (N,) bool, a region neither to be found nor to be punished for, however many detections lie in it
+                     (KITTI's DontCare).
     relations:       (R, 3) int64, subject index, predicate, object index.
     relation_scores: (R,) float64 in [0, 1]; 1 for exact labels.
     """
@@ -60,6 +62,11 @@ class SceneGraph:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    @property
+    def counted(self) -> np.ndarray:
+        """(N,) bool, the objects that are there to be found: neither regions nor neighbours."""
+        return ~self.ignore & (self.visible > 0)
 
 
 def make_graph(image: str, width: int, height: int, labels, boxes_px, relations=(), scores=None, visible=None,

@@ -7,7 +7,7 @@ from sim2sg_lib.env import Env
 from sim2sg_lib.graph import SceneGraph, make_graph, select_objects
 from sim2sg_lib.meshes import Meshes
 from sim2sg_lib.raster import Fragments, edges_px, object_pixels, scale_cameras
-from sim2sg_lib.scene import Scene, relations
+from sim2sg_lib.scene import Scene, SceneObject, relations
 
 COUNTED_FROM = 200_000  # in images of so many pixels, what an object would show alone is counted once a pixel
 
@@ -23,6 +23,7 @@ def annotate(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: lis
     width, height = cameras.width, cameras.height
     fine = fragments.pix_to_face.shape[2] // width
     boxes, shown = visible_boxes(fragments, meshes)
+    labelled = _shown_enough(shown, fragments, env)
     coarse = 1 if width * height >= COUNTED_FROM else fine
     alone = object_pixels(meshes, scale_cameras(cameras, coarse), cull_backfaces=True).cpu().numpy() * (fine / coarse) ** 2
     truncated = truncated_share(meshes, cameras)
@@ -34,8 +35,19 @@ def annotate(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: lis
             image, width, height, [o.label for o in scene.objects], boxes[rows] / fine,
             relations(scene.objects, scene.camera, env.vocabulary.predicates, env.rules),
             visible=np.clip(shown[rows] / np.maximum(alone[rows], 1), 0, 1), truncated=truncated[rows])
-        graphs.append(select_objects(graph, shown[rows] >= env.min_visible_share * width * height * fine * fine))
+        graphs.append(select_objects(graph, labelled[rows]))
     return graphs
+
+
+def labelled_objects(fragments: Fragments, meshes: Meshes, scenes: list[Scene], env: Env) -> list[list[SceneObject]]:
+    """For each of B rendered scenes the objects behind the graph that `annotate` makes of it, in the graph's order."""
+    labelled = iter(_shown_enough(visible_boxes(fragments, meshes)[1], fragments, env))
+    return [[item for item in scene.objects if next(labelled)] for scene in scenes]
+
+
+def _shown_enough(shown: np.ndarray, fragments: Fragments, env: Env) -> np.ndarray:
+    height, width = fragments.pix_to_face.shape[1:3]
+    return shown >= env.min_visible_share * width * height
 
 
 def visible_boxes(fragments: Fragments, meshes: Meshes) -> tuple[np.ndarray, np.ndarray]:

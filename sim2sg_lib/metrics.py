@@ -11,6 +11,7 @@ import numpy as np
 from sim2sg_lib.graph import SceneGraph, Vocabulary, select_objects
 
 MIN_OVERLAP = 0.5
+KITTI_ROWS = range(370, 377)     # heights of KITTI's own images, whose limits are in their pixels
 MAX_DETECTIONS = 100            # per image and category, as COCO
 RECALL_AT = (20, 50, 100)       # ranked triplets per image that count
 NEVER = np.iinfo(np.int64).max  # rank of a relation that no prediction hits
@@ -20,18 +21,20 @@ NEVER = np.iinfo(np.int64).max  # rank of a relation that no prediction hits
 
 def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """(N, M) intersection over union of boxes a (N, 4) and b (M, 4), x0 y0 x1 y1; areas are (x1 - x0)(y1 - y0)."""
-    shared = _intersection(a, b)
-    union = _area(a)[:, None] + _area(b)[None, :] - shared
+    shared = box_intersection(a, b)
+    union = box_area(a)[:, None] + box_area(b)[None, :] - shared
     return shared / np.maximum(union, np.finfo(float).tiny)
 
 
-def _intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def box_intersection(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """(N, M) area shared by boxes a (N, 4) and b (M, 4), square pixels."""
     low = np.maximum(a[:, None, :2], b[None, :, :2])    # (N, M, 2)
     high = np.minimum(a[:, None, 2:], b[None, :, 2:])
     return np.prod(np.maximum(high - low, 0.0), axis=2)
 
 
-def _area(boxes: np.ndarray) -> np.ndarray:
+def box_area(boxes: np.ndarray) -> np.ndarray:
+    """(N,) area of boxes (N, 4), square pixels."""
     return (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
 
@@ -39,9 +42,9 @@ def _area(boxes: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Level:
-    """Which objects count.
+    """Which objects count. KITTI's limits: heights in the pixels of its own images, in others the same share of the rows.
 
-    min_height:    least box height as a share of the image's height (KITTI: 40 and 25 pixels of 375 rows).
+    min_height:    an object's box is taller than this, a detection's at least as tall; pixels of an image of 375 rows.
     min_visible:   least visible share; stands for KITTI's states fully visible, partly and largely occluded.
     max_truncated: greatest share outside the image, KITTI's numbers.
     """
@@ -52,20 +55,23 @@ class Level:
 
 
 LEVELS = {
-    "easy": Level(40 / 375, 0.85, 0.15),
-    "moderate": Level(25 / 375, 0.5, 0.30),
-    "hard": Level(25 / 375, 0.2, 0.50),
+    "easy": Level(40.0, 0.85, 0.15),
+    "moderate": Level(25.0, 0.5, 0.30),
+    "hard": Level(25.0, 0.2, 0.50),
     "all": Level(0.0, 0.0, 1.0),
 }
 
 
 def inside_level(graph: SceneGraph, level: Level) -> np.ndarray:
-    """(N,) bool, the objects that satisfy all three limits of the level."""
-    return _tall_enough(graph, level) & (graph.visible >= level.min_visible) & (graph.truncated <= level.max_truncated)
+    """(N,) bool, the objects that satisfy all three limits of the level; a neighbour (visible 0) satisfies none."""
+    return ((_heights(graph) > level.min_height) & (graph.visible >= level.min_visible) & (graph.visible > 0)
+            & (graph.truncated <= level.max_truncated))
 
 
-def _tall_enough(graph: SceneGraph, level: Level) -> np.ndarray:
-    return (graph.boxes_px[:, 3] - graph.boxes_px[:, 1]) / graph.height >= level.min_height
+def _heights(graph: SceneGraph) -> np.ndarray:
+    """(N,) box heights in the unit of Level.min_height."""
+    rows = 375 if graph.height in KITTI_ROWS else graph.height
+    return (graph.boxes_px[:, 3] - graph.boxes_px[:, 1]) * (375 / rows)
 
 
 def apply_level(truth: SceneGraph, level: Level) -> SceneGraph:
@@ -105,10 +111,10 @@ def match_class(truth: SceneGraph, predicted: SceneGraph, category: int, level: 
                 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Judge one image's detections of one category.
 
-    Two kinds of ground truth are neither missed nor punished for. Objects outside the level match one detection, by
-    IoU. Objects marked `ignore` are regions: they match any number of detections that lie at least half inside, which
-    is COCO's rule for crowds and KITTI's for DontCare. A region only excuses detections of its own category.
-    Detections below the level's height that match nothing are left out too.
+    Two kinds of ground truth are neither missed nor punished for. Objects outside the level, as neighbours are outside
+    every level, match one detection, by IoU. Objects marked `ignore` are regions: they match any number of detections
+    that lie at least half inside, which is COCO's rule for crowds and KITTI's for DontCare. A region only excuses
+    detections of its own category. Detections below the level's height that match nothing are left out too.
     Returns scores (D,) and true_positive (D,) bool of the detections that count, and the number of valid objects.
     """
     boxes = truth.boxes_px[truth.labels == category]
@@ -118,14 +124,14 @@ def match_class(truth: SceneGraph, predicted: SceneGraph, category: int, level: 
     rows = np.flatnonzero(predicted.labels == category)
     rows = rows[np.argsort(-predicted.scores[rows], kind="stable")][:MAX_DETECTIONS]
     detections = predicted.boxes_px[rows]
-    share_inside = _intersection(detections, boxes) / np.maximum(_area(detections), np.finfo(float).tiny)[:, None]
+    share_inside = box_intersection(detections, boxes) / np.maximum(box_area(detections), np.finfo(float).tiny)[:, None]
     overlap = np.where(region, share_inside, box_iou(detections, boxes))    # (D, G)
 
     matched = match_detections(overlap, ignored, reusable=region)
     found = matched >= 0
     on_ignored = found.copy()
     on_ignored[found] = ignored[matched[found]]
-    counts = ~on_ignored & (found | _tall_enough(predicted, level)[rows])
+    counts = ~on_ignored & (found | (_heights(predicted) >= level.min_height)[rows])
     return predicted.scores[rows][counts], found[counts], int(np.sum(~ignored))
 
 
@@ -283,12 +289,12 @@ def recall_scores(truth: list[SceneGraph], predicted: list[SceneGraph], vocabula
 # --- sets of graphs ---------------------------------------------------------------------------------------------------
 
 def content_gap(a: list[SceneGraph], b: list[SceneGraph], vocabulary: Vocabulary) -> dict[str, float | None]:
-    """How differently two sets of graphs are filled; ignored objects and their relations do not count.
+    """How differently two sets of graphs are filled; regions, neighbours and their relations do not count.
 
     Returns the total variation distance (half the L1 distance of the normalised histograms, 0 same to 1 disjoint) of
     objects_per_image, categories and predicates; None where one of the two histograms is empty.
     """
-    first, second = ([select_objects(graph, ~graph.ignore) for graph in graphs] for graphs in (a, b))
+    first, second = ([select_objects(graph, graph.counted) for graph in graphs] for graphs in (a, b))
     bins = {"objects_per_image": max((len(graph) for graph in first + second), default=0) + 1,
             "categories": len(vocabulary.categories), "predicates": len(vocabulary.predicates)}
     return {name: _total_variation(_values(first, name), _values(second, name), bins[name]) for name in bins}

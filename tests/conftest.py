@@ -1,7 +1,8 @@
 """Shared by all tests: the project on the path, two threads, and a folder of real data where there is one.
 
 Some tests compare with data that is not part of the project (Blender renders of CLEVR scenes, official CLEVR scenes,
-a COCO sample). They run where SIM2SG_TEST_DATA names a folder that holds it, and are skipped elsewhere.
+a COCO sample, KITTI frames and labels). They run where SIM2SG_TEST_DATA names a folder that holds it, and are skipped
+elsewhere.
 """
 import os
 import sys

@@ -2,6 +2,7 @@
 import contextlib
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -408,13 +409,42 @@ def kitti_graph(heights: list[float], **columns) -> SceneGraph:
 
 
 def test_levels_by_hand():
-    #                    40 px  39.9   25    24.9   partly  largely  hidden  cut .15  .3   .5   .51
-    truth = kitti_graph([40, 39.9, 25, 24.9, 50, 50, 50, 50, 50, 50, 50],
+    #                    40.1 px 40  25.1  25   partly  largely  hidden  cut .15  .3   .5   .51
+    truth = kitti_graph([40.1, 40, 25.1, 25, 50, 50, 50, 50, 50, 50, 50],
                         visible=[0.85, 1, 0.5, 1, 0.84, 0.2, 0.19, 1, 1, 1, 1],
                         truncated=[0, 0, 0, 0, 0, 0, 0, 0.15, 0.3, 0.5, 0.51])
     kept = {name: np.flatnonzero(~apply_level(truth, level).ignore).tolist() for name, level in LEVELS.items()}
     assert kept == {"easy": [0, 7], "moderate": [0, 1, 2, 4, 7, 8], "hard": [0, 1, 2, 4, 5, 7, 8, 9],
                     "all": list(range(11))}
+
+
+@pytest.mark.parametrize("rows, limit_px", [(370, 40), (374, 40), (375, 40), (376, 40), (750, 80), (120, 12.8)])
+def test_kitti_s_limits_are_pixels_of_its_own_images_and_shares_of_others(rows, limit_px):
+    """As in KITTI's evaluator an object has to be taller than the limit, a detection at least as tall."""
+    def upright(*heights):
+        boxes = [(20 * i, 0, 20 * i + 10, h) for i, h in enumerate(heights)]
+        return make_graph("x.png", 1242, rows, [0] * len(heights), boxes, scores=1 - 0.1 * np.arange(len(heights)))
+
+    truth = upright(limit_px, limit_px + 0.01)
+    assert apply_level(truth, LEVELS["easy"]).ignore.tolist() == [True, False]
+    # a hit and, elsewhere, a false positive before it: left out below the limit alone
+    found = replace(upright(limit_px, limit_px + 0.01), boxes_px=truth.boxes_px + [[500, 0, 500, 0], [0, 0, 0, 0]])
+    lower = replace(found, boxes_px=found.boxes_px - [[0, 0, 0, 0.01], [0, 0, 0, 0]])
+    assert [detection_scores([truth], [p], VOCABULARY, LEVELS["easy"])["ap50"]["cube"] for p in (found, lower)] == [0.5, 1]
+
+
+def test_a_neighbour_excuses_one_detection_that_finds_it_at_every_level():
+    truth = kitti_graph([50, 50], visible=[1, 0], relations=[(0, LEFT, 1)])
+    for name, level in LEVELS.items():
+        at_level = apply_level(truth, level)
+        assert at_level.ignore.tolist() == [False, True] and len(at_level.relations) == 0, name
+        hit, beside = (0, 100, 50, 150), (100, 100, 150, 150)
+        once = kitti_graph([50, 50], scores=[0.8, 0.9])
+        twice = make_graph("000000.png", 1242, 375, [0] * 3, [hit, beside, beside], scores=[0.7, 0.9, 0.8])
+        inside = make_graph("000000.png", 1242, 375, [0] * 2, [hit, (110, 100, 124, 150)], scores=[0.7, 0.9])
+        ap = [detection_scores([truth], [p], VOCABULARY, level)["ap50"]["cube"] for p in (once, twice, inside)]
+        assert ap == [1, 0.5, 0.5], name   # a second detection of it, and a part of it, are false positives
+    assert content_gap([truth], [kitti_graph([50])], VOCABULARY)["objects_per_image"] == 0
 
 
 def test_relations_need_both_ends_inside_the_level():

@@ -1,0 +1,104 @@
+"""A data set's images and labels once more in two formats that other programs read, beside it.
+
+    FOLDER/kitti/training/    image_2/, label_2/, calib/ of KITTI's object benchmark
+    FOLDER/coco/              images/ and annotations.json of COCO detection; it has no place for relations or 3-D
+
+A KITTI box turns about the camera's own y axis. Before a tilted camera an upright box does not, and KITTI has no other place
+for the tilt: its readers take P2 for focal length and principal point alone. So only level cameras are exported. Positions
+are in the camera's own frame (P2 has no fourth column), and its height above the ground is not part of the format.
+"""
+import math
+import os
+import shutil
+from pathlib import Path
+
+import numpy as np
+
+from sim2sg_lib.camera import Camera
+from sim2sg_lib.dataset import write_json
+from sim2sg_lib.graph import InputError, SceneGraph, Vocabulary
+from sim2sg_lib.kitti import KittiObject, format_object
+from sim2sg_lib.metrics import LEVELS
+from sim2sg_lib.scene import SceneObject
+
+
+def check_level(camera: Camera, name: str) -> None:
+    """Errors: InputError if the camera's y axis is not the world's vertical."""
+    tilt_degrees = math.degrees(math.acos(np.clip(-camera.R[1, 2], -1, 1)))
+    if tilt_degrees > 0.01:  # less than the two decimals of KITTI's files
+        raise InputError(f"--export kitti: {name} is tilted by {tilt_degrees:.1f} degrees, expected a level one, since "
+                         "KITTI's 3-D boxes turn about the camera's own y axis; --export coco takes any")
+
+
+def write_kitti(folder: Path, graphs: list[SceneGraph], objects: list[list[SceneObject]], cameras: list[Camera],
+                vocabulary: Vocabulary) -> None:
+    """Write FOLDER/kitti/training; the images of the graphs are in FOLDER.
+
+    objects: per graph the 3-D objects behind its rows. cameras: per graph, of any pixel size. Errors: InputError for a
+    camera that is not level.
+    """
+    root = Path(folder) / "kitti" / "training"
+    for name in ("image_2", "label_2", "calib"):
+        (root / name).mkdir(parents=True)
+    for graph, items, camera in zip(graphs, objects, cameras, strict=True):
+        check_level(camera, f"the camera of {graph.image}")
+        image = Path(graph.image)
+        link_image(folder / image, root / "image_2" / image.name)
+        lines = [format_object(kitti_object(graph, i, item, camera, vocabulary)) for i, item in enumerate(items)]
+        (root / "label_2" / f"{image.stem}.txt").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        (root / "calib" / f"{image.stem}.txt").write_text(calib_text(camera.resized(graph.width, graph.height)),
+                                                          encoding="utf-8")
+
+
+def kitti_object(graph: SceneGraph, index: int, item: SceneObject, camera: Camera, vocabulary: Vocabulary) -> KittiObject:
+    """Row `index` of a graph and the object behind it as a line of a label file, for a level camera.
+
+    The type is the category's name, capitalised; the box is around what is visible.
+    """
+    length, width, height = item.size_m
+    bottom = camera.R @ np.array(item.position_world) + camera.t
+    heading = camera.R @ [math.cos(item.yaw_rad), math.sin(item.yaw_rad), 0]
+    rotation_y_rad = math.atan2(-heading[2], heading[0])
+    alpha_rad = math.remainder(rotation_y_rad - math.atan2(bottom[0], bottom[2]), 2 * math.pi)
+    return KittiObject(vocabulary.categories[graph.labels[index]].capitalize(), float(graph.truncated[index]),
+                       occlusion_state(graph.visible[index]), alpha_rad, tuple(graph.boxes_px[index].tolist()),
+                       (height, width, length), tuple(bottom.tolist()), rotation_y_rad)
+
+
+def occlusion_state(visible: float) -> int:
+    """KITTI's state 0 (fully visible) to 3 whose difficulty levels a visible share satisfies."""
+    return sum(bool(visible < LEVELS[name].min_visible) for name in ("easy", "moderate", "hard"))
+
+
+def calib_text(camera: Camera) -> str:
+    """A calibration file: the camera is its own reference, there is no lidar and no inertial unit."""
+    P2 = np.hstack([camera.K, np.zeros((3, 1))])
+    still = np.eye(3, 4)
+    rows = {"P0": P2, "P1": P2, "P2": P2, "P3": P2, "R0_rect": np.eye(3), "Tr_velo_to_cam": still, "Tr_imu_to_velo": still}
+    lines = [f"{name}: " + " ".join(f"{value:.12e}" for value in matrix.ravel()) for name, matrix in rows.items()]
+    return "\n".join(lines) + "\n"
+
+
+def write_coco(folder: Path, graphs: list[SceneGraph], vocabulary: Vocabulary) -> None:
+    """Write FOLDER/coco; the images of the graphs are in FOLDER. Ids count from 1, boxes are x, y, width, height."""
+    out = Path(folder) / "coco"
+    (out / "images").mkdir(parents=True)
+    images, annotations = [], []
+    for image_id, graph in enumerate(graphs, 1):
+        name = Path(graph.image).name
+        link_image(folder / graph.image, out / "images" / name)
+        images.append({"id": image_id, "file_name": name, "width": graph.width, "height": graph.height})
+        for label, (x0, y0, x1, y1) in zip(graph.labels.tolist(), graph.boxes_px.tolist()):
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, "category_id": label + 1,
+                                "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0})
+    categories = [{"id": i, "name": name} for i, name in enumerate(vocabulary.categories, 1)]
+    write_json(out / "annotations.json", {"info": {"description": "synthetic images of Sim2SG"}, "licenses": [],
+                                          "images": images, "annotations": annotations, "categories": categories})
+
+
+def link_image(source: Path, target: Path) -> None:
+    """The same file under another name where the file system can, else a copy."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)

@@ -1,0 +1,219 @@
+"""The formats of KITTI's object benchmark (Geiger et al. 2012), and its frames in this project's terms.
+
+    ROOT/image_2/000000.png      left colour images; ROOT is the folder itself or its training/
+    ROOT/calib/000000.txt        projection matrices P0..P3, of which P2 is image_2's
+    ROOT/label_2/000000.txt      an object a line; absent for an unlabelled target
+    ROOT/label_2_extra/          House and Vegetation, which KITTI does not label, in label_2's format; may be absent
+
+KITTI's frame is the rectified reference camera 0: x right, y down, z forward, its origin CAMERA_HEIGHT_M above a ground that
+is taken for flat. The world here has z up: x is KITTI's x, y is KITTI's z, z is CAMERA_HEIGHT_M less KITTI's y. KITTI turns
+objects about y by rotation_y, which runs from z to x: yaw_rad is its negative.
+Pixels: KITTI counts from the centre of the first pixel, this project from its corner. KITTI's numbers stay as they are, so
+that its projections and scores are its own; half a pixel is less than its labels are good for.
+"""
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from sim2sg_lib.camera import Camera
+from sim2sg_lib.env import Env
+from sim2sg_lib.graph import InputError, SceneGraph, make_graph, read_text
+from sim2sg_lib.scene import SceneObject, relations
+
+CAMERA_HEIGHT_M = 1.65
+CAMERA_FROM_WORLD = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
+EXTRA_TYPES = ("House", "Vegetation")
+TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc", "DontCare") + EXTRA_TYPES
+NEIGHBOURS = {"Van": "car", "Person_sitting": "pedestrian"}  # too alike to punish the confusion, but not to be found
+VISIBLE = {-1: 1.0, 0: 1.0, 1: 0.675, 2: 0.35, 3: 0.1}  # occlusion state -> a share inside the same metrics.LEVELS
+COLUMNS = ("type", "truncated", "occluded", "alpha", "left", "top", "right", "bottom", "height", "width", "length",
+           "x", "y", "z", "rotation_y", "score")
+
+
+@dataclass(frozen=True)
+class KittiObject:
+    """One line of a label or result file, in KITTI's own frame and units.
+
+    type:           one of TYPES.
+    truncated:      share outside the image in [0, 1]; -1 if unknown.
+    occluded:       0 fully visible, 1 partly, 2 largely occluded, 3 cannot be told; -1 if unknown.
+    alpha_rad:      observation angle, rotation_y less the direction to the object; -10 if unknown.
+    box_px:         left, top, right, bottom in pixels from the centre of the first.
+    size_m:         height, width, length, metres; -1 if unknown.
+    bottom_camera:  x, y, z of the bottom's centre in rectified camera 0, metres; -1000 if unknown.
+    rotation_y_rad: about that camera's y axis; 0 faces right, -pi/2 away from the camera; -10 if unknown.
+    score:          of a detection, greater is surer; None for a label.
+    """
+
+    type: str
+    truncated: float
+    occluded: int
+    alpha_rad: float
+    box_px: tuple[float, float, float, float]
+    size_m: tuple[float, float, float]
+    bottom_camera: tuple[float, float, float]
+    rotation_y_rad: float
+    score: float | None = None
+
+    @property
+    def placed(self) -> bool:
+        """Whether the 3-D part is known: no DontCare, no detection in 2-D alone."""
+        return self.bottom_camera[2] > -1000 and min(self.size_m) > 0
+
+
+# --- files ------------------------------------------------------------------------------------------------------------
+
+def kitti_root(folder: Path) -> Path | None:
+    """The folder that holds image_2/: `folder` or its training/; None if this is not a KITTI folder."""
+    for root in (Path(folder), Path(folder) / "training"):
+        if (root / "image_2").is_dir():
+            return root
+    return None
+
+
+def read_objects(path: Path, results: bool = False) -> list[KittiObject]:
+    """The objects of a label file (15 columns), or with `results` of a result file (16). Errors: InputError."""
+    kind = "result" if results else "label"
+    lines = read_text(path, f"a KITTI {kind} file").splitlines()
+    return [_parse_object(line, f"{path}:{number}", COLUMNS[:16 if results else 15])
+            for number, line in enumerate(lines, 1) if line.strip()]
+
+
+def _parse_object(line: str, where: str, columns: tuple[str, ...]) -> KittiObject:
+    words = line.split()
+    if len(words) != len(columns):
+        raise InputError(f"{where}: {len(words)} columns, expected {len(columns)} ({', '.join(columns)})")
+    if words[0].lower() not in _TYPE_BY_NAME:
+        raise InputError(f"{where}: type: {words[0]!r}, expected one of {', '.join(TYPES)}")
+    row = {name: _number(word, f"{where}: {name}") for name, word in zip(columns[1:], words[1:])}
+    left, top, right, bottom = (row[name] for name in COLUMNS[4:8])
+    if row["truncated"] != -1 and not 0 <= row["truncated"] <= 1:
+        raise InputError(f"{where}: truncated: {words[1]}, expected a share from 0 to 1, or -1")
+    if row["occluded"] not in VISIBLE:
+        raise InputError(f"{where}: occluded: {words[2]}, expected 0, 1, 2, 3 or -1")
+    for low, high in (("left", "right"), ("top", "bottom")):
+        if row[low] >= row[high]:
+            raise InputError(f"{where}: {high}: {row[high]:g}, expected more than {low}, {row[low]:g}")
+    return KittiObject(_TYPE_BY_NAME[words[0].lower()], row["truncated"], int(row["occluded"]), row["alpha"],
+                       (left, top, right, bottom), tuple(row[name] for name in COLUMNS[8:11]),
+                       tuple(row[name] for name in COLUMNS[11:14]), row["rotation_y"], row.get("score"))
+
+
+_TYPE_BY_NAME = {name.lower(): name for name in TYPES}  # KITTI's evaluator does not mind the case
+
+
+def _number(word: str, where: str) -> float:
+    try:
+        value = float(word)
+    except ValueError:
+        value = math.nan
+    if not abs(value) < 1e9:  # false for NaN, too
+        raise InputError(f"{where}: {word!r}, expected a finite number")
+    return value
+
+
+def format_object(item: KittiObject) -> str:
+    """One line of a label file, or of a result file if there is a score, without the newline."""
+    numbers = (item.alpha_rad, *item.box_px, *item.size_m, *item.bottom_camera, item.rotation_y_rad)
+    columns = " ".join(f"{round(number, 2) + 0.0:.2f}" for number in numbers)  # + 0.0: never -0.00
+    line = f"{item.type} {item.truncated:.2f} {item.occluded} {columns}"
+    return line if item.score is None else f"{line} {item.score:.4f}"
+
+
+def read_calib(path: Path) -> np.ndarray:
+    """(3, 4) float64 P2, from rectified camera 0 to pixels of image_2. Errors: InputError."""
+    for number, line in enumerate(read_text(path, "a KITTI calibration file").splitlines(), 1):
+        name, *words = line.split() or [""]
+        if name != "P2:":
+            continue
+        if len(words) != 12:
+            raise InputError(f"{path}:{number}: P2: {len(words)} numbers, expected 12")
+        P2 = np.array([_number(word, f"{path}:{number}: P2") for word in words]).reshape(3, 4)
+        if P2[0, 0] <= 0 or P2[1, 1] <= 0 or P2[0, 1] != 0 or P2[1, 0] != 0 or P2[2, :3].tolist() != [0, 0, 1]:
+            raise InputError(f"{path}:{number}: P2: expected rows f 0 cx tx, 0 f cy ty, 0 0 1 tz with f > 0")
+        return P2
+    raise InputError(f"{path}: no line P2:, expected one with 12 numbers")
+
+
+def frame_objects(root: Path, stem: str) -> list[KittiObject]:
+    """A frame's labels, those of label_2_extra last if that folder is there. Errors: InputError."""
+    folders = [root / name for name in ("label_2", "label_2_extra") if name == "label_2" or (root / name).is_dir()]
+    return [item for folder in folders for item in read_objects(folder / f"{stem}.txt")]
+
+
+def unlabelled_categories(root: Path, env: Env) -> tuple[str, ...]:
+    """The environment's categories that this folder has no labels of: house and vegetation without label_2_extra."""
+    known = [name for name in TYPES if name not in EXTRA_TYPES or (root / "label_2_extra").is_dir()]
+    return tuple(name for name in env.vocabulary.categories if name not in map(str.lower, known))
+
+
+# --- frames -----------------------------------------------------------------------------------------------------------
+
+def camera_of(P2: np.ndarray, width: int, height: int) -> Camera:
+    """The view whose projection of a world point is P2 times the point in KITTI's frame, for P2 as read_calib gives it."""
+    K = P2[:, :3]
+    # camera 2 stands a few centimetres beside camera 0: P2 says so in its fourth column
+    return Camera(K, CAMERA_FROM_WORLD, np.array([0, CAMERA_HEIGHT_M, 0]) + np.linalg.solve(K, P2[:, 3]), width, height)
+
+
+def paper_camera(width: int, height: int) -> Camera:
+    """The camera that Prakash et al. 2021 assume, having none: 90 degrees wide, principal point in the middle."""
+    K = np.array([[width / 2, 0, width / 2], [0, width / 2, height / 2], [0, 0, 1]])
+    return Camera(K, CAMERA_FROM_WORLD, np.array([0, CAMERA_HEIGHT_M, 0]), width, height)
+
+
+def world_of(bottom_camera: np.ndarray) -> np.ndarray:
+    """(..., 3) positions in rectified camera 0 -> world, metres."""
+    x, y, z = np.moveaxis(np.asarray(bottom_camera, np.float64), -1, 0)
+    return np.stack([x, z, CAMERA_HEIGHT_M - y], -1)
+
+
+def yaw_of(rotation_y_rad: float) -> float:
+    """KITTI's rotation_y -> yaw about world z, in [-pi, pi]; an asset's own x axis is its length."""
+    return math.remainder(-rotation_y_rad, 2 * math.pi)
+
+
+def rotation_y_of(yaw_rad: float) -> float:
+    """Yaw about world z -> KITTI's rotation_y in [-pi, pi]; the same formula, the two axes being opposite."""
+    return math.remainder(-yaw_rad, 2 * math.pi)
+
+
+# --- graphs -----------------------------------------------------------------------------------------------------------
+
+def to_graph(image: str, objects: list[KittiObject], camera: Camera, env: Env, van: str = "ignore") -> SceneGraph:
+    """A frame's labels as a scene graph, in the image that `camera` sees; relations between objects whose 3-D is known.
+
+    DontCare becomes a region of every category. A Van beside cars and a Person_sitting beside pedestrians become
+    neighbours (visible 0, see SceneGraph), unless `van` is "car". Types that the environment has no category for are left
+    out. Errors: InputError for a box outside the image.
+    """
+    categories = env.vocabulary.categories
+    rows = []  # (label, box, visible, truncated, ignore, the object where it may have relations)
+    for number, item in enumerate(objects, 1):
+        box = np.clip(item.box_px, 0, (camera.width, camera.height) * 2)
+        if box[0] >= box[2] or box[1] >= box[3]:
+            raise InputError(f"{image}: its labels' object {number}: box {item.box_px} lies outside the image of "
+                             f"{camera.width}x{camera.height} pixels")
+        kind = "Car" if (item.type, van) == ("Van", "car") else item.type
+        if kind == "DontCare":
+            rows += [(label, box, 1.0, 0.0, True, None) for label in range(len(categories))]
+        elif NEIGHBOURS.get(kind) in categories:
+            rows.append((categories.index(NEIGHBOURS[kind]), box, 0.0, 0.0, False, None))
+        elif kind.lower() in categories:
+            rows.append((categories.index(kind.lower()), box, VISIBLE[item.occluded], max(item.truncated, 0.0), False, item))
+    labels, boxes_px, visible, truncated, ignore, items = zip(*rows) if rows else [()] * 6
+    placed = np.array([i for i, item in enumerate(items) if item and item.placed], np.int64)
+    things = [to_object(labels[i], items[i]) for i in placed]
+    found = relations(things, camera, env.vocabulary.predicates, env.rules)
+    found[:, [0, 2]] = placed[found[:, [0, 2]]]  # from rows among the placed to rows of the graph
+    return make_graph(image, camera.width, camera.height, labels, boxes_px, found, visible=visible, truncated=truncated,
+                      ignore=ignore)
+
+
+def to_object(label: int, item: KittiObject) -> SceneObject:
+    """A labelled 3-D box in the world; it has no asset."""
+    height, width, length = item.size_m
+    position = world_of(np.array(item.bottom_camera))
+    return SceneObject(label, "", tuple(map(float, position)), (length, width, height), yaw_of(item.rotation_y_rad))
