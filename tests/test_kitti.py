@@ -101,16 +101,16 @@ def all_labels(folder: Path) -> dict[str, list[KittiObject]]:
 
 def test_a_line_field_by_field(tmp_path):
     path = tmp_path / "a.txt"
-    path.write_text("Car 0.25 1 1.85 387.63 181.54 423.81 203.12 1.67 1.87 3.69 -16.53 2.39 58.49 1.57\n\n"
-                    "dontcare -1 -1 -10 503.89 169.71 590.61 190.13 -1 -1 -1 -1000 -1000 -1000 -10\n")
+    path.write_text("Car 0.25 1 1.70 400.25 180.50 440.75 200.12 1.60 1.80 3.70 -15.03 2.41 55.10 1.43\n\n"
+                    "dontcare -1 -1 -10 510.00 170.50 590.25 190.00 -1 -1 -1 -1000 -1000 -1000 -10\n")
     car, region = read_objects(path)
-    assert car == KittiObject("Car", 0.25, 1, 1.85, (387.63, 181.54, 423.81, 203.12), (1.67, 1.87, 3.69),
-                              (-16.53, 2.39, 58.49), 1.57, None)
+    assert car == KittiObject("Car", 0.25, 1, 1.7, (400.25, 180.5, 440.75, 200.12), (1.6, 1.8, 3.7),
+                              (-15.03, 2.41, 55.1), 1.43, None)
     assert car.placed and region.type == "DontCare" and not region.placed
     path.write_text(f"{CAR_LINE} 0.75\n")
     assert read_objects(path, results=True)[0].score == 0.75
     assert format_object(read_objects(path, results=True)[0]) == f"{CAR_LINE} 0.7500"
-    assert format_object(car) == "Car 0.25 1 1.85 387.63 181.54 423.81 203.12 1.67 1.87 3.69 -16.53 2.39 58.49 1.57"
+    assert format_object(car) == "Car 0.25 1 1.70 400.25 180.50 440.75 200.12 1.60 1.80 3.70 -15.03 2.41 55.10 1.43"
 
 
 @pytest.mark.parametrize("column, word, words", [
