@@ -45,8 +45,10 @@ ifneq ($(words $(OUT)) $(words x$(TARGET)),1 1)
 $(error OUT=$(OUT) TARGET=$(TARGET): expected paths without spaces)
 endif
 ifeq ($(TARGET),)
-TRAIN_IMAGES := $(OUT)/data/target/train
-TEST_IMAGES := $(OUT)/data/target/test
+# the stand-in for KITTI is a KITTI folder, and is read as KITTI is
+INSIDE := $(if $(filter drive,$(ENV)),/kitti)
+TRAIN_IMAGES := $(OUT)/data/target/train$(INSIDE)
+TEST_IMAGES := $(OUT)/data/target/test$(INSIDE)
 TARGET_READY := $(OUT)/data/target/test/dataset.json
 else
 ifeq ($(wildcard $(TARGET)/.),)
@@ -87,7 +89,7 @@ options: .venv/ready
 
 # the stand-in for real images, labelled, the same for every SEED
 $(OUT)/data/target/test/dataset.json: | options
-	$(SYNTHESIZE) --domain $(DOMAIN) --num $(TARGET_NUM) --seed 1 --out $(OUT)/data/target
+	$(SYNTHESIZE) --domain $(DOMAIN) --num $(TARGET_NUM) --seed 1 $(if $(INSIDE),--export kitti) --out $(OUT)/data/target
 
 # SDR: random scenes of the source domain
 $(OUT)/data/sdr/dataset.json: | options

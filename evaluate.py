@@ -108,10 +108,13 @@ def own_test_set(run: Path, options: dict, env) -> Path:
     from sim2sg_lib.graph import InputError
     if (run / "metrics.json").exists():
         return Path(str(read_json(run / "metrics.json").get("data")))
-    parent = Path(options["target"]).parent if options["target"] else Path("data") / env.name / "target"
+    target = Path(options["target"]) if options["target"] else Path("data") / env.name / "target" / "train"
+    # a stand-in for KITTI is a KITTI folder in each split of the data set around it
+    split, inside = (target.parent, "kitti") if target.name == "kitti" else (target, ".")
+    parent = split.parent
     for name in ("test", "val"):
-        if (parent / name).is_dir():
-            return parent / name
+        if (parent / name / inside).is_dir():
+            return parent / name / inside
     raise InputError(f"no test set beside {parent}: give --data")
 
 

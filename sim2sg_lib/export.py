@@ -1,6 +1,7 @@
 """A data set's images and labels once more in two formats that other programs read, beside it.
 
-    FOLDER/kitti/training/    image_2/, label_2/, calib/ of KITTI's object benchmark
+    FOLDER/kitti/training/    image_2/, label_2/, calib/ of KITTI's object benchmark; what KITTI has no type for, such as
+                              houses and vegetation, in label_2_extra/
     FOLDER/coco/              images/ and annotations.json of COCO detection; it has no place for relations or 3-D
 
 A KITTI box turns about the camera's own y axis. Before a tilted camera an upright box does not, and KITTI has no other place
@@ -17,7 +18,7 @@ import numpy as np
 from sim2sg_lib.camera import Camera
 from sim2sg_lib.dataset import write_json
 from sim2sg_lib.graph import InputError, SceneGraph, Vocabulary
-from sim2sg_lib.kitti import KittiObject, format_object
+from sim2sg_lib.kitti import EXTRA_TYPES, TYPES, KittiObject, format_object
 from sim2sg_lib.metrics import LEVELS
 from sim2sg_lib.scene import SceneObject
 
@@ -38,14 +39,17 @@ def write_kitti(folder: Path, graphs: list[SceneGraph], objects: list[list[Scene
     camera that is not level.
     """
     root = Path(folder) / "kitti" / "training"
-    for name in ("image_2", "label_2", "calib"):
+    extra = [name for name in map(str.capitalize, vocabulary.categories) if name not in TYPES or name in EXTRA_TYPES]
+    for name in ("image_2", "label_2", "calib", *(["label_2_extra"] if extra else [])):
         (root / name).mkdir(parents=True)
     for graph, items, camera in zip(graphs, objects, cameras, strict=True):
         check_level(camera, f"the camera of {graph.image}")
         image = Path(graph.image)
         link_image(folder / image, root / "image_2" / image.name)
-        lines = [format_object(kitti_object(graph, i, item, camera, vocabulary)) for i, item in enumerate(items)]
-        (root / "label_2" / f"{image.stem}.txt").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+        rows = [kitti_object(graph, i, item, camera, vocabulary) for i, item in enumerate(items)]
+        for name, others in (("label_2", False), *([("label_2_extra", True)] if extra else [])):
+            lines = [format_object(row) + "\n" for row in rows if (row.type in extra) == others]
+            (root / name / f"{image.stem}.txt").write_text("".join(lines), encoding="utf-8")
         (root / "calib" / f"{image.stem}.txt").write_text(calib_text(camera.resized(graph.width, graph.height)),
                                                           encoding="utf-8")
 
