@@ -549,7 +549,8 @@ def test_exported_lines_by_hand(tmp_path):
     write_kitti(tmp_path, [graph], [items], [STREET], VOCABULARY)
     root = tmp_path / "kitti/training"
     assert (root / "label_2/000000.txt").read_text().splitlines() == [
-        "Car 0.00 1 -1.77 700.00 180.00 900.00 300.00 1.50 1.80 4.00 2.00 1.65 10.00 -1.57",
+        "Car 0.00 1 -1.77 700.00 180.00 900.00 300.00 1.50 1.80 4.00 2.00 1.65 10.00 -1.57"]
+    assert (root / "label_2_extra/000000.txt").read_text().splitlines() == [  # KITTI labels no houses
         "House 0.33 3 0.64 0.00 0.50 99.25 375.00 6.00 7.00 8.00 -6.00 1.15 8.00 0.00"]
     assert (root / "calib/000000.txt").read_text().splitlines()[2] == "P2: " + " ".join(
         f"{v:.12e}" for v in (621, 0, 621, 0, 0, 621, 187.5, 0, 0, 0, 1, 0))
