@@ -80,7 +80,7 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
             chosen = [i % len(graphs) for i in indices]
             return lift_graphs([graphs[i] for i in chosen], [cameras[i] for i in chosen], env, threshold, randomise, refine,
                                generators, device)
-        layouts = [env.layout(domain, rng) for rng in generators]
+        layouts = [env.layout(env, domain, rng) for rng in generators]
         return [env.dress(*layout, domain, randomise, rng) for layout, rng in zip(layouts, generators)]
 
     # --- render and label

@@ -40,7 +40,7 @@ def size_m(label: int, radius_m: float) -> tuple[float, float, float]:
     return (side, side, side)
 
 
-def layout(domain: str, rng: np.random.Generator) -> tuple[list[SceneObject], Camera]:
+def layout(env: Env, domain: str, rng: np.random.Generator) -> tuple[list[SceneObject], Camera]:
     """Objects on the ground without appearance, no two touching, and a jittered camera."""
     counts, margins_m = CONTENT[DOMAINS[domain][0]]
     eye = np.array(EYE_WORLD) + rng.uniform(-CAMERA_JITTER_M, CAMERA_JITTER_M, 3)

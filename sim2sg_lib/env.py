@@ -26,7 +26,8 @@ class Env:
     min_visible_share:  objects with less of the image than this share are left out of the labels.
     threshold:          default confidence below which predictions are not lifted (tau).
     domains:            names for `--domain`: "source", "target", and whatever else there is.
-    layout:             (domain, generator) -> objects without appearance, and the camera: the content of a scene.
+    layout:             (this Env, domain, generator) -> objects without appearance, and the camera: the content of a
+                        scene; of the Env it takes the source's assets, which --assets may have replaced.
     settle:             (lifted objects, their boxes (N, 4) px, camera, generator) -> objects: what else is known of
                         where things stand (lanes, for instance), and one box's several objects; None for nothing.
     dress:              (objects, camera, domain, randomise, generator) -> Scene: its appearance; randomise is
@@ -45,6 +46,6 @@ class Env:
     min_visible_share: float
     threshold: float
     domains: tuple[str, ...]
-    layout: Callable[[str, np.random.Generator], tuple[list[SceneObject], Camera]]
+    layout: Callable[["Env", str, np.random.Generator], tuple[list[SceneObject], Camera]]
     settle: Callable[[list[SceneObject], np.ndarray, Camera, np.random.Generator], list[SceneObject]] | None
     dress: Callable[[list[SceneObject], Camera, str, str, np.random.Generator], Scene]

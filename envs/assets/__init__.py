@@ -1,0 +1,1 @@
+"""Procedural assets of the environments: unit meshes of parts, sized in metres, x ahead."""
