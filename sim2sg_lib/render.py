@@ -17,6 +17,7 @@ from sim2sg_lib.texture import noise, textured
 
 SUPERSAMPLE = 2          # samples per pixel and axis
 PENUMBRA_PX = 3          # width of the box that softens shadows on the ground: lamps are areas, not points
+BLOCK = 1 << 15          # samples shaded at once: what they need stays in the processor's cache
 DIELECTRIC = 0.04        # reflectance of what is no metal, seen from above
 SHOULDER = 0.8           # display values from here on are compressed, so that no highlight clips
 
@@ -38,7 +39,8 @@ def shade(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[S
     scene = hit // (fine_height * fine_width)
     pixel = (scene * cameras.height + row) * cameras.width + column
     face, bary = fragments.pix_to_face[..., 0].reshape(-1)[hit], fragments.bary_coords[..., 0, :].reshape(-1, 3)[hit]
-    objects = display(shade_objects(face, bary, meshes, cameras, light), light.exposure[scene, None])  # (N, 3)
+    objects = torch.cat([display(shade_objects(f, w, meshes, cameras, light), light.exposure[s, None])  # (N, 3)
+                         for f, w, s in zip(*(column.split(BLOCK) for column in (face, bary, scene)))])
     # the display curve comes before the average: the other way round leaves jagged edges at highlights
     difference = (objects - ground.view(-1, 3)[pixel]) / fine ** 2
     images = ground.view(-1, 3).index_add(0, pixel, difference).view(len(scenes), cameras.height, cameras.width, 3)
@@ -98,7 +100,8 @@ def surroundings(light: Lighting, scene: Tensor, point: Tensor, normal: Tensor, 
                  mirror: Tensor, roughness: Tensor) -> Tensor:
     """(N, 3) light from sky and ground: evenly for what is matte, along the mirrored ray for what shines."""
     above = 0.5 + 0.5 * normal[:, 2:]
-    diffuse = matte * torch.lerp(ground_light(light, scene, torch.zeros_like(point)),
+    every = torch.arange(len(light.scenes), device=scene.device)
+    diffuse = matte * torch.lerp(ground_light(light, every, point.new_zeros(len(every), 3))[scene],
                                  (light.zenith + light.horizon)[scene] / 2, above)
     mirrored = 2 * (normal * view).sum(-1, keepdim=True) * normal - view
     distance = point[:, 2:] / (-mirrored[:, 2:]).clamp(min=0.1)
