@@ -19,7 +19,7 @@ import click
 
 import envs
 
-CHUNK = 16  # scenes rendered at once
+CHUNK, CHUNK_PIXELS = 16, 16 * 320 * 240  # most scenes rendered at once, and most pixels of more than one
 
 
 @click.command(help=__doc__, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -169,7 +169,7 @@ def split_target(num: int) -> dict[str, range]:
 
 
 def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[int, int], info: dict, device) -> None:
-    """Build, render, annotate and save make_scenes(indices), CHUNK at a time; files are written meanwhile."""
+    """Build, render, annotate and save make_scenes(indices), some at a time; files are written meanwhile."""
     from tqdm import tqdm
     from sim2sg_lib.camera import stack_cameras
     from sim2sg_lib.dataset import write_image, write_labels
@@ -180,10 +180,10 @@ def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[i
 
     rasterize = {"own": raster.rasterize, "pytorch3d": raster_pytorch3d.rasterize}[info["renderer"]]
     (folder / "images").mkdir(parents=True)
-    scenes, graphs = [], []
+    scenes, graphs, count = [], [], max(1, min(CHUNK, CHUNK_PIXELS // (size[0] * size[1])))
     with ThreadPoolExecutor(2) as writers, tqdm(total=len(indices), desc="render", unit="image", disable=None) as bar:
-        for start in range(0, len(indices), CHUNK):
-            chunk = make_scenes(list(indices[start:start + CHUNK]))
+        for start in range(0, len(indices), count):
+            chunk = make_scenes(list(indices[start:start + count]))
             names = [f"images/{start + k:06d}.png" for k in range(len(chunk))]
             meshes = build(chunk, env.assets, device)
             cameras = stack_cameras([s.camera for s in chunk], *size, device)

@@ -22,11 +22,11 @@ PREDICATES = ("left", "right", "front", "behind", "on")
 CHAIR, TABLE, LAPTOP = range(3)
 WIDTH, HEIGHT = 1024, 768
 FOCAL_PX = WIDTH / 2 / math.tan(math.radians(30))       # 60 degrees across
-EYE_WORLD, AIM_WORLD = (0.0, -3.2, 1.65), (0.0, 0.2, 0.3)  # someone who stands at one wall and looks at the furniture
+EYE_WORLD, AIM_WORLD = (0.0, -3.2, 1.65), (0.0, -0.3, 0.3)  # someone who stands at one wall and looks at the furniture
 CAMERA_JITTER_M, LAMP_JITTER_M = 0.12, 0.3
-LOW_M, HIGH_M, CEILING_M = (-3.2, -3.5), (3.2, 3.0), 2.7  # the room
-FLOOR_M = ((-1.5, 1.5), (-1.2, 1.9))                    # x and y where single pieces stand
-SET_M = ((-0.4, 0.4), (-0.1, 0.8))                      # x and y of the middle of a table with its chairs
+LOW_M, HIGH_M, CEILING_M = (-3.0, -3.5), (3.0, 2.6), 2.7  # the room
+FLOOR_M = ((-1.4, 1.4), (-1.4, 1.2))                    # x and y where single pieces stand
+SET_M = ((-0.4, 0.4), (-0.4, 0.4))                      # x and y of the middle of a table with its chairs
 GAP_M = 0.04                                            # between any two
 
 ASSETS = {f"{kind}_{i}": asset for kind, row in (
@@ -165,8 +165,8 @@ FINISH = {"source": {CHAIR: (MATTE,) * 2, TABLE: (MATTE,) * 3, LAPTOP: (MATTE,) 
           "target": {CHAIR: (WOOD, CLOTH), TABLE: (GRAIN, WOOD, GRAIN), LAPTOP: (ALUMINIUM, MATTE, GLASS, MATTE, GLASS)}}
 
 # look -> (lamps' positions, how many of each, how far apart, what one group sends, metres and linear RGB), exposure
-LAMPS = {"source": (((-1.7, -1.4, 2.45), (1.8, -0.6, 2.45), (0.2, 1.6, 2.45)), 1, 0.0, (1.7, 1.7, 1.7), 1.0),
-         "target": (((-2.2, -0.6, 2.2), (0.9, 0.2, 2.5)), 3, 0.22, (3.0, 2.3, 1.5), 0.95)}
+LAMPS = {"source": (((-1.6, -1.5, 2.45), (1.8, -0.6, 2.45), (0.1, 1.0, 2.45)), 1, 0.0, (1.6, 1.6, 1.6), 1.0),
+         "target": (((-2.1, -0.8, 2.2), (0.9, 0.2, 2.5)), 3, 0.22, (3.2, 2.5, 1.7), 1.0)}
 SKY_RGB = {"source": (0.34, 0.34, 0.34), "target": (0.22, 0.2, 0.2)}
 FLOOR_RGB, WALL_RGB = (0.34, 0.33, 0.31), (0.52, 0.52, 0.5)
 
@@ -175,9 +175,11 @@ def dress(objects: list[SceneObject], camera: Camera, domain: str, randomise: st
     """Materials, lamps, walls and floor. `strong` also varies what no scene graph holds, in the source's look only."""
     look = DOMAINS[domain][1]
     strong = randomise == "strong" and look == "source"
-    dressed = []
+    dressed, worn = [], {}
     for item in objects:
-        skins = [any_material(rng) for _ in FINISH[look][item.label]] if strong else materials(item.label, look, rng)
+        if item.asset not in worn:  # chairs of one kind are a set
+            worn[item.asset] = [any_material(rng) for _ in FINISH[look][item.label]] if strong else materials(item.label, look, rng)
+        skins = worn[item.asset]
         dressed.append(SceneObject(item.label, item.asset, item.position_world, item.size_m, item.yaw_rad, skins[0], tuple(skins[1:])))
     lights, exposure, sky_rgb = lamps(look, rng), LAMPS[look][4], SKY_RGB[look]
     floor, wall, strips = Material(FLOOR_RGB, roughness=1.0), Material(WALL_RGB, roughness=1.0), ()
@@ -217,9 +219,9 @@ def lamps(look: str, rng: np.random.Generator) -> list[Light]:
 def kitchen(objects: list[SceneObject], rng: np.random.Generator) -> tuple[Material, Material, tuple[Strip, ...]]:
     """The target's floor of wood or tiles, its brick or papered walls, and a carpet with a border below the table."""
     tint, seed = rng.uniform(0.8, 1.2), int(rng.integers(1 << 16))
-    boards = Material(tuple(tint * np.array([0.34, 0.19, 0.09])), roughness=1.0, texture=Texture("grass", (0.1, 0.05, 0.02), 1.6, 0.8, seed))
+    boards = Material(tuple(tint * np.array([0.34, 0.19, 0.09])), roughness=1.0, texture=Texture("grass", (0.1, 0.05, 0.02), 0.7, 0.8, seed))
     tiles = Material(tuple(tint * np.array([0.5, 0.44, 0.36])), roughness=1.0, texture=Texture("checks", (0.3, 0.2, 0.15), 0.33, 0.8, seed))
-    brick = Material((0.36, 0.16, 0.1), roughness=1.0, texture=Texture("brick", (0.5, 0.46, 0.4), 0.24, 0.9, seed))
+    brick = Material((0.36, 0.16, 0.1), roughness=1.0, texture=Texture("brick", (0.42, 0.34, 0.28), 0.3, 0.9, seed))
     paper = Material((0.36, 0.42, 0.34), roughness=1.0, texture=Texture("noise", (0.5, 0.5, 0.38), 0.12, 0.8, seed))
     floor, wall = (boards, tiles)[rng.integers(2)], (brick, paper)[rng.integers(2)]
     table = next((o for o in objects if o.label == TABLE), None)
@@ -245,7 +247,7 @@ def linear(display_rgb: tuple[int, int, int]) -> tuple[float, float, float]:
     return tuple((value / 255) ** 2.2 for value in display_rgb)
 
 
-SHADOW_TEXELS = 512  # of some 9 mm: chairs have thin legs
+SHADOW_TEXELS = 640  # of some 7 mm: chairs have thin legs
 
 ENV = Env(
     name="dining",
