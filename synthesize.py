@@ -37,19 +37,22 @@ CHUNK, CHUNK_PIXELS = 16, 16 * 320 * 240  # most scenes rendered at once, and mo
 @click.option("--randomise", type=click.Choice(["paper", "strong"]), default="paper",
               help="Source look: as the paper draws it, or varying all that a scene graph does not hold.")
 @click.option("--preset", type=click.Choice(["quick", "paper"]), default="quick",
-              help="Image size: 160x120 or 320x240 pixels on CLEVR.")
+              help="Image size: 160x120 or 320x240 pixels on CLEVR, 192x144 or 1024x768 on Dining.")
 @click.option("--refine", type=click.IntRange(0), default=0, is_flag=False, flag_value=30, show_default="none",
               help="Gradient steps that fit lifted scenes to their boxes; 30 if no number follows.")
+@click.option("--assets", type=click.Path(path_type=Path), default=None,
+              help="Folder of OBJ or GLB files by category, ShapeNet's layout too, in the place of the source's own assets.")
 @click.option("--renderer", type=click.Choice(["own", "pytorch3d"]), default="own", help="Rasteriser.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0,
               help="Image i depends on the other options, the seed and i alone.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that is not empty.")
 def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Path | None, target: Path | None,
-         graphs_path: Path | None, threshold: float | None, randomise: str, preset: str, refine: int, renderer: str,
-         seed: int, device: str, overwrite: bool) -> None:
+         graphs_path: Path | None, threshold: float | None, randomise: str, preset: str, refine: int, assets: Path | None,
+         renderer: str, seed: int, device: str, overwrite: bool) -> None:
     # --- setup: the library is imported here, so that --help answers at once
     from sim2sg_lib import raster_pytorch3d
+    from sim2sg_lib.assets import replace_assets
     from sim2sg_lib.checkpoint import load, pick_device, predict_folder
     from sim2sg_lib.dataset import open_images, publish_folder, refuse_used, start_folder
     from sim2sg_lib.graph import write_graphs
@@ -58,6 +61,8 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     check_options(env, domain, num, checkpoint, target, graphs_path, refine)
     if renderer == "pytorch3d":
         raster_pytorch3d.require()
+    if assets:
+        env = replace_assets(env, assets)
     threshold = env.threshold if threshold is None else threshold
     refuse_used(out, overwrite)
 
@@ -86,7 +91,7 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     # --- render and label
     partial = start_folder(out, overwrite)
     info = {"method": method, "seed": seed, "randomise": randomise, "preset": preset, "renderer": renderer,
-            "command": "python " + shlex.join(sys.argv)}
+            "assets": str(assets) if assets else None, "command": "python " + shlex.join(sys.argv)}
     if graphs:
         info |= {"threshold": threshold, "refine": refine, "graphs": str(graphs_path or checkpoint),
                  "target": str(target) if target else None}

@@ -6,6 +6,6 @@
                          +------------------ train <---------- SceneGraph (exact labels) <---+
 
 `SceneGraph` is both what the network predicts and what the renderer labels: the circle closes on one type.
-Modules import one another in one direction only: graph, camera, scene, meshes, env, lift, render, labels, dataset,
+Modules import one another in one direction only: graph, camera, scene, meshes, env, assets, lift, render, labels, dataset,
 detector, relations, align, metrics, checkpoint, picture.
 """
