@@ -210,18 +210,18 @@ def test_tables_are_flat_on_top_and_chairs_have_their_backs_behind():
 
 @pytest.mark.parametrize("domain, least_visible, least_found", [("source", 0.95, 0.9), ("target", 0.75, 0.93)])
 def test_most_of_every_object_is_seen(domain, least_visible, least_found):
-    rows = scenes(domain, 16)
+    rows = scenes(domain, 12)
     graphs = graphs_of(rows)
     found = sum(map(len, graphs)) / sum(len(s.objects) for s in rows)
     assert found >= least_found and np.median(np.concatenate([g.visible for g in graphs])) >= least_visible
     assert all((g.truncated == 0).all() for g in graphs)
-    images = torch.cat([shade(*render(rows[:4]), rows[:4])])
+    images = shade(*render(rows[:3]), rows[:3])
     assert 0.15 < float(images.mean()) < 0.75 and float((images > 0.97).float().mean()) < 0.02  # neither dark nor burnt out
 
 
 def test_a_scene_renders_to_the_same_bytes_alone_and_in_any_batch():
-    rows = [*scenes("source", 1, "strong"), *scenes("target", 2), *scenes("target-content", 1)]
-    rows.append(replace(rows[0], objects=()))
+    rows = [*scenes("source", 1, "strong"), *scenes("target", 1), *scenes("target-content", 1)]
+    rows = [replace(scene, shadow_texels=160) for scene in (*rows, replace(rows[0], objects=()))]
 
     def image(batch):
         return (shade(*render(batch, 96, 72), batch) * 255).round().byte()
@@ -257,7 +257,7 @@ def lifted_laptops(rows, graphs, with_on):
 
 
 def test_laptops_are_lifted_onto_their_tables():
-    rows = scenes("target", 30)
+    rows = scenes("target", 16)
     graphs, count = graphs_of(rows), 0
     for i, (scene, graph) in enumerate(zip(rows, graphs)):
         objects, kept = lift(graph, scene.camera, ENV, 0.5, np.random.default_rng(i))
@@ -267,11 +267,11 @@ def test_laptops_are_lifted_onto_their_tables():
         for s, _, o in wanted:
             assert objects[s].position_world[2] == objects[o].size_m[2] > 0.6
         count += len(wanted)
-    assert count >= 50
+    assert count >= 25
     (with_on, fit), (without, _) = lifted_laptops(rows, graphs, True), lifted_laptops(rows, graphs, False)
     print(f"{len(with_on)} laptops: median error {np.median(with_on):.3f} m, without `on` {np.median(without):.3f} m; "
           f"median IoU {np.median(fit):.3f}")
-    assert len(with_on) > 40 and np.median(with_on) < 0.2 < 1.0 < np.median(without) and np.median(fit) > 0.75
+    assert len(with_on) > 20 and np.median(with_on) < 0.2 < 1.0 < np.median(without) and np.median(fit) > 0.75
 
 
 def test_lifted_objects_stay_within_the_walls():

@@ -170,10 +170,11 @@ def corners(x: float, y: float) -> list[tuple[float, float]]:
 
 def planks(depth_m: float, width_m: float, low_m: float, high_m: float, count: int, number: int) -> list[Part]:
     """Boards side by side, their length along y, with shallow grooves between them."""
-    step, low = depth_m / count, (low_m + high_m) / 2
-    whole = box((-depth_m / 2, -width_m / 2, low_m), (depth_m / 2, width_m / 2, high_m - 0.004), number)
-    return [whole] + [box((-depth_m / 2 + i * step + 0.007 * (i > 0), -width_m / 2, low), (-depth_m / 2 + (i + 1) * step, width_m / 2, high_m),
-                number) for i in range(count)]
+    step = depth_m / count
+    core = box((0.002 - depth_m / 2, 0.002 - width_m / 2, low_m + 0.002), (depth_m / 2 - 0.002, width_m / 2 - 0.002, high_m - 0.004),
+               number)
+    return [core] + [box((-depth_m / 2 + i * step + 0.007 * (i > 0), -width_m / 2, low_m),
+                         (-depth_m / 2 + (i + 1) * step, width_m / 2, high_m), number) for i in range(count)]
 
 
 def drawers(low: Point, high: Point, count: int) -> list[Part]:
