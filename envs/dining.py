@@ -7,6 +7,7 @@ in textured wood and metal under soft, warm light. The two ablation pairs of Tab
 source's arrangement of the target's furniture in the target's look.
 """
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -28,6 +29,7 @@ LOW_M, HIGH_M, CEILING_M = (-3.0, -3.5), (3.0, 2.6), 2.7  # the room
 FLOOR_M = ((-1.4, 1.4), (-1.4, 1.2))                    # x and y where single pieces stand
 SET_M = ((-0.4, 0.4), (-0.4, 0.4))                      # x and y of the middle of a table with its chairs
 GAP_M = 0.04                                            # between any two
+SHADOW_TEXELS = 640                                     # of some 7 mm: chairs have thin legs
 
 ASSETS = {f"{kind}_{i}": asset for kind, row in (
     ("cantilever", furniture.cantilever_chairs()), ("workshop", furniture.workshop_tables()), ("pc", furniture.pc_laptops()),
@@ -86,7 +88,8 @@ def dining_set(env: Env, kinds, rng: np.random.Generator) -> list[SceneObject]:
     for side in range(4):
         away_m = table.size_m[side % 2] / 2 + size_m[0] / 2 + rng.uniform(0.05, 0.2)
         x, y = turned((away_m, rng.uniform(-0.1, 0.1)), yaw_rad + side * math.pi / 2)
-        chairs.append(SceneObject(label, asset, (float(centre[0] + x), float(centre[1] + y), 0.0), size_m, math.atan2(-y, -x)))
+        position = (float(centre[0] + x), float(centre[1] + y), 0.0)
+        chairs.append(SceneObject(label, asset, position, size_m, math.atan2(-y, -x)))
     return [table, *chairs, *(upon(table, *draw(env, LAPTOP, kinds, rng), rng) for _ in range(2))]
 
 
@@ -108,8 +111,8 @@ def turned(point_m, yaw_rad: float) -> tuple[float, float]:
 
 def corners_world(item: SceneObject) -> np.ndarray:
     """(4, 2) the corners of a footprint."""
-    half = np.array(item.size_m[:2]) / 2
-    return np.array([turned(half * sign, item.yaw_rad) for sign in ((1, 1), (-1, 1), (-1, -1), (1, -1))]) + item.position_world[:2]
+    half, signs = np.array(item.size_m[:2]) / 2, ((1, 1), (-1, 1), (-1, -1), (1, -1))
+    return np.array([turned(half * sign, item.yaw_rad) for sign in signs]) + item.position_world[:2]
 
 
 def touching(a: SceneObject, b: SceneObject) -> bool:
@@ -138,7 +141,7 @@ def settle(objects: list[SceneObject], boxes_px: np.ndarray, camera: Camera, rng
     for item in objects:
         reach_m = max(item.size_m[:2]) / 2
         x, y = np.clip(item.position_world[:2], np.array(LOW_M) + reach_m, np.array(HIGH_M) - reach_m)
-        settled.append(SceneObject(item.label, item.asset, (float(x), float(y), item.position_world[2]), item.size_m, item.yaw_rad))
+        settled.append(replace(item, position_world=(float(x), float(y), item.position_world[2])))
     return settled
 
 
@@ -150,14 +153,16 @@ COLOURS = {
         CHAIR: (((70, 72, 78), (150, 152, 155), (40, 40, 44)), ((170, 60, 50), (60, 90, 150), (80, 130, 90), (60, 60, 66))),
         TABLE: (((190, 160, 120), (160, 165, 170), (200, 190, 170)), ((70, 90, 120), (90, 95, 100), (60, 110, 90)),
                 ((170, 70, 60), (80, 100, 140), (150, 150, 150))),
-        LAPTOP: (((48, 50, 56), (84, 88, 96), (36, 40, 60)), ((24, 24, 26),), ((70, 130, 200), (90, 160, 170), (60, 90, 170)),
-                 ((90, 92, 96), (58, 58, 62)), ((225, 228, 232), (230, 200, 120)))},
+        LAPTOP: (((48, 50, 56), (84, 88, 96), (36, 40, 60)), ((24, 24, 26),),
+                 ((70, 130, 200), (90, 160, 170), (60, 90, 170)), ((90, 92, 96), (58, 58, 62)),
+                 ((225, 228, 232), (230, 200, 120)))},
     "target": {
-        CHAIR: (((150, 96, 52), (104, 62, 34), (52, 40, 34), (214, 204, 186)), ((164, 106, 60), (110, 66, 40), (140, 50, 44))),
+        CHAIR: (((150, 96, 52), (104, 62, 34), (52, 40, 34), (214, 204, 186)),
+                ((164, 106, 60), (110, 66, 40), (140, 50, 44))),
         TABLE: (((176, 118, 66), (132, 82, 46), (196, 148, 96)), ((120, 72, 40), (222, 214, 198), (84, 54, 36)),
                 ((128, 78, 44), (214, 204, 186))),
-        LAPTOP: (((206, 208, 212), (150, 152, 158), (226, 212, 196)), ((18, 18, 20),), ((60, 80, 160), (120, 80, 170), (40, 110, 150)),
-                 ((30, 30, 32),), ((236, 240, 246), (250, 190, 140)))}}
+        LAPTOP: (((206, 208, 212), (150, 152, 158), (226, 212, 196)), ((18, 18, 20),),
+                 ((60, 80, 160), (120, 80, 170), (40, 110, 150)), ((30, 30, 32),), ((236, 240, 246), (250, 190, 140)))}}
 # look -> per category and part (metallic, roughness, pattern, its cells in metres, its dark colour as a share)
 MATTE, WOOD, GRAIN = (0.0, 0.6, None, 1.0, 1.0), (0.0, 0.45, "wood", 0.05, 0.55), (0.0, 0.4, "grass", 0.5, 0.4)
 CLOTH, ALUMINIUM, GLASS = (0.0, 0.9, "noise", 0.012, 0.5), (0.75, 0.38, None, 1.0, 1.0), (0.0, 0.15, None, 1.0, 1.0)
@@ -178,9 +183,8 @@ def dress(objects: list[SceneObject], camera: Camera, domain: str, randomise: st
     dressed, worn = [], {}
     for item in objects:
         if item.asset not in worn:  # chairs of one kind are a set
-            worn[item.asset] = [any_material(rng) for _ in FINISH[look][item.label]] if strong else materials(item.label, look, rng)
-        skins = worn[item.asset]
-        dressed.append(SceneObject(item.label, item.asset, item.position_world, item.size_m, item.yaw_rad, skins[0], tuple(skins[1:])))
+            worn[item.asset] = materials(item.label, look, strong, rng)
+        dressed.append(replace(item, material=worn[item.asset][0], part_materials=tuple(worn[item.asset][1:])))
     lights, exposure, sky_rgb = lamps(look, rng), LAMPS[look][4], SKY_RGB[look]
     floor, wall, strips = Material(FLOOR_RGB, roughness=1.0), Material(WALL_RGB, roughness=1.0), ()
     if look == "target":
@@ -188,19 +192,23 @@ def dress(objects: list[SceneObject], camera: Camera, domain: str, randomise: st
     elif strong:
         floor, wall = any_material(rng), any_material(rng)
         lights = [Light(tuple(np.array(light.position_world) + rng.uniform(-1, 1, 3) * (1, 1, 0.3)),
-                        tuple(np.array(light.intensity) * rng.uniform(0.3, 1.7) * rng.uniform(0.7, 1.3, 3))) for light in lights]
+                        tuple(np.array(light.intensity) * rng.uniform(0.3, 1.7) * rng.uniform(0.7, 1.3, 3)))
+                  for light in lights]
         sky_rgb, exposure = tuple(rng.uniform(0.15, 0.5) * rng.uniform(0.8, 1.2, 3)), float(rng.uniform(0.6, 1.3))
     return Scene(tuple(dressed), camera, tuple(lights), Sky(sky_rgb, sky_rgb), floor, exposure, strips=strips,
                  room=Room(LOW_M, HIGH_M, CEILING_M, wall), shadow_texels=SHADOW_TEXELS)
 
 
-def materials(label: int, look: str, rng: np.random.Generator) -> list[Material]:
-    """One a part of a category, in the colours and the finish of a look."""
+def materials(label: int, look: str, strong: bool, rng: np.random.Generator) -> list[Material]:
+    """One a part of a category, in the colours and the finish of a look, or any."""
+    if strong:
+        return [any_material(rng) for _ in FINISH[look][label]]
     skins = []
     for colours, (metallic, roughness, pattern, scale_m, dark) in zip(COLOURS[look][label], FINISH[look][label]):
         colour = linear(colours[rng.integers(len(colours))])
-        texture = Texture(pattern, tuple(dark * c for c in colour), scale_m, 0.9, int(rng.integers(1 << 16))) if pattern else None
-        skins.append(Material(colour, metallic, roughness, texture))
+        if pattern:
+            pattern = Texture(pattern, tuple(dark * c for c in colour), scale_m, 0.9, int(rng.integers(1 << 16)))
+        skins.append(Material(colour, metallic, roughness, pattern))
     return skins
 
 
@@ -219,10 +227,15 @@ def lamps(look: str, rng: np.random.Generator) -> list[Light]:
 def kitchen(objects: list[SceneObject], rng: np.random.Generator) -> tuple[Material, Material, tuple[Strip, ...]]:
     """The target's floor of wood or tiles, its brick or papered walls, and a carpet with a border below the table."""
     tint, seed = rng.uniform(0.8, 1.2), int(rng.integers(1 << 16))
-    boards = Material(tuple(tint * np.array([0.34, 0.19, 0.09])), roughness=1.0, texture=Texture("grass", (0.1, 0.05, 0.02), 0.7, 0.8, seed))
-    tiles = Material(tuple(tint * np.array([0.5, 0.44, 0.36])), roughness=1.0, texture=Texture("checks", (0.3, 0.2, 0.15), 0.33, 0.8, seed))
-    brick = Material((0.36, 0.16, 0.1), roughness=1.0, texture=Texture("brick", (0.42, 0.34, 0.28), 0.3, 0.9, seed))
-    paper = Material((0.36, 0.42, 0.34), roughness=1.0, texture=Texture("noise", (0.5, 0.5, 0.38), 0.12, 0.8, seed))
+
+    def matte(colour, pattern, second, scale_m):
+        texture = Texture(pattern, tuple(second), scale_m, 0.8, seed)
+        return Material(tuple(map(float, colour)), roughness=1.0, texture=texture)
+
+    boards = matte(tint * np.array([0.34, 0.19, 0.09]), "grass", (0.1, 0.05, 0.02), 0.7)
+    tiles = matte(tint * np.array([0.5, 0.44, 0.36]), "checks", (0.3, 0.2, 0.15), 0.33)
+    brick = matte((0.36, 0.16, 0.1), "brick", (0.42, 0.34, 0.28), 0.3)
+    paper = matte((0.36, 0.42, 0.34), "noise", (0.5, 0.5, 0.38), 0.12)
     floor, wall = (boards, tiles)[rng.integers(2)], (brick, paper)[rng.integers(2)]
     table = next((o for o in objects if o.label == TABLE), None)
     if table is None or rng.uniform() < 0.4:
@@ -231,14 +244,15 @@ def kitchen(objects: list[SceneObject], rng: np.random.Generator) -> tuple[Mater
     rim, inner = (colours[i] for i in rng.permutation(len(colours))[:2])
     sides = [tuple(side + grow for side in table.size_m[:2]) for grow in (1.1, 0.85)]
     return floor, wall, tuple(
-        Strip(table.position_world[:2], side, table.yaw_rad, Material(colour, roughness=1.0, texture=Texture(
-            "noise", tuple(0.6 * c for c in colour), 0.03, 0.8, seed))) for side, colour in zip(sides, (rim, inner)))
+        Strip(table.position_world[:2], side, table.yaw_rad, matte(colour, "noise", (0.6 * c for c in colour), 0.03))
+        for side, colour in zip(sides, (rim, inner)))
 
 
 def any_material(rng: np.random.Generator) -> Material:
     """Any colour, finish and pattern."""
-    pattern = Texture(str(rng.choice(PATTERNS)), tuple(rng.uniform(0.02, 0.9, 3)), float(np.exp(rng.uniform(np.log(0.03), np.log(1.5)))),
-                      float(rng.uniform(0, 0.8)), int(rng.integers(1 << 16)))
+    scale_m = float(np.exp(rng.uniform(np.log(0.03), np.log(1.5))))
+    pattern = Texture(str(rng.choice(PATTERNS)), tuple(rng.uniform(0.02, 0.9, 3)), scale_m, float(rng.uniform(0, 0.8)),
+                      int(rng.integers(1 << 16)))
     return Material(tuple(rng.uniform(0.02, 0.9, 3)), float(rng.uniform() ** 3), float(rng.uniform(0.2, 0.9)), pattern)
 
 
@@ -247,17 +261,16 @@ def linear(display_rgb: tuple[int, int, int]) -> tuple[float, float, float]:
     return tuple((value / 255) ** 2.2 for value in display_rgb)
 
 
-SHADOW_TEXELS = 640  # of some 7 mm: chairs have thin legs
-
 ENV = Env(
     name="dining",
     vocabulary=Vocabulary(CATEGORIES, PREDICATES),
     # of all 42 ordered pairs with two predicates each, 50 guesses could find 60 %: only those with a table count
-    rules=RelationRules({"left": 0.1, "right": 0.1, "front": 0.1, "behind": 0.1, "on": 0.03}, hub=TABLE, supports={LAPTOP: TABLE}),
+    rules=RelationRules({"left": 0.1, "right": 0.1, "front": 0.1, "behind": 0.1, "on": 0.03}, TABLE, {LAPTOP: TABLE}),
     image_sizes={"quick": (192, 144), "paper": (WIDTH, HEIGHT)},
     camera=look_at(EYE_WORLD, AIM_WORLD, FOCAL_PX, WIDTH, HEIGHT),
     assets={name: mesh for name, (mesh, _) in ASSETS.items()},
-    asset_sizes_m={name: tuple(tuple(scale * side for side in size_m) for scale in SCALES) for name, (_, size_m) in ASSETS.items()},
+    asset_sizes_m={name: tuple(tuple(scale * side for side in size_m) for scale in SCALES)
+                   for name, (_, size_m) in ASSETS.items()},
     category_assets=tuple(named(kind) for kind in KINDS["source"]),
     yaws_rad=(None,) * len(CATEGORIES),
     min_visible_share=25 / (192 * 144),

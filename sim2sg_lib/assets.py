@@ -30,7 +30,8 @@ def replace_assets(env: Env, folder: Path) -> Env:
         names[label] = tuple(str(path.relative_to(folder)) for path in paths)
         for name, path in zip(names[label], paths):
             assets[name], extents = read_mesh(path)
-            sizes_m[name] = tuple(tuple(float(side * length / np.linalg.norm(extents)) for side in extents) for length in lengths_m)
+            shape = np.array(extents) / np.linalg.norm(extents)
+            sizes_m[name] = tuple(tuple(map(float, length * shape)) for length in lengths_m)
     if tuple(names) == env.category_assets:
         raise InputError(f"{folder}: no OBJ or GLB file in a folder named {', '.join(env.vocabulary.categories)}")
     return replace(env, assets=assets, asset_sizes_m=sizes_m, category_assets=tuple(names))

@@ -97,7 +97,8 @@ def lift_onto(lower: SceneObject, label: int, box_px: np.ndarray, camera: Camera
     x, y = np.clip(to_footprint(lower, upper.position_world), -limit, limit)
     cos, sin = np.cos(lower.yaw_rad), np.sin(lower.yaw_rad)
     centre = lower.position_world
-    return replace(upper, position_world=(float(centre[0] + cos * x - sin * y), float(centre[1] + sin * x + cos * y), height_m))
+    position = (float(centre[0] + cos * x - sin * y), float(centre[1] + sin * x + cos * y), height_m)
+    return replace(upper, position_world=position)
 
 
 def projected_box(verts_world: np.ndarray, camera: Camera) -> np.ndarray:

@@ -60,7 +60,8 @@ def pack_lighting(scenes: list[Scene], meshes: Meshes, like: Tensor) -> Lighting
 
 def incoming(light: Lighting, lamp: int, scene: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """Unit directions (N, 3) to a lamp and what it sends (N, 3) to points (N, 3) of the scenes (N,), shadows aside."""
-    place, sun, intensity = (of_scene(v[:, lamp], scene) for v in (light.lamp_world, light.is_sun[..., None], light.intensity))
+    place, sun, intensity = (of_scene(values[:, lamp], scene)
+                             for values in (light.lamp_world, light.is_sun[..., None], light.intensity))
     offset = torch.where(sun, place, place - points)
     squared = (offset * offset).sum(-1, keepdim=True).clamp(min=1e-6)
     strength = torch.where(sun, torch.ones_like(squared), 1 / squared)

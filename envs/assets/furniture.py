@@ -2,7 +2,8 @@
 
 All lengths are metres in the asset's own frame: x ahead (of a chair where its sitter looks, of a laptop towards its user),
 y left, z up. Part numbers are the same within a category, so that one rule dresses all of its assets:
-chair 0 frame, 1 seat and back; table 0 top, 1 legs, 2 drawers and shelves; laptop 0 body, 1 bezel, 2 screen, 3 keys, 4 picture.
+chair 0 frame, 1 seat and back; table 0 top, 1 legs, 2 drawers and shelves; laptop 0 body, 1 bezel, 2 screen, 3 keys,
+4 picture on the screen.
 A table's highest point is its flat top: what is `on` it stands at its full height.
 """
 import math
@@ -148,7 +149,8 @@ def windsor_chair(top_m: float, width_m: float, spindles: int, back: str, cushio
         parts += tube(rail, 0.045, FRAME, 6)
         feet = [(0.7 * x, 0.8 * y, seat_m - 0.02) for x, y, _ in rail]
         parts += [rod(foot, end, 0.022, FRAME, segments=5) for foot, end in zip(feet, rail)]
-        parts += [rod((-0.17, 0.05 * s, seat_m - 0.02), (-0.23, 0.06 * s, top_m), 0.022, FRAME, segments=5) for s in (-1, 0, 1)]
+        parts += [rod((-0.17, 0.05 * s, seat_m - 0.02), (-0.23, 0.06 * s, top_m), 0.022, FRAME, segments=5)
+                  for s in (-1, 0, 1)]
     if cushion:
         parts.append(slab(rounded(0.36, width_m - 0.07, 0.6), seat_m - 0.01, seat_m + 0.03, SEAT))
     return compose(parts)
@@ -171,20 +173,20 @@ def corners(x: float, y: float) -> list[tuple[float, float]]:
 def planks(depth_m: float, width_m: float, low_m: float, high_m: float, count: int, number: int) -> list[Part]:
     """Boards side by side, their length along y, with shallow grooves between them."""
     step = depth_m / count
-    core = box((0.002 - depth_m / 2, 0.002 - width_m / 2, low_m + 0.002), (depth_m / 2 - 0.002, width_m / 2 - 0.002, high_m - 0.004),
-               number)
+    x, y = depth_m / 2 - 0.002, width_m / 2 - 0.002
+    core = box((-x, -y, low_m + 0.002), (x, y, high_m - 0.004), number)
     return [core] + [box((-depth_m / 2 + i * step + 0.007 * (i > 0), -width_m / 2, low_m),
                          (-depth_m / 2 + (i + 1) * step, width_m / 2, high_m), number) for i in range(count)]
 
 
 def drawers(low: Point, high: Point, count: int) -> list[Part]:
     """A cabinet with its drawers and their handles in front."""
-    parts, rise = [box(low, high, DRAWERS)], (high[2] - low[2]) / count
+    parts, rise, middle = [box(low, high, DRAWERS)], (high[2] - low[2]) / count, (low[1] + high[1]) / 2
     for i in range(count):
         z = low[2] + i * rise
         parts.append(box((high[0] - 0.05, low[1] + 0.02, z + 0.02), (high[0] + 0.015, high[1] - 0.02, z + rise - 0.02), TOP))
-        parts.append(box((high[0], (low[1] + high[1]) / 2 - 0.06, z + rise * 0.6), (high[0] + 0.035, (low[1] + high[1]) / 2 + 0.06,
-                                                                                   z + rise * 0.6 + 0.02), LEGS))
+        z += 0.6 * rise
+        parts.append(box((high[0], middle - 0.06, z), (high[0] + 0.035, middle + 0.06, z + 0.02), LEGS))
     return parts
 
 
@@ -213,7 +215,7 @@ def workshop_table(depth_m: float, width_m: float, top_m: float, kind: str) -> A
                   rod((x, 0.3 * y + 0.12, under - 0.1), (x + 0.06, 0.3 * y + 0.12, under - 0.1), 0.05, LEGS)]
         parts += drawers((-0.2, -0.8 * y, under - 0.17), (x, -0.1 * y, under), 1)
     else:
-        parts += [rod((-x, -y, 0.22), (-x, y, under - 0.1), 0.03, LEGS), rod((-x, y, 0.22), (-x, -y, under - 0.1), 0.03, LEGS)]
+        parts += [rod((-x, -s * y, 0.22), (-x, s * y, under - 0.1), 0.03, LEGS) for s in (1, -1)]
     return compose(parts)
 
 
@@ -231,26 +233,29 @@ def kitchen_table(depth_m: float, width_m: float, top_m: float, kind: str) -> As
         parts = [slab(rounded(depth_m, width_m, 0.3, 20), under, top_m, TOP)]
         rings = [(0.0, 0.14, 0.08), (0.08, 0.10, 0.2), (0.28, 0.16, 0.12), (0.40, 0.11, 0.24), (0.64, 0.2, under - 0.64)]
         parts += [rod((0, 0, z), (0, 0, z + h), w, LEGS, segments=10) for z, w, h in rings]
-        parts += [rod((0, 0, 0.14), (0.42 * a, 0.42 * b, 0.03), 0.07, LEGS, 0.8) for a, b in ((1, 0), (-1, 0), (0, 1), (0, -1))]
-        parts += [box((-0.3, -0.03, under - 0.05), (0.3, 0.03, under), LEGS), box((-0.03, -0.4, under - 0.05), (0.03, 0.4, under), LEGS)]
+        parts += [rod((0, 0, 0.14), (0.42 * a, 0.42 * b, 0.03), 0.07, LEGS, 0.8)
+                  for a, b in ((1, 0), (-1, 0), (0, 1), (0, -1))]
+        parts += [box((-a, -b, under - 0.05), (a, b, under), LEGS) for a, b in ((0.3, 0.03), (0.03, 0.4))]
         return compose(parts)
     parts = planks(depth_m, width_m, under, top_m, 6, TOP)
     if kind == "trestle":
         for side in (-0.8 * y, 0.8 * y):
-            parts += [box((-x, side - 0.05, 0), (x, side + 0.05, 0.07), LEGS), box((-x, side - 0.05, under - 0.07), (x, side + 0.05, under), LEGS),
-                      box((-0.2, side - 0.035, 0.07), (-0.08, side + 0.035, under), LEGS), box((0.08, side - 0.035, 0.07), (0.2, side + 0.035, under), LEGS)]
+            parts += [box((-x, side - 0.05, z), (x, side + 0.05, z + 0.07), LEGS) for z in (0, under - 0.07)]
+            parts += [box((a - 0.06, side - 0.035, 0.07), (a + 0.06, side + 0.035, under), LEGS) for a in (-0.14, 0.14)]
         return compose(parts + [box((-0.03, -0.9 * y, 0.3), (0.03, 0.9 * y, 0.42), LEGS)])
     apron = [box((s * x - 0.015, -y, under - 0.1), (s * x + 0.015, y, under), DRAWERS) for s in (-1, 1)]
     apron += [box((-x, s * y - 0.015, under - 0.1), (x, s * y + 0.015, under), DRAWERS) for s in (-1, 1)]
     for a, b in corners(x, y):
         if kind == "turned":
             parts.append(box((a - 0.04, b - 0.04, under - 0.14), (a + 0.04, b + 0.04, under), LEGS))
-            rings = [(0.0, 0.04, 1.5, 0.08), (0.08, 0.075, 0.7, 0.26), (0.34, 0.045, 1.8, 0.2), (0.54, 0.09, 0.8, under - 0.66)]
+            rings = [(0.0, 0.04, 1.5, 0.08), (0.08, 0.075, 0.7, 0.26), (0.34, 0.045, 1.8, 0.2),
+                     (0.54, 0.09, 0.8, under - 0.66)]  # from a height, as wide, growing by, and as high
             parts += [rod((a, b, z), (a, b, z + h), w, LEGS, grow, 7) for z, w, grow, h in rings]
         else:
             parts.append(rod((a, b, under), (a * 1.06, b * 1.03, 0), 0.075, LEGS, 0.55, 8))
     if kind == "tapered":  # a drawer in its long side
-        parts += [box((x, -0.2, under - 0.085), (x + 0.025, 0.2, under - 0.01), TOP), rod((x, 0, under - 0.045), (x + 0.05, 0, under - 0.045), 0.03, LEGS)]
+        parts += [box((x, -0.2, under - 0.085), (x + 0.025, 0.2, under - 0.01), TOP),
+                  rod((x, 0, under - 0.045), (x + 0.05, 0, under - 0.045), 0.03, LEGS)]
     return compose(parts + apron)
 
 
@@ -263,8 +268,8 @@ def kitchen_tables() -> list[Asset]:
 
 # --- laptops ----------------------------------------------------------------------------------------------------------
 
-def laptop(width_m: float, depth_m: float, thick_m: float, lid_m: float, open_rad: float, keys: tuple[float, float, int, int],
-           pad_m: tuple[float, float], bezel_m: float, round_power: float) -> Asset:
+def laptop(width_m: float, depth_m: float, thick_m: float, lid_m: float, open_rad: float,
+           keys: tuple[float, float, int, int], pad_m: tuple[float, float], bezel_m: float, round_power: float) -> Asset:
     """A base with keys and touchpad, and a lid opened by `open_rad` beyond upright.
 
     keys: where their field begins and ends, shares of the depth from the front, rows and keys a row.
@@ -288,7 +293,8 @@ def laptop(width_m: float, depth_m: float, thick_m: float, lid_m: float, open_ra
         return (hinge[0] - math.sin(open_rad) * up_m + math.cos(open_rad) * ahead_m, 0.0,
                 hinge[2] + math.cos(open_rad) * up_m + math.sin(open_rad) * ahead_m)
 
-    def sheet(bottom_m: float, size: tuple[float, float], ahead_m: float, number: int) -> Part:  # deep in the lid, no thin shadow
+    def sheet(bottom_m: float, size: tuple[float, float], ahead_m: float, number: int) -> Part:
+        # most of it is inside the lid: thin things shade themselves
         return Part(BOX, (0.8 * lid_m, *size), on_lid(bottom_m, ahead_m - 0.4 * lid_m), number, tilt)
 
     parts += [Part(BOX, (lid_m, width_m, depth_m * 0.97), hinge, BODY, tilt),
