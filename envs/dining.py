@@ -136,13 +136,25 @@ def in_view(item: SceneObject, camera: Camera) -> bool:
 
 
 def settle(objects: list[SceneObject], boxes_px: np.ndarray, camera: Camera, rng: np.random.Generator) -> list[SceneObject]:
-    """Lifted objects stay within the walls."""
+    """Lifted objects stay within the walls, and those above the floor on the nearest table."""
     settled = []
     for item in objects:
         reach_m = max(item.size_m[:2]) / 2
         x, y = np.clip(item.position_world[:2], np.array(LOW_M) + reach_m, np.array(HIGH_M) - reach_m)
         settled.append(replace(item, position_world=(float(x), float(y), item.position_world[2])))
-    return settled
+    tables = [o for o in settled if o.label == TABLE]
+    return [rest(o, min(tables, key=lambda table: math.dist(o.position_world[:2], table.position_world[:2])))
+            if tables and o.position_world[2] > 0 else o for o in settled]
+
+
+def rest(item: SceneObject, table: SceneObject) -> SceneObject:
+    """The item at the table's height, its middle over the top: refinement may have moved either and resized the table."""
+    half_m = np.array(table.size_m[:2]) / 2
+    x, y = to_footprint(table, item.position_world)
+    if abs(x) > half_m[0] or abs(y) > half_m[1]:
+        x, y = np.clip((x, y), -0.8 * half_m, 0.8 * half_m)
+    x, y = turned((x, y), table.yaw_rad)
+    return replace(item, position_world=(table.position_world[0] + x, table.position_world[1] + y, table.size_m[2]))
 
 
 # --- appearance -------------------------------------------------------------------------------------------------------

@@ -287,6 +287,16 @@ def test_lifted_objects_stay_within_the_walls():
     assert placed[2] == far[2]
 
 
+def test_settling_puts_laptops_back_on_a_table_that_grew():
+    table = item(TABLE, (0.5, 0.0, 0.0), (0.8, 1.4, 0.8), math.pi / 2)
+    over, beyond = item(LAPTOP, (1.0, 0.2, 0.75)), item(LAPTOP, (0.5, 0.9, 0.75))
+    objects = [over, beyond, table, item(LAPTOP, (-1.0, 0, 0))]
+    placed = ENV.settle(objects, np.zeros((4, 4)), ENV.camera, np.random.default_rng(0))
+    np.testing.assert_allclose(placed[0].position_world, (1.0, 0.2, 0.8), atol=1e-9)   # over the top: only its height
+    np.testing.assert_allclose(placed[1].position_world, (0.5, 0.32, 0.8), atol=1e-9)  # back to 0.8 of the half width
+    assert placed[3].position_world == (-1.0, 0, 0)
+
+
 # --- --assets ---------------------------------------------------------------------------------------------------------
 
 # a spike: base 2 wide (x) and 1 high (y), its point 4 along -z; in this order of corners it winds outward
