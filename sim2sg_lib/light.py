@@ -63,9 +63,15 @@ def incoming(light: Lighting, lamp: int, scene: Tensor, points: Tensor) -> tuple
     place, sun, intensity = (of_scene(values[:, lamp], scene)
                              for values in (light.lamp_world, light.is_sun[..., None], light.intensity))
     offset = torch.where(sun, place, place - points)
-    squared = (offset * offset).sum(-1, keepdim=True).clamp(min=1e-6)
+    squared = dot(offset, offset).clamp(min=1e-6)
     strength = torch.where(sun, torch.ones_like(squared), 1 / squared)
     return offset / squared.sqrt(), intensity * strength
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """(N, 3), (N, 3) -> (N, 1), column by column: a sum over three in a row is thrice as slow, and the same to the bit."""
+    x, y, z = (a * b).split(1, dim=-1)
+    return x + y + z
 
 
 def of_scene(values: Tensor, scene: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sim2sg_lib.camera import Cameras
-from sim2sg_lib.light import Lighting, contact_shade, ground_light, incoming, lit_share, pack_lighting, sky
+from sim2sg_lib.light import Lighting, contact_shade, dot, ground_light, incoming, lit_share, pack_lighting, sky
 from sim2sg_lib.meshes import Meshes, pack_textures
 from sim2sg_lib.raster import Fragments, soft_blend
 from sim2sg_lib.scene import Scene, Strip
@@ -90,7 +90,7 @@ def shade_objects(face: Tensor, bary: Tensor, meshes: Meshes, cameras: Cameras, 
     radiance = surroundings(light, scene, point, normal, view, matte, mirror, roughness)
     for i in range(light.lamp_world.shape[1]):
         to_lamp, sent = incoming(light, i, scene, point)
-        facing = (normal * to_lamp).sum(-1, keepdim=True).clamp(min=0)
+        facing = dot(normal, to_lamp).clamp(min=0)
         lit = lit_share(light.shadows[i], scene, point)[:, None]
         radiance = radiance + sent * facing * lit * (matte + ggx(normal, view, to_lamp, mirror, roughness))
     return radiance
@@ -103,7 +103,7 @@ def surroundings(light: Lighting, scene: Tensor, point: Tensor, normal: Tensor, 
     every = torch.arange(len(light.scenes), device=scene.device)
     diffuse = matte * torch.lerp(ground_light(light, every, point.new_zeros(len(every), 3))[scene],
                                  (light.zenith + light.horizon)[scene] / 2, above)
-    mirrored = 2 * (normal * view).sum(-1, keepdim=True) * normal - view
+    mirrored = 2 * dot(normal, view) * normal - view
     distance = point[:, 2:] / (-mirrored[:, 2:]).clamp(min=0.1)
     below = ground_light(light, scene, point + mirrored * distance)
     # a rough surface sees a blurred horizon
@@ -119,7 +119,7 @@ def ggx(normal: Tensor, view: Tensor, to_lamp: Tensor, mirror: Tensor, roughness
     halfway = F.normalize(to_lamp + view, dim=-1)
 
     def cosine(a, b):
-        return (a * b).sum(-1, keepdim=True).clamp(min=1e-4)
+        return dot(a, b).clamp(min=1e-4)
 
     alpha = roughness ** 2
     facets = alpha ** 2 / (cosine(normal, halfway) ** 2 * (alpha ** 2 - 1) + 1) ** 2
@@ -152,7 +152,7 @@ def shade_background(meshes: Meshes, cameras: Cameras, light: Lighting) -> Tenso
         to_lamp, sent = incoming(light, i, scene, points)
         lit = F.avg_pool2d(lit_share(light.shadows[i], scene, points).view(shape[:3]), PENUMBRA_PX, 1, PENUMBRA_PX // 2,
                            count_include_pad=False)
-        facing = to_lamp[:, 2:] if normal is None else (to_lamp * normal).sum(1, keepdim=True)
+        facing = to_lamp[:, 2:] if normal is None else dot(to_lamp, normal)
         received = received + sent * facing.clamp(min=0) * lit.reshape(-1, 1)
     background = cloudy(sky(light, scene, F.normalize(rays, dim=-1)), rays, light)
     return torch.where(solid[:, None], colour * received, background).view(shape)

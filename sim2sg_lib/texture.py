@@ -10,7 +10,10 @@ from sim2sg_lib.scene import PATTERNS
 
 def textured(colour: Tensor, textures: Textures, index: Tensor, points: Tensor) -> Tensor:
     """colour (N, 3) with the texture index (N,) of `textures` blended in at points (N, 3) metres of its own space."""
+    worn = set(textures.pattern.tolist())
     for number, name in enumerate(PATTERNS):
+        if number not in worn:
+            continue
         chosen = (textures.pattern[index] == number).nonzero()[:, 0]
         if len(chosen) == 0:
             continue
