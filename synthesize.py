@@ -19,7 +19,7 @@ import click
 
 import envs
 
-CHUNK = 16  # scenes rendered at once
+CHUNK, CHUNK_PIXELS = 16, 16 * 320 * 240  # most scenes rendered at once, and most pixels of more than one
 
 
 @click.command(help=__doc__, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -39,9 +39,11 @@ CHUNK = 16  # scenes rendered at once
 @click.option("--randomise", type=click.Choice(["paper", "strong"]), default="paper",
               help="Source look: as the paper draws it, or varying all that a scene graph does not hold.")
 @click.option("--preset", type=click.Choice(["quick", "paper"]), default="quick",
-              help="Image size: 160x120 or 320x240 pixels on CLEVR.")
+              help="Image size: 160x120 or 320x240 pixels on CLEVR, 192x144 or 1024x768 on Dining.")
 @click.option("--refine", type=click.IntRange(0), default=0, is_flag=False, flag_value=30, show_default="none",
               help="Gradient steps that fit lifted scenes to their boxes; 30 if no number follows.")
+@click.option("--assets", type=click.Path(path_type=Path), default=None,
+              help="Folder of OBJ or GLB files by category, ShapeNet's layout too, in the place of the source's own assets.")
 @click.option("--export", default="", show_default="none", help="kitti, coco, or both with a comma: OUT/kitti, OUT/coco.")
 @click.option("--renderer", type=click.Choice(["own", "pytorch3d"]), default="own", help="Rasteriser.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0,
@@ -50,9 +52,10 @@ CHUNK = 16  # scenes rendered at once
 @click.option("--overwrite", is_flag=True, help="Replace a folder that is not empty.")
 def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Path | None, target: Path | None,
          camera: str | None, graphs_path: Path | None, threshold: float | None, randomise: str, preset: str, refine: int,
-         export: str, renderer: str, seed: int, device: str, overwrite: bool) -> None:
+         assets: Path | None, export: str, renderer: str, seed: int, device: str, overwrite: bool) -> None:
     # --- setup: the library is imported here, so that --help answers at once
     from sim2sg_lib import raster_pytorch3d
+    from sim2sg_lib.assets import replace_assets
     from sim2sg_lib.checkpoint import load, pick_device, predict_folder
     from sim2sg_lib.dataset import open_images, publish_folder, refuse_used, start_folder
     from sim2sg_lib.export import check_level
@@ -64,6 +67,8 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     formats = parse_export(export)
     if renderer == "pytorch3d":
         raster_pytorch3d.require()
+    if assets:
+        env = replace_assets(env, assets)
     threshold = env.threshold if threshold is None else threshold
     refuse_used(out, overwrite)
 
@@ -91,13 +96,13 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
             chosen = [i % len(graphs) for i in indices]
             return lift_graphs([graphs[i] for i in chosen], [cameras[i] for i in chosen], env, randomise, refine, generators,
                                device)
-        layouts = [env.layout(domain, rng) for rng in generators]
+        layouts = [env.layout(env, domain, rng) for rng in generators]
         return [env.dress(*layout, domain, randomise, rng) for layout, rng in zip(layouts, generators)]
 
     # --- render and label
     partial = start_folder(out, overwrite)
     info = {"method": method, "seed": seed, "randomise": randomise, "preset": preset, "renderer": renderer,
-            "export": formats, "command": "python " + shlex.join(sys.argv)}
+            "assets": str(assets) if assets else None, "export": formats, "command": "python " + shlex.join(sys.argv)}
     if graphs:
         info |= {"threshold": threshold, "thresholds": levels.tolist(), "refine": refine,
                  "graphs": str(graphs_path or checkpoint), "target": str(target) if target else None, "camera": camera}
@@ -191,7 +196,7 @@ def split_target(num: int) -> dict[str, range]:
 
 
 def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[int, int], info: dict, device) -> None:
-    """Build, render, annotate and save make_scenes(indices), CHUNK at a time; files are written meanwhile."""
+    """Build, render, annotate and save make_scenes(indices), some at a time; files are written meanwhile."""
     from tqdm import tqdm
     from sim2sg_lib.camera import stack_cameras
     from sim2sg_lib.dataset import write_image, write_labels
@@ -203,10 +208,10 @@ def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[i
 
     rasterize = {"own": raster.rasterize, "pytorch3d": raster_pytorch3d.rasterize}[info["renderer"]]
     (folder / "images").mkdir(parents=True)
-    scenes, graphs, objects = [], [], []
+    scenes, graphs, objects, count = [], [], [], max(1, min(CHUNK, CHUNK_PIXELS // (size[0] * size[1])))
     with ThreadPoolExecutor(2) as writers, tqdm(total=len(indices), desc="render", unit="image", disable=None) as bar:
-        for start in range(0, len(indices), CHUNK):
-            chunk = make_scenes(list(indices[start:start + CHUNK]))
+        for start in range(0, len(indices), count):
+            chunk = make_scenes(list(indices[start:start + count]))
             names = [f"images/{start + k:06d}.png" for k in range(len(chunk))]
             meshes = build(chunk, env.assets, device)
             cameras = stack_cameras([s.camera for s in chunk], *size, device)

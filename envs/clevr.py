@@ -40,7 +40,7 @@ def size_m(label: int, radius_m: float) -> tuple[float, float, float]:
     return (side, side, side)
 
 
-def layout(domain: str, rng: np.random.Generator) -> tuple[list[SceneObject], Camera]:
+def layout(env: Env, domain: str, rng: np.random.Generator) -> tuple[list[SceneObject], Camera]:
     """Objects on the ground without appearance, no two touching, and a jittered camera."""
     counts, margins_m = CONTENT[DOMAINS[domain][0]]
     eye = np.array(EYE_WORLD) + rng.uniform(-CAMERA_JITTER_M, CAMERA_JITTER_M, 3)
@@ -59,8 +59,10 @@ def layout(domain: str, rng: np.random.Generator) -> tuple[list[SceneObject], Ca
         if not (touching | aligned).any():
             break
     yaws_rad = rng.uniform(0, 2 * np.pi, count)
-    return [SceneObject(int(label), CATEGORIES[label], (float(x), float(y), 0.0), size_m(label, r), float(yaw))
-            for label, (x, y), r, yaw in zip(labels, positions, radii_m, yaws_rad)], camera
+    choices = [env.category_assets[label] for label in labels]
+    assets = [str(rng.choice(names)) if len(names) > 1 else names[0] for names in choices]
+    return [SceneObject(int(label), asset, (float(x), float(y), 0.0), env.asset_sizes_m[asset][RADII_M.index(r)], float(yaw))
+            for label, asset, (x, y), r, yaw in zip(labels, assets, positions, radii_m, yaws_rad)], camera
 
 
 def dress(objects: list[SceneObject], camera: Camera, domain: str, randomise: str, rng: np.random.Generator) -> Scene:

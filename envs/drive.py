@@ -8,6 +8,7 @@ kerbs parked full, houses in rows, other assets, plausible materials. It is not 
 World: the camera stands above the origin and looks along +y; x is to its right.
 """
 import math
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -23,8 +24,9 @@ WIDTH, HEIGHT, CAMERA_HEIGHT_M = 1242, 375, 1.65
 LANE_M, SIDEWALK_M, ROAD_M = 3.5, 2.5, 240.0
 HEADINGS_RAD = (math.pi / 2, -math.pi / 2)  # with us, towards us
 SIZE_FACTORS = {CAR: (1.0,), PEDESTRIAN: (0.92, 1.0, 1.06), HOUSE: (0.8, 1.0, 1.25), VEGETATION: (0.6, 0.8, 1.0, 1.3, 1.7)}
-ASSETS = {f"{domain} {name}": asset for domain, stock in (("source", street.SOURCE), ("target", street.TARGET))
-          for kinds in stock.values() for name, asset in kinds.items()}
+KINDS = {"source": street.SOURCE, "target": street.TARGET}
+ASSETS = {f"{look} {name}": (label, *asset) for look, kinds in KINDS.items() for label, category in enumerate(CATEGORIES)
+          for name, asset in kinds[category].items()}  # name -> label, mesh, extents
 DOMAINS = {  # name -> (content, appearance)
     "source": ("source", "source"), "target": ("target", "target"),
     "target-content": ("target", "source"), "target-appearance": ("source", "target")}
@@ -51,25 +53,38 @@ CAMERAS = {"source": camera_of(WIDTH / 2, (WIDTH / 2, HEIGHT / 2)),  # 90 degree
            "target": camera_of(721.5377, (609.5593, 172.854))}       # of most KITTI frames
 
 
+def named(look: str) -> tuple[tuple[str, ...], ...]:
+    """Per category, the names of a look's assets."""
+    return tuple(tuple(f"{look} {name}" for name in KINDS[look][category]) for category in CATEGORIES)
+
+
 # --- content ----------------------------------------------------------------------------------------------------------
 
-def layout(domain: str, rng: np.random.Generator) -> tuple[list[SceneObject], Camera]:
+def layout(env: Env, domain: str, rng: np.random.Generator) -> tuple[list[SceneObject], Camera]:
     """Objects without appearance, and the camera."""
     content, look = DOMAINS[domain]
-    stock = look  # assets belong to the look
+    stock = Stock(env.category_assets if look == "source" else named("target"), env.asset_sizes_m)  # assets belong to the look
     objects = street_of_source(stock, rng) if content == "source" else street_of_target(stock, rng)
     return objects, CAMERAS[content]
 
 
-def stand(label: int, stock: str, x: float, y: float, yaw_rad: float, rng: np.random.Generator) -> SceneObject:
+@dataclass(frozen=True)
+class Stock:
+    """What a street is built of: per category the names of assets, and asset name -> the sizes it comes in, smallest first."""
+
+    names: tuple[tuple[str, ...], ...]
+    sizes_m: dict[str, tuple[tuple[float, float, float], ...]]
+
+
+def stand(label: int, stock: Stock, x: float, y: float, yaw_rad: float, rng: np.random.Generator) -> SceneObject:
     """A random asset of the category at (x, y), in a random size."""
-    name = f"{stock} {rng.choice(list(getattr(street, stock.upper())[CATEGORIES[label]]))}"
-    factor = rng.uniform(min(SIZE_FACTORS[label]), max(SIZE_FACTORS[label]))
-    size_m = tuple(extent * factor for extent in ASSETS[name][1])
+    name = str(rng.choice(stock.names[label]))
+    share = rng.uniform()
+    size_m = tuple(float(low + share * (high - low)) for low, high in zip(stock.sizes_m[name][0], stock.sizes_m[name][-1]))
     return SceneObject(label, name, (float(x), float(y), 0.0), size_m, float(yaw_rad))
 
 
-def street_of_source(stock: str, rng: np.random.Generator) -> list[SceneObject]:
+def street_of_source(stock: Stock, rng: np.random.Generator) -> list[SceneObject]:
     """SDR: counts and places at random along a straight road; the camera drives in one of its right-hand lanes."""
     lanes = int(rng.integers(2, 7))
     own = int(rng.integers(lanes // 2, lanes))  # lanes are counted from the left
@@ -91,7 +106,7 @@ def street_of_source(stock: str, rng: np.random.Generator) -> list[SceneObject]:
     return objects
 
 
-def street_of_target(stock: str, rng: np.random.Generator) -> list[SceneObject]:
+def street_of_target(stock: Stock, rng: np.random.Generator) -> list[SceneObject]:
     """A residential street: KITTI's numbers and places of cars and pedestrians; nothing stands in anything else."""
     objects = []
     for _ in range(draw(CARS, rng)):
@@ -274,12 +289,10 @@ ENV = Env(
     rules=RelationRules({"left": 0.5, "right": 0.5, "front": 1.0, "behind": 1.0}, hub=CAR, reach_m=80.0),
     image_sizes={"quick": (320, 97), "paper": (WIDTH, HEIGHT)},
     camera=CAMERAS["source"],
-    assets={name: mesh for name, (mesh, _) in ASSETS.items()},
+    assets={name: mesh for name, (_, mesh, _) in ASSETS.items()},
     asset_sizes_m={name: tuple(tuple(extent * factor for extent in size_m) for factor in SIZE_FACTORS[label])
-                   for label, category in enumerate(CATEGORIES) for domain in ("source", "target")
-                   for name, size_m in ((f"{domain} {kind}", ASSETS[f"{domain} {kind}"][1])
-                                        for kind in getattr(street, domain.upper())[category])},
-    category_assets=tuple(tuple(f"source {name}" for name in street.SOURCE[category]) for category in CATEGORIES),
+                   for name, (label, _, size_m) in ASSETS.items()},
+    category_assets=named("source"),
     yaws_rad=(HEADINGS_RAD, None, (0.0, math.pi), (0.0,)),
     pitch_spread_rad=math.radians(0.35),
     size_spreads=(0.09, 0.1, 0.4, 0.6),

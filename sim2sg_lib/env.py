@@ -30,7 +30,8 @@ class Env:
     threshold:          default confidence below which predictions are not lifted (tau).
     adaptive:           whether that is a share of what the network is sure of, see `lift.thresholds`.
     domains:            names for `--domain`: "source", "target", and whatever else there is.
-    layout:             (domain, generator) -> objects without appearance, and the camera: the content of a scene.
+    layout:             (this Env, domain, generator) -> objects without appearance, and the camera: the content of a
+                        scene; of the Env it takes the source's assets, which --assets may have replaced.
     settle:             (lifted objects, their boxes (N, 4) px, camera, generator) -> objects: what else is known of
                         where things stand (lanes, for instance), and one box's several objects; None for nothing.
     dress:              (objects, camera, domain, randomise, generator) -> Scene: its appearance; randomise is
@@ -52,6 +53,6 @@ class Env:
     threshold: float
     adaptive: bool
     domains: tuple[str, ...]
-    layout: Callable[[str, np.random.Generator], tuple[list[SceneObject], Camera]]
+    layout: Callable[["Env", str, np.random.Generator], tuple[list[SceneObject], Camera]]
     settle: Callable[[list[SceneObject], np.ndarray, Camera, np.random.Generator], list[SceneObject]] | None
     dress: Callable[[list[SceneObject], Camera, str, str, np.random.Generator], Scene]

@@ -51,7 +51,7 @@ def lift(graph: SceneGraph, camera: Camera, env: Env, rng: np.random.Generator) 
     objects = [lift_box(int(label), box, camera, env, rng) for label, box in zip(graph.labels, graph.boxes_px)]
     below = find_supports(graph, env)
     for upper in np.flatnonzero(below >= 0):
-        objects[upper] = lift_onto(objects[upper], objects[below[upper]], graph.boxes_px[upper], camera, env)
+        objects[upper] = lift_onto(objects[below[upper]], int(graph.labels[upper]), graph.boxes_px[upper], camera, env, rng)
     keep = possible(graph, objects, below, camera)
     below = np.where(below[keep] >= 0, np.cumsum(keep)[below[keep]] - 1, -1)
     graph, objects = select_objects(graph, keep), [o for o, kept in zip(objects, keep) if kept]
@@ -60,15 +60,16 @@ def lift(graph: SceneGraph, camera: Camera, env: Env, rng: np.random.Generator) 
     return [replace(o, position_world=tuple(map(float, position))) for o, position in zip(objects, moved)], graph
 
 
-def lift_box(label: int, box_px: np.ndarray, camera: Camera, env: Env, rng: np.random.Generator) -> SceneObject:
-    """The asset, size, yaw and ground position whose projection fits one box (4,) best, among random yaws."""
+def lift_box(label: int, box_px: np.ndarray, camera: Camera, env: Env, rng: np.random.Generator,
+             height_m: float = 0.0) -> SceneObject:
+    """The asset, size, yaw and position at a height whose projection fits one box (4,) best, among random yaws."""
     asset = str(rng.choice(env.category_assets[label]))
     best, best_error = None, np.inf
     for size_m in env.asset_sizes_m[asset]:
         yaws_rad = env.yaws_rad[label]
         for yaw_rad in rng.uniform(0, 2 * np.pi, YAW_DRAWS) if yaws_rad is None else yaws_rad:
             verts_m = place(env.assets[asset], (0, 0, 0), size_m, yaw_rad).verts
-            position, projected_px = aim(verts_m, box_px, camera)
+            position, projected_px = aim(verts_m, box_px, camera, height_m)
             error = np.abs(projected_px - box_px).sum()
             if error < best_error:
                 best, best_error = SceneObject(label, asset, tuple(map(float, position)), size_m, float(yaw_rad)), error
@@ -119,19 +120,20 @@ def find_supports(graph: SceneGraph, env: Env) -> np.ndarray:
     return below
 
 
-def lift_onto(upper: SceneObject, lower: SceneObject, box_px: np.ndarray, camera: Camera, env: Env) -> SceneObject:
-    """The upper object on the lower one's top, where its box (4,) says, but never over the edge.
+def lift_onto(lower: SceneObject, label: int, box_px: np.ndarray, camera: Camera, env: Env,
+              rng: np.random.Generator) -> SceneObject:
+    """What stands on the lower object's top, where its box (4,) says, but never over the edge.
 
     A box's ray meets the ground far behind what stands on a table: until the table's height is known it says little.
     """
     height_m = lower.position_world[2] + lower.size_m[2]
-    verts_m = place(env.assets[upper.asset], (0, 0, 0), upper.size_m, upper.yaw_rad).verts
-    position, _ = aim(verts_m, box_px, camera, height_m)
+    upper = lift_box(label, box_px, camera, env, rng, height_m)
     limit = np.maximum(np.array(lower.size_m[:2]) / 2 - radius_m(upper) / 2, 0)
-    x, y = np.clip(to_footprint(lower, position), -limit, limit)
+    x, y = np.clip(to_footprint(lower, upper.position_world), -limit, limit)
     cos, sin = np.cos(lower.yaw_rad), np.sin(lower.yaw_rad)
     centre = lower.position_world
-    return replace(upper, position_world=(float(centre[0] + cos * x - sin * y), float(centre[1] + sin * x + cos * y), height_m))
+    position = (float(centre[0] + cos * x - sin * y), float(centre[1] + sin * x + cos * y), height_m)
+    return replace(upper, position_world=position)
 
 
 def projected_box(verts_world: np.ndarray, camera: Camera) -> np.ndarray:

@@ -60,11 +60,23 @@ def pack_lighting(scenes: list[Scene], meshes: Meshes, like: Tensor) -> Lighting
 
 def incoming(light: Lighting, lamp: int, scene: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """Unit directions (N, 3) to a lamp and what it sends (N, 3) to points (N, 3) of the scenes (N,), shadows aside."""
-    place, sun = light.lamp_world[scene, lamp], light.is_sun[scene, lamp, None]
+    place, sun, intensity = (of_scene(values[:, lamp], scene)
+                             for values in (light.lamp_world, light.is_sun[..., None], light.intensity))
     offset = torch.where(sun, place, place - points)
-    squared = (offset * offset).sum(-1, keepdim=True).clamp(min=1e-6)
+    squared = dot(offset, offset).clamp(min=1e-6)
     strength = torch.where(sun, torch.ones_like(squared), 1 / squared)
-    return offset / squared.sqrt(), light.intensity[scene, lamp] * strength
+    return offset / squared.sqrt(), intensity * strength
+
+
+def dot(a: Tensor, b: Tensor) -> Tensor:
+    """(N, 3), (N, 3) -> (N, 1), column by column: a sum over three in a row is thrice as slow, and the same to the bit."""
+    x, y, z = (a * b).split(1, dim=-1)
+    return x + y + z
+
+
+def of_scene(values: Tensor, scene: Tensor) -> Tensor:
+    """Rows of values (B, C) for the scenes (N,): (N, C); of a single scene a view, nothing is copied."""
+    return values.expand(len(scene), -1) if len(values) == 1 else values.index_select(0, scene)
 
 
 def sky(light: Lighting, scene: Tensor, directions: Tensor) -> Tensor:
@@ -137,7 +149,8 @@ def lit_share(shadow: tuple[Cameras, Tensor], scene: Tensor, points: Tensor) -> 
     # one affine map a scene, gathered coefficient by coefficient: long rows are what memory likes
     turned, moved = (cameras.K[..., None] * cameras.R[:, None]).sum(2), (cameras.K * cameras.t[:, None]).sum(2)
     affine = torch.cat([turned.flatten(1), moved], 1)  # (B, 12)
-    m = affine.T.contiguous().index_select(1, scene)
+    m = affine.T.contiguous()
+    m = m.expand(-1, len(scene)) if len(affine) == 1 else m.index_select(1, scene)
     x, y, z = points.T.contiguous()
     point_depth = m[6] * x + m[7] * y + m[8] * z + m[11]
     before = point_depth > 0

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sim2sg_lib.camera import Cameras
-from sim2sg_lib.light import Lighting, contact_shade, ground_light, incoming, lit_share, pack_lighting, sky
+from sim2sg_lib.light import Lighting, contact_shade, dot, ground_light, incoming, lit_share, pack_lighting, sky
 from sim2sg_lib.meshes import Meshes, pack_textures
 from sim2sg_lib.raster import Fragments, soft_blend
 from sim2sg_lib.scene import Material, Scene, Strip
@@ -18,6 +18,7 @@ from sim2sg_lib.texture import noise, textured
 SUPERSAMPLE = 2          # samples per pixel and axis
 SHARED_FROM = 200_000    # in images of so many pixels, samples of one pixel and face share their shading
 PENUMBRA_PX = 3          # width of the box that softens shadows on the ground: lamps are areas, not points
+BLOCK = 1 << 15          # samples shaded at once: what they need stays in the processor's cache
 DIELECTRIC = 0.04        # reflectance of what is no metal, seen from above
 SHOULDER = 0.8           # display values from here on are compressed, so that no highlight clips
 
@@ -39,11 +40,12 @@ def shade(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[S
     row, column = hit // fine_width % fine_height // fine, hit % fine_width // fine
     scene = hit // (fine_height * fine_width)
     pixel = (scene * cameras.height + row) * cameras.width + column
-    shaded, among = slice(None), None
+    shaded, among = torch.arange(len(hit), device=hit.device), None
     if fine > 1 and cameras.width * cameras.height >= SHARED_FROM:
         shaded, among = share_samples(nearest[hit], pixel, len(ground.view(-1, 3)))
-    face, bary = nearest[hit[shaded]], fragments.bary_coords[..., 0, :].reshape(-1, 3)[hit[shaded]]
-    objects = display(shade_objects(face, bary, meshes, cameras, light), light.exposure[scene[shaded], None])  # (N, 3)
+    columns = nearest[hit[shaded]], fragments.bary_coords[..., 0, :].reshape(-1, 3)[hit[shaded]], scene[shaded]
+    objects = torch.cat([display(shade_objects(f, w, meshes, cameras, light), light.exposure[s, None])  # (N, 3)
+                         for f, w, s in zip(*(column.split(BLOCK) for column in columns))])
     objects = objects if among is None else objects[among]
     # the display curve comes before the average: the other way round leaves jagged edges at highlights
     difference = (objects - ground.view(-1, 3)[pixel]) / fine ** 2
@@ -104,7 +106,7 @@ def shade_objects(face: Tensor, bary: Tensor, meshes: Meshes, cameras: Cameras, 
     radiance = surroundings(light, scene, point, normal, view, matte, mirror, roughness)
     for i in range(light.lamp_world.shape[1]):
         to_lamp, sent = incoming(light, i, scene, point)
-        facing = (normal * to_lamp).sum(-1, keepdim=True).clamp(min=0)
+        facing = dot(normal, to_lamp).clamp(min=0)
         lit = lit_share(light.shadows[i], scene, point)[:, None]
         radiance = radiance + sent * facing * lit * (matte + ggx(normal, view, to_lamp, mirror, roughness))
     return radiance
@@ -114,9 +116,10 @@ def surroundings(light: Lighting, scene: Tensor, point: Tensor, normal: Tensor, 
                  mirror: Tensor, roughness: Tensor) -> Tensor:
     """(N, 3) light from sky and ground: evenly for what is matte, along the mirrored ray for what shines."""
     above = 0.5 + 0.5 * normal[:, 2:]
-    diffuse = matte * torch.lerp(ground_light(light, scene, torch.zeros_like(point)),
+    every = torch.arange(len(light.scenes), device=scene.device)
+    diffuse = matte * torch.lerp(ground_light(light, every, point.new_zeros(len(every), 3))[scene],
                                  (light.zenith + light.horizon)[scene] / 2, above)
-    mirrored = 2 * (normal * view).sum(-1, keepdim=True) * normal - view
+    mirrored = 2 * dot(normal, view) * normal - view
     distance = point[:, 2:] / (-mirrored[:, 2:]).clamp(min=0.1)
     below = ground_light(light, scene, point + mirrored * distance)
     # a rough surface sees a blurred horizon
@@ -132,7 +135,7 @@ def ggx(normal: Tensor, view: Tensor, to_lamp: Tensor, mirror: Tensor, roughness
     halfway = F.normalize(to_lamp + view, dim=-1)
 
     def cosine(a, b):
-        return (a * b).sum(-1, keepdim=True).clamp(min=1e-4)
+        return dot(a, b).clamp(min=1e-4)
 
     alpha = roughness ** 2
     facets = alpha ** 2 / (cosine(normal, halfway) ** 2 * (alpha ** 2 - 1) + 1) ** 2
@@ -168,7 +171,7 @@ def shade_background(meshes: Meshes, cameras: Cameras, light: Lighting) -> Tenso
         to_lamp, sent = incoming(light, i, scene, points)
         lit = torch.ones_like(rays[:, 0]).index_put((seen,), lit_share(light.shadows[i], scene, points))
         lit = F.avg_pool2d(lit.view(shape[:3]), PENUMBRA_PX, 1, PENUMBRA_PX // 2, count_include_pad=False).reshape(-1, 1)
-        received = received + sent * (to_lamp * normal).sum(1, keepdim=True).clamp(min=0) * lit[seen]
+        received = received + sent * dot(to_lamp, normal).clamp(min=0) * lit[seen]
     background = torch.zeros_like(rays).index_put((seen,), colour * received)
     if len(seen) < len(rays):
         above = torch.ones_like(down).index_fill(0, seen, False).nonzero()[:, 0]

@@ -10,7 +10,10 @@ from sim2sg_lib.scene import PATTERNS
 
 def textured(colour: Tensor, textures: Textures, index: Tensor, points: Tensor) -> Tensor:
     """colour (N, 3) with the texture index (N,) of `textures` blended in at points (N, 3) metres of its own space."""
+    worn = set(textures.pattern.tolist())
     for number, name in enumerate(PATTERNS):
+        if number not in worn:
+            continue
         chosen = (textures.pattern[index] == number).nonzero()[:, 0]
         if len(chosen) == 0:
             continue
@@ -64,18 +67,29 @@ def value_noise(points: Tensor, seed: Tensor) -> Tensor:
     """(N, 3) points, (N,) seeds -> (N,) in [0, 1]: random values on the integer lattice, blended by smoothstep."""
     cell = points.floor()
     blend = (points - cell) ** 2 * (3 - 2 * (points - cell))  # (N, 3)
-    x, y, z = cell.long().unbind(-1)
+    # what each corner adds to the hash, in 32 bits: products that overflow keep the bits that count
+    x, y, z = ([n * factor, (n + 1) * factor] for n, factor in zip(cell.long().int().unbind(-1), LATTICE))
+    seed = seed.int() * SEED_FACTOR
 
     def edge(dy, dz):
-        low, high = (lattice(x + dx, y + dy, z + dz, seed).to(points.dtype) for dx in (0, 1))
+        rest = y[dy] + (z[dz] + seed)
+        low, high = (scramble(x[dx] + rest).to(points.dtype) for dx in (0, 1))
         return torch.lerp(low, high, blend[..., 0])
 
     low, high = (torch.lerp(edge(0, dz), edge(1, dz), blend[..., 1]) for dz in (0, 1))
     return torch.lerp(low, high, blend[..., 2])
 
 
+LATTICE, SEED_FACTOR = (374761393, 668265263, 2147483647), 144269504
+
+
 def lattice(x: Tensor, y: Tensor, z: Tensor, seed: Tensor) -> Tensor:
     """A hash of integers x, y, z and seed to a float in [0, 1)."""
-    h = (x * 374761393 + y * 668265263 + z * 2147483647 + seed * 144269504) & 0x7FFFFFFF
-    h = ((h ^ (h >> 13)) * 1274126177) & 0x7FFFFFFF
-    return ((h ^ (h >> 16)) & 0xFFFF).float() / 65536
+    return scramble((x * LATTICE[0] + y * LATTICE[1] + z * LATTICE[2] + seed * SEED_FACTOR).int())
+
+
+def scramble(h: Tensor) -> Tensor:
+    """Integers (int32, overwritten) to floats in [0, 1)."""
+    h = h.bitwise_and_(0x7FFFFFFF)
+    h = h.bitwise_xor_(h >> 13).mul_(1274126177).bitwise_and_(0x7FFFFFFF)
+    return h.bitwise_xor_(h >> 16).bitwise_and_(0xFFFF).float() / 65536

@@ -18,7 +18,7 @@ def draw(domain, count=60, randomise="paper"):
     rng = np.random.default_rng(5)
     scenes = []
     for _ in range(count):
-        objects, camera = ENV.layout(domain, rng)
+        objects, camera = ENV.layout(ENV, domain, rng)
         scenes.append(ENV.dress(objects, camera, domain, randomise, rng))
     return scenes
 

@@ -198,7 +198,7 @@ def test_a_scene_renders_to_the_same_bytes_alone_and_in_any_batch():
     rng = np.random.default_rng(3)
     scenes = []
     for domain in ("source", "target", "source"):
-        objects, camera = ENV.layout(domain, rng)
+        objects, camera = ENV.layout(ENV, domain, rng)
         scenes.append(ENV.dress(objects, camera, domain, "strong", rng))
     scenes.append(Scene((), ENV.camera, (), Sky((0.3,) * 3, (0.3,) * 3), Material((0.4,) * 3)))
 
@@ -279,7 +279,7 @@ def test_labels_lifted_back_land_on_the_objects():
     errors = []
     for seed in range(40):
         rng = np.random.default_rng([7, seed])
-        objects, camera = ENV.layout("target", rng)
+        objects, camera = ENV.layout(ENV, "target", rng)
         graph = render_labels(ENV.dress(objects, camera, "target", "paper", rng))
         if len(graph) < len(objects):
             continue

@@ -46,7 +46,7 @@ CALIB = "P0: 1\nP2: 700 0 600 45 0 700 180 0.2 0 0 1 0.003\n"
 CAR_LINE = "Car 0.00 0 -1.37 603.93 152.73 915.81 308.23 2.00 2.00 4.00 2.00 1.65 10.00 0.00"
 
 
-def street_layout(domain: str, rng: np.random.Generator):
+def street_layout(env, domain: str, rng: np.random.Generator):
     """Cars and a pedestrian before a level camera, well apart; the last car is behind it and so has no label."""
     places = [(CAR, -5, 12, 0.3), (CAR, 4, 9, -1.2), (PEDESTRIAN, 0, 11, 2.0), (CAR, 2, 30, 1.5), (CAR, 0, -9, 0.0)]
     order = rng.permutation(len(places))

@@ -301,7 +301,7 @@ def test_no_scene_and_no_object_are_images_too():
 def test_the_pytorch3d_backend_agrees_on_clevr(blur_radius, count):
     """Four random scenes of different size: same faces, fields and, shaded by the same code, same image."""
     generators = [np.random.default_rng([3, i]) for i in range(4)]
-    scenes = [ENV.dress(*ENV.layout(domain, rng), domain, "paper", rng)
+    scenes = [ENV.dress(*ENV.layout(ENV, domain, rng), domain, "paper", rng)
               for domain, rng in zip(("source", "target", "source", "target"), generators)]
     meshes, cameras = build(scenes, ENV.assets), stack_cameras([scene.camera for scene in scenes], 160, 120)
     fine = scale_cameras(cameras, SUPERSAMPLE)
@@ -323,7 +323,7 @@ def test_the_pytorch3d_backend_agrees_on_clevr(blur_radius, count):
 def test_cuda_agrees_with_the_cpu():
     """Fields, silhouette, image and gradient of random scenes."""
     generators = [np.random.default_rng([4, i]) for i in range(3)]
-    scenes = [ENV.dress(*ENV.layout("source", rng), "source", "strong", rng) for rng in generators]
+    scenes = [ENV.dress(*ENV.layout(ENV, "source", rng), "source", "strong", rng) for rng in generators]
     results = []
     for device in ("cpu", "cuda"):
         meshes, cameras = build(scenes, ENV.assets, device), stack_cameras([s.camera for s in scenes], 80, 60, device)

@@ -143,7 +143,7 @@ def test_every_object_lies_within_its_lamp_s_view():
     rng = np.random.default_rng(0)
     scenes = []
     for _ in range(5):
-        objects, camera = ENV.layout("source", rng)
+        objects, camera = ENV.layout(ENV, "source", rng)
         scenes.append(ENV.dress(objects, camera, "source", "strong", rng))
     meshes = build(scenes, ENV.assets)
     centre, radius = bounding_spheres(meshes, 5)

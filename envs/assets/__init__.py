@@ -1,1 +1,1 @@
-"""Procedural assets of the environments, a file each. Nothing here knows of scenes or domains."""
+"""Procedural assets of the environments: unit meshes of parts, sized in metres, x ahead."""

@@ -1,0 +1,369 @@
+"""Dining-Sim: `on` and the table's relations by hand, the domains against the appendix, lifting onto tables, --assets."""
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from envs import clevr
+from envs.dining import ASSETS, CHAIR, DOMAINS, ENV, FINISH, KINDS, LAPTOP, TABLE, named
+from sim2sg_lib.assets import replace_assets
+from sim2sg_lib.camera import look_at, stack_cameras
+from sim2sg_lib.graph import InputError
+from sim2sg_lib.labels import annotate
+from sim2sg_lib.lift import lift, projected_box
+from sim2sg_lib.meshes import build, place
+from sim2sg_lib.raster import rasterize, scale_cameras
+from sim2sg_lib.render import SUPERSAMPLE, shade
+from sim2sg_lib.scene import SceneObject, relations, to_footprint
+
+ON = ENV.vocabulary.predicates.index("on")
+
+
+def layouts(domain, count=40, env=ENV):
+    return [env.layout(env, domain, np.random.default_rng([5, i])) for i in range(count)]
+
+
+def scenes(domain, count=20, randomise="paper"):
+    rows = []
+    for i in range(count):
+        rng = np.random.default_rng([6, i])
+        rows.append(ENV.dress(*ENV.layout(ENV, domain, rng), domain, randomise, rng))
+    return rows
+
+
+def item(label, position, size_m=(0.4, 0.4, 0.4), yaw_rad=0.0):
+    return SceneObject(label, "x", position, size_m, yaw_rad)
+
+
+def named_relations(*objects):
+    """Relations seen from -y: right is +x, behind is +y."""
+    camera = look_at((0, -5, 1.6), (0, 0, 0.4), 800, 1024, 768)
+    rows = relations(objects, camera, ENV.vocabulary.predicates, ENV.rules)
+    return {(int(s), ENV.vocabulary.predicates[p], int(o)) for s, p, o in rows}
+
+
+def render(rows, width=192, height=144):
+    meshes, cameras = build(rows, ENV.assets), stack_cameras([s.camera for s in rows], width, height)
+    fragments = rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
+    return fragments, meshes, cameras
+
+
+def graphs_of(rows):
+    fragments, meshes, cameras = render(rows)
+    return annotate(fragments, meshes, cameras, rows, ENV, ["x.png"] * len(rows))
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("position, expected", [
+    ((1.6, 0.0, 0.75), True),     # 0.6 along the world's x, where the quarter turn puts the top's 1.4
+    ((1.0, 0.6, 0.75), False),    # 0.6 along y: beyond half of 0.8
+    ((1.0, 0.39, 0.75), True),
+    ((1.0, 0.0, 0.775), True),    # 25 mm above the top
+    ((1.0, 0.0, 0.79), False),    # 40 mm
+    ((1.0, 0.0, 0.715), False),   # 35 mm too low
+    ((1.0, 0.0, 0.73), True),
+    ((1.0, 0.0, 0.0), False)])    # under the table
+def test_on_by_hand(position, expected):
+    table = item(TABLE, (1.0, 0.0, 0.0), (0.8, 1.4, 0.75), math.pi / 2)
+    assert ((1, "on", 0) in named_relations(table, item(LAPTOP, position))) == expected
+    # nothing but a laptop stands on anything, and nothing is on a laptop
+    assert not any(p == "on" for _, p, _ in named_relations(table, item(CHAIR, position)))
+    assert not any(p == "on" and s == 0 for s, p, _ in named_relations(table, item(LAPTOP, position)))
+
+
+def test_spatial_relations_need_a_table():
+    table, chair, other = item(TABLE, (0, 0, 0)), item(CHAIR, (1.0, 0.05, 0)), item(CHAIR, (-1.0, -1.0, 0))
+    # 0.05 m behind is less than the margin
+    assert named_relations(table, chair, other) == {
+        (1, "right", 0), (0, "left", 1), (2, "left", 0), (0, "right", 2), (2, "front", 0), (0, "behind", 2)}
+    assert named_relations(chair, other) == set()
+
+
+def test_a_full_target_scene_fits_the_recall_s_fifty():
+    counts = [len(relations(objects, camera, ENV.vocabulary.predicates, ENV.rules)) for objects, camera in layouts("target")]
+    assert max(counts) <= 26 and min(counts) >= 12  # 6 objects x 2 predicates x 2 ways + 2 on, at most
+
+
+# --- content ----------------------------------------------------------------------------------------------------------
+
+def overlap(a, b):
+    """Whether any of a fine grid of points of one box lies in the other."""
+    if min(o.position_world[2] + o.size_m[2] for o in (a, b)) <= max(a.position_world[2], b.position_world[2]) + 1e-9:
+        return False
+    share = np.linspace(-0.5, 0.5, 21)
+    for x in share * a.size_m[0]:
+        for y in share * a.size_m[1]:
+            cos, sin = math.cos(a.yaw_rad), math.sin(a.yaw_rad)
+            point = (a.position_world[0] + cos * x - sin * y, a.position_world[1] + sin * x + cos * y)
+            if all(abs(v) < side / 2 for v, side in zip(to_footprint(b, point), b.size_m)):
+                return True
+    return False
+
+
+@pytest.mark.parametrize("domain", DOMAINS)
+def test_nothing_collides_and_all_is_in_view(domain):
+    for objects, camera in layouts(domain, 15):
+        assert not any(overlap(a, b) for a in objects for b in objects if a is not b)
+        for o in objects:
+            points_px, depth_m = camera.project(place(ENV.assets[o.asset], o.position_world, o.size_m, o.yaw_rad).verts)
+            assert (depth_m > 0.5).all() and (points_px > 0).all() and (points_px < [1024, 768]).all(), o.asset
+    assert overlap(item(CHAIR, (0, 0, 0)), item(CHAIR, (0.3, 0, 0)))
+    assert not overlap(item(CHAIR, (0, 0, 0)), item(CHAIR, (0.5, 0, 0)))
+
+
+@pytest.mark.parametrize("domain", ["target", "target-content"])
+def test_chairs_face_the_table_and_laptops_lie_on_it(domain):
+    for objects, _ in layouts(domain, 25):
+        assert [o.label for o in objects] == [TABLE] + [CHAIR] * 4 + [LAPTOP] * 2
+        table, chairs, laptops = objects[0], objects[1:5], objects[5:]
+        sides = set()
+        for chair in chairs:
+            x, y = to_footprint(table, chair.position_world)
+            beyond = np.abs([x, y]) > np.array(table.size_m[:2]) / 2
+            assert beyond.sum() == 1  # at a side, not at a corner
+            sides.add((int(beyond[1]), bool((x, y)[int(beyond[1])] > 0)))
+            towards = np.subtract(table.position_world, chair.position_world)[:2]
+            ahead = [math.cos(chair.yaw_rad), math.sin(chair.yaw_rad)]
+            assert ahead @ towards / np.linalg.norm(towards) > 0.999
+        assert len(sides) == 4 and len({chair.asset for chair in chairs}) == 1
+        for laptop in laptops:
+            assert laptop.position_world[2] == table.size_m[2]
+            corners = place(ENV.assets[laptop.asset], laptop.position_world, laptop.size_m, laptop.yaw_rad).verts[:, :2]
+            inside = np.abs([to_footprint(table, corner) for corner in corners]) <= np.array(table.size_m[:2]) / 2
+            assert inside.all()
+    turns = [o.yaw_rad for objects, _ in layouts(domain, 25) for o in objects[5:]]
+    assert np.abs(np.mean(np.exp(1j * np.array(turns)))) < 0.4  # any yaw
+
+
+@pytest.mark.parametrize("domain", ["source", "target-appearance"])
+def test_single_pieces_stand_anywhere_the_laptop_half_of_the_time_on_the_table(domain):
+    drawn = [objects for objects, _ in layouts(domain, 120)]
+    assert all([o.label for o in objects] == [CHAIR, TABLE, LAPTOP] for objects in drawn)
+    heights = [(objects[2].position_world[2], objects[1].size_m[2]) for objects in drawn]
+    assert all(z in (0.0, top) for z, top in heights)
+    assert 0.38 < np.mean([z > 0 for z, _ in heights]) < 0.62
+    for label in (CHAIR, TABLE):
+        spread = np.array([objects[label].position_world[:2] for objects in drawn])
+        assert (spread.std(0) > 0.35).all()
+        assert np.abs(np.mean([np.exp(1j * objects[label].yaw_rad) for objects in drawn])) < 0.3
+
+
+# --- appearance -------------------------------------------------------------------------------------------------------
+
+def test_ablation_pairs_take_one_half_of_the_target():
+    kinds = {domain: {o.asset.split("_")[0] for s in scenes(domain) for o in s.objects} for domain in DOMAINS}
+    assert kinds["source"] == kinds["target-content"] == {"cantilever", "workshop", "pc"}
+    assert kinds["target"] == kinds["target-appearance"] == {"windsor", "kitchen", "macbook"}
+    for domain, count, lamps in (("source", 3, 3), ("target-content", 7, 3), ("target-appearance", 3, 6), ("target", 7, 6)):
+        for scene in scenes(domain, 5):
+            assert len(scene.objects) == count and len(scene.lights) == lamps and scene.room is not None
+            textured = any(m.texture for o in scene.objects for m in (o.material, *o.part_materials))
+            assert textured == (lamps == 6)
+
+
+def test_the_source_varies_in_colour_alone_and_strong_in_all_that_no_graph_holds():
+    plain, strong = scenes("source"), scenes("source", randomise="strong")
+
+    def skins(rows):
+        return [m for s in rows for o in s.objects for m in (o.material, *o.part_materials)]
+
+    assert {(m.metallic, m.roughness, m.texture) for m in skins(plain)} == {(0.0, 0.6, None)}
+    assert len({m.colour for m in skins(plain)}) > 10
+    assert len({m.roughness for m in skins(strong)}) > 100
+    for value in (lambda s: s.exposure, lambda s: s.ground, lambda s: s.room.wall, lambda s: s.sky,
+                  lambda s: s.lights[0].intensity):
+        assert len({value(s) for s in plain}) == 1 and len({value(s) for s in strong}) == len(strong)
+    for a, b in zip(plain, strong):
+        assert [(o.asset, o.position_world) for o in a.objects] == [(o.asset, o.position_world) for o in b.objects]
+    assert len({s.exposure for s in scenes("target", 5, "strong")}) == 1
+
+
+@pytest.mark.parametrize("look", KINDS)
+@pytest.mark.parametrize("label", [CHAIR, TABLE, LAPTOP])
+def test_assets_fill_their_boxes_and_wind_outward(look, label):
+    names = named(KINDS[look][label])
+    assert len(names) >= 4 and len({ASSETS[name][1] for name in names}) == len(names)
+    for name in names:
+        mesh, size_m = ASSETS[name]
+        assert 100 <= len(mesh.faces) <= 650
+        np.testing.assert_allclose(mesh.verts.min(0), [-0.5, -0.5, 0], atol=1e-9)
+        np.testing.assert_allclose(mesh.verts.max(0), [0.5, 0.5, 1], atol=1e-9)
+        assert ((np.array(size_m) > 0.2) & (np.array(size_m) < 1.6)).all()
+        a, b, c = (mesh.verts[mesh.faces[:, k]] for k in range(3))
+        assert 0.01 < (np.cross(a, b) * c).sum() / 6 < 1
+        assert ((np.cross(b - a, c - a) * mesh.normals[mesh.faces].mean(1)).sum(1) > 0).all(), "a face winds inward"
+        assert 2 <= len(set(mesh.face_part)) and mesh.face_part.max() < len(FINISH[look][label])
+
+
+def test_tables_are_flat_on_top_and_chairs_have_their_backs_behind():
+    for name in named("workshop") + named("kitchen"):
+        mesh, _ = ASSETS[name]
+        highest = mesh.verts[mesh.faces][(mesh.verts[mesh.faces][..., 2] > 1 - 1e-9).all(1)]
+        area = np.linalg.norm(np.cross(highest[:, 1] - highest[:, 0], highest[:, 2] - highest[:, 0]), axis=1).sum() / 2
+        assert area > 0.9, name  # of the footprint, which is 1
+    for name in named("cantilever") + named("windsor"):
+        mesh, _ = ASSETS[name]
+        assert mesh.verts[mesh.verts[:, 2] > 0.9, 0].mean() < -0.1, name
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize("domain, least_visible, least_found", [("source", 0.95, 0.9), ("target", 0.75, 0.93)])
+def test_most_of_every_object_is_seen(domain, least_visible, least_found):
+    rows = scenes(domain, 12)
+    graphs = graphs_of(rows)
+    found = sum(map(len, graphs)) / sum(len(s.objects) for s in rows)
+    assert found >= least_found and np.median(np.concatenate([g.visible for g in graphs])) >= least_visible
+    assert all((g.truncated == 0).all() for g in graphs)
+    images = shade(*render(rows[:3]), rows[:3])
+    assert 0.15 < float(images.mean()) < 0.75 and float((images > 0.97).float().mean()) < 0.02  # neither dark nor burnt out
+
+
+def test_a_scene_renders_to_the_same_bytes_alone_and_in_any_batch():
+    rows = [*scenes("source", 1, "strong"), *scenes("target", 1), *scenes("target-content", 1)]
+    rows = [replace(scene, shadow_texels=160) for scene in (*rows, replace(rows[0], objects=()))]
+
+    def image(batch):
+        return (shade(*render(batch, 96, 72), batch) * 255).round().byte()
+
+    together = image(rows)
+    for i, scene in enumerate(rows):
+        assert torch.equal(image([scene])[0], together[i])
+    assert torch.equal(image(rows[::-1]), together.flip(0))
+
+
+# --- lifting ----------------------------------------------------------------------------------------------------------
+
+def lifted_laptops(rows, graphs, with_on):
+    """Of each laptop that truly is on a table: how far off it is lifted, metres, and how well its box fits (IoU)."""
+    errors, ious = [], []
+    for i, (scene, graph) in enumerate(zip(rows, graphs)):
+        if len(graph) < len(scene.objects):
+            continue
+        if not with_on:
+            spatial = graph.relations[:, 1] != ON
+            graph = replace(graph, relations=graph.relations[spatial], relation_scores=graph.relation_scores[spatial])
+        objects, kept = lift(graph, scene.camera, ENV, np.random.default_rng(i))
+        for found, box in zip(objects, kept.boxes_px):
+            true = scene.objects[int(np.abs(graph.boxes_px - box).sum(1).argmin())]
+            if true.label != LAPTOP or true.position_world[2] == 0:
+                continue
+            errors.append(math.dist(found.position_world[:2], true.position_world[:2]))
+            verts = place(ENV.assets[found.asset], found.position_world, found.size_m, found.yaw_rad).verts
+            seen = projected_box(verts, scene.camera.resized(graph.width, graph.height))
+            both = (np.minimum(seen[2:], box[2:]) - np.maximum(seen[:2], box[:2])).clip(0).prod()
+            ious.append(both / ((seen[2:] - seen[:2]).prod() + (box[2:] - box[:2]).prod() - both))
+    return np.array(errors), np.array(ious)
+
+
+def test_laptops_are_lifted_onto_their_tables():
+    rows = scenes("target", 16)
+    graphs, count = graphs_of(rows), 0
+    for i, (scene, graph) in enumerate(zip(rows, graphs)):
+        objects, kept = lift(graph, scene.camera, ENV, np.random.default_rng(i))
+        wanted = {tuple(row) for row in kept.relations.tolist() if row[1] == ON}
+        again = relations(objects, scene.camera, ENV.vocabulary.predicates, ENV.rules)
+        assert {tuple(row) for row in again.tolist() if row[1] == ON} == wanted
+        for s, _, o in wanted:
+            assert objects[s].position_world[2] == objects[o].size_m[2] > 0.6
+        count += len(wanted)
+    assert count >= 25
+    (with_on, fit), (without, _) = lifted_laptops(rows, graphs, True), lifted_laptops(rows, graphs, False)
+    print(f"{len(with_on)} laptops: median error {np.median(with_on):.3f} m, without `on` {np.median(without):.3f} m; "
+          f"median IoU {np.median(fit):.3f}")
+    assert len(with_on) > 20 and np.median(with_on) < 0.2 < 1.0 < np.median(without) and np.median(fit) > 0.75
+
+
+def test_lifted_objects_stay_within_the_walls():
+    far = [item(CHAIR, (0.0, 20.0, 0.0)), item(LAPTOP, (-9.0, 0.0, 0.0)), item(TABLE, (0.0, 0.0, 0.0))]
+    placed = ENV.settle(far, np.zeros((3, 4)), ENV.camera, np.random.default_rng(0))
+    room = scenes("source", 1)[0].room
+    for o in placed:
+        position = np.array(o.position_world[:2])
+        assert (position - 0.2 >= room.low_m).all() and (position + 0.2 <= room.high_m).all()
+    assert placed[2] == far[2]
+
+
+def test_settling_puts_laptops_back_on_a_table_that_grew():
+    table = item(TABLE, (0.5, 0.0, 0.0), (0.8, 1.4, 0.8), math.pi / 2)
+    over, beyond = item(LAPTOP, (1.0, 0.2, 0.75)), item(LAPTOP, (0.5, 0.9, 0.75))
+    objects = [over, beyond, table, item(LAPTOP, (-1.0, 0, 0))]
+    placed = ENV.settle(objects, np.zeros((4, 4)), ENV.camera, np.random.default_rng(0))
+    np.testing.assert_allclose(placed[0].position_world, (1.0, 0.2, 0.8), atol=1e-9)   # over the top: only its height
+    np.testing.assert_allclose(placed[1].position_world, (0.5, 0.32, 0.8), atol=1e-9)  # back to 0.8 of the half width
+    assert placed[3].position_world == (-1.0, 0, 0)
+
+
+# --- --assets ---------------------------------------------------------------------------------------------------------
+
+# a spike: base 2 wide (x) and 1 high (y), its point 4 along -z; in this order of corners it winds outward
+OBJ = "v -1 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 -4\nf 1 2 3\nf 1 3 4\nf 2 4 3\nf 1 4 2\n"
+
+
+def write(path, text):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
+def check_spike(mesh):
+    np.testing.assert_allclose(mesh.verts.min(0), [-0.5, -0.5, 0], atol=1e-6)
+    np.testing.assert_allclose(mesh.verts.max(0), [0.5, 0.5, 1], atol=1e-6)
+    np.testing.assert_allclose(mesh.verts[mesh.verts[:, 0] > 0.49], [[0.5, 0, 0]] * 3, atol=1e-6)  # the point is ahead
+    a, b, c = (mesh.verts[mesh.faces[:, k]] for k in range(3))
+    assert (np.cross(a, b) * c).sum() / 6 == pytest.approx(1 / 6)  # a pyramid of a triangle: 1/3 x 1/2 x 1
+    assert ((np.cross(b - a, c - a) * mesh.normals[mesh.faces[:, 0]]).sum(1) > 0).all()
+
+
+def test_files_replace_the_source_s_assets(tmp_path):
+    trimesh = pytest.importorskip("trimesh")
+    write(tmp_path / "chair" / "03001627-a" / "models" / "model_normalized.obj", OBJ)
+    write(tmp_path / "chair" / "inward.obj", OBJ[:OBJ.index("f")] + "f 3 2 1\nf 4 3 1\nf 3 4 2\nf 2 4 1\n")
+    (tmp_path / "laptop").mkdir()
+    points, faces = [[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, 0, 4]], [[0, 1, 2], [0, 2, 3], [1, 3, 2], [0, 3, 1]]
+    trimesh.Trimesh(points, faces).export(tmp_path / "laptop" / "spike.glb")
+    env = replace_assets(ENV, tmp_path)
+    assert env.category_assets[CHAIR] == ("chair/03001627-a/models/model_normalized.obj", "chair/inward.obj")
+    assert env.category_assets[TABLE] == ENV.category_assets[TABLE] and env.category_assets[LAPTOP] == ("laptop/spike.glb",)
+    for name in env.category_assets[CHAIR] + env.category_assets[LAPTOP]:
+        check_spike(env.assets[name])
+    for label in (CHAIR, LAPTOP):
+        longest = max(math.hypot(*size) for name in ENV.category_assets[label] for size in ENV.asset_sizes_m[name])
+        sizes = env.asset_sizes_m[env.category_assets[label][0]]
+        assert max(math.hypot(*size) for size in sizes) == pytest.approx(longest)
+        np.testing.assert_allclose(np.array(sizes) / np.array(sizes)[:, 2:], [[4, 2, 1]] * len(sizes))
+    for domain in ("source", "target-content"):
+        drawn = {o.asset for objects, _ in layouts(domain, 8, env) for o in objects}
+        assert drawn <= {name for row in env.category_assets for name in row} and "laptop/spike.glb" in drawn
+    assert {o.asset.split("_")[0] for objects, _ in layouts("target", 3, env) for o in objects} == set(KINDS["target"])
+
+
+def test_files_replace_clevr_s_assets_too(tmp_path):
+    pytest.importorskip("trimesh")
+    write(tmp_path / "cube" / "spike.obj", OBJ)
+    env = replace_assets(clevr.ENV, tmp_path)
+    drawn = [o for objects, _ in layouts("source", 20, env) for o in objects]
+    assert {o.asset for o in drawn} == {"cube/spike.obj", "sphere", "cylinder"}
+    lengths = {round(math.hypot(*o.size_m), 4) for o in drawn if o.label == 0}
+    assert lengths == {0.8573, 1.2247, 1.7146}  # a cube's diagonals: 2 r x the root of 3 / 2
+
+
+def test_faulty_asset_files_are_named_in_one_line(tmp_path):
+    pytest.importorskip("trimesh")
+    strip = "".join(f"v {i} 0 0\nv {i} 1 {i % 2}\n" for i in range(10_002)) + "".join(
+        f"f {i} {i + 1} {i + 2}\n" for i in range(1, 20_002))
+    for text, expected in (("hello\n", "cannot be read|no faces"), ("v 0 0 0\nv 1 0 0\n", "cannot be read|no faces"),
+                           (strip, "20001 faces, expected 20000 at most")):
+        path = write(tmp_path / "table" / "bad.obj", text)
+        with pytest.raises(InputError, match=expected) as error:
+            replace_assets(ENV, tmp_path)
+        assert str(path) in error.value.message and "\n" not in error.value.message
+    (tmp_path / "table" / "bad.obj").unlink()
+    with pytest.raises(InputError, match="no OBJ or GLB file in a folder named chair, table, laptop"):
+        replace_assets(ENV, tmp_path)
+    (tmp_path / "table" / "bad.glb").write_bytes(b"glTF nonsense")
+    with pytest.raises(InputError, match="bad.glb: cannot be read"):
+        replace_assets(ENV, tmp_path)
