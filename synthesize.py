@@ -108,7 +108,7 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
                  "graphs": str(graphs_path or checkpoint), "target": str(target) if target else None, "camera": camera}
     splits = {".": range(num)} if graphs or domain == "source" else split_target(num)
     for name, indices in splits.items():
-        write_data_set(partial / name, indices, make_scenes, env, env.image_sizes[preset], info, device)
+        write_data_set(partial / name, indices, make_scenes, env, env.image_sizes[preset], info, graphs, device)
     if graphs:
         write_graphs(partial / "predicted.jsonl", graphs, env.vocabulary)
     publish_folder(partial, out)
@@ -195,14 +195,19 @@ def split_target(num: int) -> dict[str, range]:
     return {"train": range(train), "val": range(train, train + val), "test": range(train + val, num)}
 
 
-def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[int, int], info: dict, device) -> None:
-    """Build, render, annotate and save make_scenes(indices), some at a time; files are written meanwhile."""
+def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[int, int], info: dict, predicted: list,
+                   device) -> None:
+    """Build, render, annotate and save make_scenes(indices), some at a time; files are written meanwhile.
+
+    predicted: the graphs that were lifted, if there were: how well what is rendered fits them is printed and kept.
+    """
     from tqdm import tqdm
     from sim2sg_lib.camera import stack_cameras
     from sim2sg_lib.dataset import write_image, write_labels
     from sim2sg_lib.export import write_coco, write_kitti
     from sim2sg_lib.labels import annotate, labelled_objects
     from sim2sg_lib.meshes import build
+    from sim2sg_lib.metrics import box_fit
     from sim2sg_lib import raster, raster_pytorch3d
     from sim2sg_lib.render import SUPERSAMPLE, shade
 
@@ -227,6 +232,10 @@ def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[i
         write_kitti(folder, graphs, objects, [scene.camera for scene in scenes], env.vocabulary)
     if "coco" in info["export"]:
         write_coco(folder, graphs, env.vocabulary)
+    if predicted:
+        fit = box_fit([predicted[i % len(predicted)] for i in indices], graphs)
+        print("what shows against the lifted boxes: IoU " + ", ".join(f"{name} {value:.3f}" for name, value in fit.items()))
+        info = info | {"fit": fit}
     write_labels(folder, graphs, scenes, env, {**info, "width": size[0], "height": size[1]})
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from sim2sg_lib.graph import SceneGraph, Vocabulary, make_graph
-from sim2sg_lib.metrics import (LEVELS, NEVER, apply_level, average_precision, box_iou, content_gap, detection_scores,
+from sim2sg_lib.metrics import (LEVELS, NEVER, apply_level, average_precision, box_fit, box_iou, content_gap, detection_scores,
                                 evaluate_graphs, first_hits, ideal_hits, mean_recall, pooled_recall, rank_relations,
                                 recall_scores)
 
@@ -530,3 +530,13 @@ def test_images_must_correspond():
         evaluate_graphs([EMPTY, EMPTY], [EMPTY], VOCABULARY)
     with pytest.raises(ValueError, match="'tiny' is not one of easy, moderate, hard, all"):
         evaluate_graphs([EMPTY], [EMPTY], VOCABULARY, "tiny")
+
+
+def test_box_fit_by_hand():
+    wanted = graph([0, 1, 1], [[0, 0, 10, 10], [20, 20, 40, 40], [60, 60, 70, 70]])
+    # twice the size: box 0 is met by half, box 1 wholly, box 2 by a box of the other category alone
+    shown = make_graph("a.png", 200, 200, [0, 1, 0], [[0, 0, 20, 10], [40, 40, 80, 80], [120, 120, 140, 140]])
+    fit = box_fit([wanted, EMPTY], [shown, shown])
+    assert fit == pytest.approx({"median": 0.5, "p10": 0.1, "mean": 0.5})
+    assert box_fit([EMPTY], [shown]) == {"median": 0, "p10": 0, "mean": 0}
+    assert box_fit([wanted], [EMPTY]) == {"median": 0, "p10": 0, "mean": 0}
