@@ -39,7 +39,7 @@ CHUNK, CHUNK_PIXELS = 16, 16 * 320 * 240  # most scenes rendered at once, and mo
 @click.option("--randomise", type=click.Choice(["paper", "strong"]), default="paper",
               help="Source look: as the paper draws it, or varying all that a scene graph does not hold.")
 @click.option("--preset", type=click.Choice(["quick", "paper"]), default="quick",
-              help="Image size: 160x120 or 320x240 pixels on CLEVR, 192x144 or 1024x768 on Dining.")
+              help="Image size: 160x120 or 320x240 pixels on CLEVR, see the README for the others.")
 @click.option("--refine", type=click.IntRange(0), default=0, is_flag=False, flag_value=30, show_default="none",
               help="Gradient steps that fit lifted scenes to their boxes; 30 if no number follows.")
 @click.option("--assets", type=click.Path(path_type=Path), default=None,
@@ -56,8 +56,8 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     # --- setup: the library is imported here, so that --help answers at once
     from sim2sg_lib import raster_pytorch3d
     from sim2sg_lib.assets import replace_assets
-    from sim2sg_lib.checkpoint import load, pick_device, predict_folder
-    from sim2sg_lib.dataset import open_images, publish_folder, refuse_used, start_folder
+    from sim2sg_lib.checkpoint import pick_device
+    from sim2sg_lib.dataset import publish_folder, refuse_used, start_folder
     from sim2sg_lib.export import check_level
     from sim2sg_lib.graph import write_graphs
     from sim2sg_lib.lift import confident, thresholds
@@ -75,9 +75,7 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     # --- graphs: predicted from target images, given, or none
     graphs, cameras = [], []
     if checkpoint:
-        model, images = load(checkpoint, env, device), sample(open_images(target, env, camera), num, seed)
-        floor = 0.0 if env.adaptive else threshold
-        graphs, cameras = predict_folder(model, images, floor, threshold), images.cameras
+        graphs, cameras = predict_graphs(checkpoint, target, camera, env, threshold, num, seed, device)
     elif graphs_path:
         graphs, cameras = open_graphs(graphs_path, env)
     levels = thresholds(graphs, env, threshold, env.adaptive and checkpoint is not None)
@@ -139,6 +137,16 @@ def parse_export(export: str) -> list[str]:
         if name not in ("kitti", "coco"):
             raise InputError(f"--export: {name!r} is not kitti or coco")
     return formats
+
+
+def predict_graphs(checkpoint: Path, target: Path, camera: str | None, env, threshold: float, num: int | None, seed: int,
+                   device) -> tuple[list, list]:
+    """What the network reads in the target's images, and their cameras."""
+    from sim2sg_lib.checkpoint import load, predict_folder
+    from sim2sg_lib.dataset import open_images
+    model, images = load(checkpoint, env, device), sample(open_images(target, env, camera), num, seed)
+    floor = 0.0 if env.adaptive else threshold  # an adaptive threshold is found from all that the network reads
+    return predict_folder(model, images, floor, threshold), images.cameras
 
 
 def sample(images, num: int | None, seed: int):
