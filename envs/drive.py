@@ -22,6 +22,7 @@ CATEGORIES = ("car", "pedestrian", "house", "vegetation")
 CAR, PEDESTRIAN, HOUSE, VEGETATION = range(4)
 WIDTH, HEIGHT, CAMERA_HEIGHT_M = 1242, 375, 1.65
 LANE_M, SIDEWALK_M, ROAD_M = 3.5, 2.5, 240.0
+MOST_LANES, MOST_RIGHT = 6, 2  # of a road, and to the right of ours
 HEADINGS_RAD = (math.pi / 2, -math.pi / 2)  # with us, towards us
 SIZE_FACTORS = {CAR: (1.0,), PEDESTRIAN: (0.92, 1.0, 1.06), HOUSE: (0.8, 1.0, 1.25), VEGETATION: (0.6, 0.8, 1.0, 1.3, 1.7)}
 KINDS = {"source": street.SOURCE, "target": street.TARGET}
@@ -206,19 +207,17 @@ def dress(objects: list[SceneObject], camera: Camera, domain: str, randomise: st
 
 def road(objects: list[SceneObject], look: str, rng: np.random.Generator) -> tuple[Material, tuple[Strip, ...]]:
     """Ground, sidewalks, asphalt and marks, as wide as the cars' places ask for."""
-    lanes = [round(o.position_world[0] / LANE_M) for o in objects if o.label == CAR]
-    low, high = max(min([*lanes, 0]), -5), min(max([*lanes, 0, 1]), 5)
-    if high - low > 5:
-        low = high - 5
-    if look == "target":
-        low, high = max(low, -2), min(high, 2)
+    # ours is lane 0; beside it an oncoming one if there is no car that says more
+    lanes = {0, *(round(o.position_world[0] / LANE_M) for o in objects if o.label == CAR)}
+    low, high = min(lanes) if len(lanes) > 1 else -1, min(max(lanes), MOST_RIGHT)
+    low = max(low, high - MOST_LANES + 1, -2 if look == "target" else low)  # cars beyond stand in drives, not in lanes
     left, right = (low - 0.5) * LANE_M, (high + 0.5) * LANE_M
     if look == "target":
         ground = textured((0.12, 0.15, 0.05), (0.05, 0.07, 0.02), "grass", 0.8, 0.9, rng)
         asphalt = textured((0.14, 0.14, 0.15), (0.07, 0.07, 0.07), "asphalt", 1.2, 0.8, rng)
         pavement, marks = textured((0.35, 0.33, 0.30), (0.22, 0.21, 0.2), "checks", 0.6, 0.4, rng), Material((0.7, 0.7, 0.66))
     else:
-        ground, asphalt, pavement = (random_material(rng, low, high) for low, high in ((0.05, 0.5), (0.04, 0.3), (0.2, 0.6)))
+        ground, asphalt, pavement = (random_material(rng, *shades) for shades in ((0.05, 0.5), (0.04, 0.3), (0.2, 0.6)))
         marks = Material((float(rng.uniform(0.5, 0.9)),) * 3)
     middle, wide = (left + right) / 2, right - left
     strips = [Strip((middle, 90.0), (ROAD_M, wide + 2 * SIDEWALK_M), math.pi / 2, pavement),
@@ -296,7 +295,7 @@ ENV = Env(
     yaws_rad=(HEADINGS_RAD, None, (0.0, math.pi), (0.0,)),
     pitch_spread_rad=math.radians(0.35),
     size_spreads=(0.09, 0.1, 0.4, 0.6),
-    min_visible_share=0.0009,
+    min_visible_share=0.0005,
     threshold=0.2,
     adaptive=False,
     domains=tuple(DOMAINS),

@@ -135,11 +135,26 @@ def test_cars_settle_in_lanes_and_a_wide_box_becomes_a_row_of_trees():
 
 def test_the_road_is_as_wide_as_the_cars_ask_for():
     rng = np.random.default_rng(0)
-    for lanes, width_m in (((), 2 * LANE_M), ((-1, 0, 2), 4 * LANE_M), ((-4, 3), 6 * LANE_M)):
+    # lanes of the cars -> painted lanes from, to: always ours; six at most, two of them to the right of ours
+    for lanes, (low, high) in (((), (-1, 0)), ((0,), (-1, 0)), ((1,), (0, 1)), ((-1, 0, 2), (-1, 2)), ((-4, 5), (-3, 2))):
         _, strips = drive.road([car(lane * LANE_M, 20) for lane in lanes], "source", rng)
-        assert strips[1].size_m[1] == pytest.approx(width_m)
-        assert strips[0].size_m[1] == pytest.approx(width_m + 2 * drive.SIDEWALK_M)
-        assert sum(strip.dash_m > 0 for strip in strips) == round(width_m / LANE_M) - 1
+        pavement, asphalt = strips[:2]
+        assert asphalt.position_world[0] == pytest.approx((low + high) / 2 * LANE_M)
+        assert asphalt.size_m[1] == pytest.approx((high - low + 1) * LANE_M)
+        assert pavement.size_m[1] == pytest.approx(asphalt.size_m[1] + 2 * drive.SIDEWALK_M)
+        assert sum(strip.dash_m > 0 for strip in strips) == high - low
+
+
+def test_the_source_s_cars_drive_on_its_asphalt_and_its_walkers_walk_beside_it():
+    for objects in draw("source"):
+        _, strips = drive.road(objects, "source", np.random.default_rng(0))
+        half, middle = strips[1].size_m[1] / 2, strips[1].position_world[0]
+        for o in objects:
+            off_middle = abs(o.position_world[0] - middle)
+            if o.label == CAR:
+                assert off_middle < half
+            if o.label == PEDESTRIAN:
+                assert half < off_middle < half + drive.SIDEWALK_M
 
 
 def test_two_depths_are_weighed_by_their_errors():
