@@ -29,6 +29,10 @@ dining-quick := 1000 400 400 500 350 1 0.3
 dining-paper := 5000 8000 5000 10000 70000 6 0.7
 drive-quick := 1000 400 400 500 350 1 0.3
 drive-paper := 6000 9600 6000 10000 90000 3 0.3
+ifeq ($(wildcard envs/$(ENV).py)$(filter-out quick paper,$(PRESET)),envs/$(ENV).py)
+else
+$(error ENV=$(ENV) PRESET=$(PRESET): expected a file of envs/ without its .py, and quick or paper)
+endif
 NUMBERS_OF_RUN := $(or $($(ENV)-$(PRESET)),$(clevr-$(PRESET)))
 pick = $(word $(1),$(NUMBERS_OF_RUN))
 SOURCE_NUM := $(call pick,1)

@@ -53,14 +53,15 @@ def main(checkpoint_path: Path | None, data: Path | None, out: Path | None, spli
     from sim2sg_lib.graph import write_graphs
     from sim2sg_lib.kitti import kitti_root, unlabelled_categories
     from sim2sg_lib.kitti_eval import folder_scores
-    from sim2sg_lib.metrics import evaluate_graphs
+    from sim2sg_lib.metrics import KITTI_ROWS, evaluate_graphs
 
     checkpoint_path = checkpoint_path or latest_run()
     content = checkpoint.read(checkpoint_path)
     env, device = envs.find(content["env"], f"{checkpoint_path}: env"), checkpoint.pick_device(device)
     data = data or own_test_set(checkpoint_path.parent, content["options"], env)
     out = out or checkpoint_path.parent
-    record = {"checkpoint": str(checkpoint_path), "data": str(data), "command": "python " + shlex.join(sys.argv)}
+    record = {"checkpoint": str(checkpoint_path), "data": str(data), "van": van or "ignore",
+              "command": "python " + shlex.join(sys.argv)}
     metrics_path = out / ("metrics.json" if split == "all" else f"metrics_{split}.json")
     prepare(out, record, overwrite)
 
@@ -75,10 +76,10 @@ def main(checkpoint_path: Path | None, data: Path | None, out: Path | None, spli
     # --- score
     metrics = record | {"split": split, "images": len(images.names)}
     if truth is not None:
-        metrics |= evaluate_graphs(truth, predicted, env.vocabulary, split)
+        metrics |= evaluate_graphs(truth, labelled_only(predicted, missing, env), env.vocabulary, split)
         metrics["content_gap"] = training_gap(content["options"]["source"], truth, env, missing)
-    if truth is not None and kitti:
-        metrics |= {"van": van or "ignore", "kitti": folder_scores(kitti, predicted, env.vocabulary)}
+    if truth is not None and kitti and all(camera.height in KITTI_ROWS for camera in images.cameras):
+        metrics |= {"kitti": folder_scores(kitti, predicted, env.vocabulary)}
 
     # --- save and show
     write_graphs(out / "predictions.jsonl", predicted, env.vocabulary)
@@ -103,19 +104,21 @@ def latest_run() -> Path:
 
 
 def own_test_set(run: Path, options: dict, env) -> Path:
-    """Where the run was evaluated before, else the test or val folder beside its target, else the stand-in's."""
-    from sim2sg_lib.dataset import read_json
+    """Where the run was evaluated before, else test or val beside its target or the stand-in, else a labelled target itself."""
+    from sim2sg_lib.dataset import has_labels, read_json
     from sim2sg_lib.graph import InputError
     if (run / "metrics.json").exists():
         return Path(str(read_json(run / "metrics.json").get("data")))
     target = Path(options["target"]) if options["target"] else Path("data") / env.name / "target" / "train"
     # a stand-in for KITTI is a KITTI folder in each split of the data set around it
-    split, inside = (target.parent, "kitti") if target.name == "kitti" else (target, ".")
-    parent = split.parent
+    exported = target.name == "kitti" and (target.parent / "dataset.json").exists()
+    parent, inside = (target.parent.parent, "kitti") if exported else (target.parent, ".")
     for name in ("test", "val"):
         if (parent / name / inside).is_dir():
             return parent / name / inside
-    raise InputError(f"no test set beside {parent}: give --data")
+    if target.is_dir() and has_labels(target):
+        return target
+    raise InputError(f"no test set beside {target}: give --data")
 
 
 def prepare(out: Path, record: dict, overwrite: bool) -> None:
@@ -124,8 +127,8 @@ def prepare(out: Path, record: dict, overwrite: bool) -> None:
     from sim2sg_lib.graph import InputError
     for path in [] if overwrite else sorted(out.glob("metrics*.json")):
         old = read_json(path)
-        for name in ("checkpoint", "data"):
-            if old.get(name) != record[name]:
+        for name in ("checkpoint", "data", "van"):
+            if old.get(name, "ignore") != record[name]:
                 raise InputError(f"{path}: holds the metrics of {name} {old.get(name)}; choose another --out or add "
                                  "--overwrite")
     try:
@@ -139,15 +142,20 @@ def training_gap(sources: list[str], truth: list, env, missing: tuple[str, ...])
 
     missing: categories that the target has no labels of, left out of the source, too.
     """
-    import numpy as np
-    from sim2sg_lib.graph import read_graphs, select_objects
+    from sim2sg_lib.graph import read_graphs
     from sim2sg_lib.metrics import content_gap
     newest = Path(sources[-1]) / "graphs.jsonl"
     if not newest.exists():
         return None
+    return content_gap(labelled_only(read_graphs(newest, env.vocabulary), missing, env), truth, env.vocabulary)
+
+
+def labelled_only(graphs: list, missing: tuple[str, ...], env) -> list:
+    """The graphs without the categories that the target has no labels of, which nobody could call right or wrong."""
+    import numpy as np
+    from sim2sg_lib.graph import select_objects
     labelled = np.array([name not in missing for name in env.vocabulary.categories])
-    source = [select_objects(graph, labelled[graph.labels]) for graph in read_graphs(newest, env.vocabulary)]
-    return content_gap(source, truth, env.vocabulary)
+    return [select_objects(graph, labelled[graph.labels]) for graph in graphs] if missing else graphs
 
 
 # --- what to show -----------------------------------------------------------------------------------------------------

@@ -35,7 +35,8 @@ CHUNK, CHUNK_PIXELS = 16, 16 * 320 * 240  # most scenes rendered at once, and mo
 @click.option("--graphs", "graphs_path", type=click.Path(path_type=Path), default=None,
               help="Lift the graphs of this JSON Lines file.")
 @click.option("--threshold", type=click.FloatRange(0, 1), default=None, show_default="the environment's",
-              help="Confidence below which objects and relations are dropped.")
+              help="Confidence below which objects and relations are dropped; on dining, for objects, the share of what the "
+                   "network is sure of.")
 @click.option("--randomise", type=click.Choice(["paper", "strong"]), default="paper",
               help="Source look: as the paper draws it, or varying all that a scene graph does not hold.")
 @click.option("--preset", type=click.Choice(["quick", "paper"]), default="quick",
@@ -60,10 +61,10 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     from sim2sg_lib.dataset import publish_folder, refuse_used, start_folder
     from sim2sg_lib.export import check_level
     from sim2sg_lib.graph import write_graphs
-    from sim2sg_lib.lift import confident, thresholds
+    from sim2sg_lib.lift import confident
 
     env, device = envs.find(env_name), pick_device(device)
-    check_options(env, domain, num, checkpoint, target, camera, graphs_path, refine)
+    check_options(env, domain, num, checkpoint, target, camera, graphs_path, refine, assets)
     formats = parse_export(export)
     if renderer == "pytorch3d":
         raster_pytorch3d.require()
@@ -73,12 +74,11 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     refuse_used(out, overwrite)
 
     # --- graphs: predicted from target images, given, or none
-    graphs, cameras = [], []
+    graphs, cameras, levels = [], [], [threshold] * len(env.vocabulary.categories)
     if checkpoint:
-        graphs, cameras = predict_graphs(checkpoint, target, camera, env, threshold, num, seed, device)
+        graphs, cameras, levels = predict_graphs(checkpoint, target, camera, env, threshold, num, seed, device)
     elif graphs_path:
         graphs, cameras = open_graphs(graphs_path, env)
-    levels = thresholds(graphs, env, threshold, env.adaptive and checkpoint is not None)
     graphs = [confident(graph, levels, threshold) for graph in graphs]
     num = num or len(graphs) or 400
     if "kitti" in formats:  # again image by image when it is written, but nobody should wait for that
@@ -102,7 +102,7 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     info = {"method": method, "seed": seed, "randomise": randomise, "preset": preset, "renderer": renderer,
             "assets": str(assets) if assets else None, "export": formats, "command": "python " + shlex.join(sys.argv)}
     if graphs:
-        info |= {"threshold": threshold, "thresholds": levels.tolist(), "refine": refine,
+        info |= {"threshold": threshold, "thresholds": levels, "refine": refine,
                  "graphs": str(graphs_path or checkpoint), "target": str(target) if target else None, "camera": camera}
     splits = {".": range(num)} if graphs or domain == "source" else split_target(num)
     for name, indices in splits.items():
@@ -112,7 +112,8 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     publish_folder(partial, out)
 
 
-def check_options(env, domain: str, num: int | None, checkpoint, target, camera, graphs_path, refine: int) -> None:
+def check_options(env, domain: str, num: int | None, checkpoint, target, camera, graphs_path, refine: int,
+                  assets: Path | None) -> None:
     """Errors: InputError for options that contradict one another."""
     from sim2sg_lib.graph import InputError
     if domain not in env.domains:
@@ -123,6 +124,8 @@ def check_options(env, domain: str, num: int | None, checkpoint, target, camera,
         raise InputError("--camera is that of a KITTI --target: add --checkpoint and --target, or leave it out")
     if refine and not (checkpoint or graphs_path):
         raise InputError("--refine fits lifted graphs: add --checkpoint and --target, or --graphs")
+    if assets and env.domains[domain][1] != "source":
+        raise InputError(f"--assets take the place of the source's, and --domain {domain} has none of those")
     if domain != "source" and (checkpoint or graphs_path):
         raise InputError("--domain: lifted graphs take the source's look, leave it out")
     if domain != "source" and num is not None and num < 3:
@@ -140,13 +143,18 @@ def parse_export(export: str) -> list[str]:
 
 
 def predict_graphs(checkpoint: Path, target: Path, camera: str | None, env, threshold: float, num: int | None, seed: int,
-                   device) -> tuple[list, list]:
-    """What the network reads in the target's images, and their cameras."""
+                   device) -> tuple[list, list, list[float]]:
+    """What the network reads in the target's images, their cameras, and each category's threshold."""
     from sim2sg_lib.checkpoint import load, predict_folder
     from sim2sg_lib.dataset import open_images
-    model, images = load(checkpoint, env, device), sample(open_images(target, env, camera), num, seed)
-    floor = 0.0 if env.adaptive else threshold  # an adaptive threshold is found from all that the network reads
-    return predict_folder(model, images, floor, threshold), images.cameras
+    from sim2sg_lib.lift import thresholds
+    model, images = load(checkpoint, env, device), open_images(target, env, camera)
+    chosen = sample(images, num, seed)
+    if not env.adaptive:
+        return predict_folder(model, chosen, threshold, threshold), chosen.cameras, thresholds([], env, threshold)
+    graphs = predict_folder(model, images, 0.0, threshold)  # of all, so that an image's graph does not depend on --num
+    by_name = dict(zip(images.names, graphs))
+    return [by_name[name] for name in chosen.names], chosen.cameras, thresholds(graphs, env, threshold)
 
 
 def sample(images, num: int | None, seed: int):

@@ -7,10 +7,10 @@ apart, and stylised.  The two ablation pairs of Table 4 take one half of the tar
 import numpy as np
 
 from sim2sg_lib.camera import Camera, look_at
-from sim2sg_lib.env import Env
+from sim2sg_lib.env import DOMAINS, Env
 from sim2sg_lib.graph import Vocabulary
 from sim2sg_lib.meshes import box_mesh, cylinder_mesh, sphere_mesh
-from sim2sg_lib.scene import (PATTERNS, Light, Material, RelationRules, Scene, SceneObject, Sky, Texture,
+from sim2sg_lib.scene import (PATTERNS, Light, Material, RelationRules, Scene, SceneObject, Sky, Texture, linear,
                               predicate_axes)
 
 CATEGORIES = ("cube", "sphere", "cylinder")
@@ -29,9 +29,6 @@ APPEARANCE = {
     "target": (((242, 130, 160), (129, 74, 25), (235, 235, 235)), (0.0, 0.7)),
 }
 GROUND_RGB = (0.45, 0.45, 0.45)
-DOMAINS = {  # name -> (content, appearance)
-    "source": ("source", "source"), "target": ("target", "target"),
-    "target-content": ("target", "source"), "target-appearance": ("source", "target")}
 
 
 def size_m(label: int, radius_m: float) -> tuple[float, float, float]:
@@ -91,11 +88,6 @@ def dress(objects: list[SceneObject], camera: Camera, domain: str, randomise: st
     return Scene(tuple(objects), camera, tuple(lights), Sky(sky, sky), ground, exposure, style_seed)
 
 
-def linear(display_rgb: tuple[int, int, int]) -> tuple[float, float, float]:
-    """Display values 0..255 -> linear reflectance."""
-    return tuple((value / 255) ** 2.2 for value in display_rgb)
-
-
 ENV = Env(
     name="clevr",
     vocabulary=Vocabulary(CATEGORIES, PREDICATES),
@@ -111,7 +103,7 @@ ENV = Env(
     min_visible_share=40 / (WIDTH * HEIGHT),
     threshold=0.5,
     adaptive=False,
-    domains=tuple(DOMAINS),
+    domains=DOMAINS,
     layout=layout,
     settle=None,
     dress=dress,

@@ -8,13 +8,13 @@ kerbs parked full, houses in rows, other assets, plausible materials. It is not 
 World: the camera stands above the origin and looks along +y; x is to its right.
 """
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from envs.assets import street
 from sim2sg_lib.camera import Camera
-from sim2sg_lib.env import Env
+from sim2sg_lib.env import DOMAINS, Env
 from sim2sg_lib.graph import Vocabulary
 from sim2sg_lib.scene import (PATTERNS, Light, Material, RelationRules, Scene, SceneObject, Sky, Strip, Texture)
 
@@ -28,9 +28,6 @@ SIZE_FACTORS = {CAR: (1.0,), PEDESTRIAN: (0.92, 1.0, 1.06), HOUSE: (0.8, 1.0, 1.
 KINDS = {"source": street.SOURCE, "target": street.TARGET}
 ASSETS = {f"{look} {name}": (label, *asset) for look, kinds in KINDS.items() for label, category in enumerate(CATEGORIES)
           for name, asset in kinds[category].items()}  # name -> label, mesh, extents
-DOMAINS = {  # name -> (content, appearance)
-    "source": ("source", "source"), "target": ("target", "target"),
-    "target-content": ("target", "source"), "target-appearance": ("source", "target")}
 
 # Of KITTI's 7,481 label files: share of frames with 0, 1, 2, ... cars and pedestrians
 CARS = (.107, .190, .147, .110, .101, .082, .068, .057, .039, .030, .023, .016, .013, .008, .006, .003)
@@ -141,7 +138,7 @@ def draw(shares: tuple[float, ...], rng: np.random.Generator) -> int:
 
 
 def place_at(item: SceneObject, x: float, y: float) -> SceneObject:
-    return SceneObject(item.label, item.asset, (float(x), float(y), 0.0), item.size_m, item.yaw_rad)
+    return replace(item, position_world=(float(x), float(y), item.position_world[2]))
 
 
 def add(objects: list[SceneObject], item: SceneObject) -> None:
@@ -185,7 +182,7 @@ def dress(objects: list[SceneObject], camera: Camera, domain: str, randomise: st
     dressed = []
     for item in objects:
         first, *others = paint(item.label, randomise, rng)
-        dressed.append(SceneObject(item.label, item.asset, item.position_world, item.size_m, item.yaw_rad, first, tuple(others)))
+        dressed.append(replace(item, material=first, part_materials=tuple(others)))
     elevation = math.radians(rng.uniform(20, 60) if look == "target" else rng.uniform(12, 80))
     azimuth = rng.uniform(0, 2 * math.pi)
     sun = (math.cos(azimuth) * math.cos(elevation), math.sin(azimuth) * math.cos(elevation), math.sin(elevation))
@@ -298,7 +295,7 @@ ENV = Env(
     min_visible_share=0.0005,
     threshold=0.2,
     adaptive=False,
-    domains=tuple(DOMAINS),
+    domains=DOMAINS,
     layout=layout,
     settle=settle,
     dress=dress,

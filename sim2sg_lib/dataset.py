@@ -56,6 +56,8 @@ def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolde
         raise InputError(f"{folder}: no such folder, expected one of images or a data set")
     info = read_info(folder, env) if (folder / "dataset.json").exists() else None
     kitti = kitti_root(folder)
+    if folder.name == "image_2" and (folder.parent / "calib").is_dir():
+        raise InputError(f"{folder}: holds the images of a KITTI folder without their cameras, expected {folder.parent}")
     if camera and not kitti:
         raise InputError(f"{folder}: --camera {camera} is for a KITTI folder, expected image_2/ or training/image_2/ in it")
     root = kitti / "image_2" if kitti else folder / "images" if (folder / "images").is_dir() else folder

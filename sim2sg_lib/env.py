@@ -9,6 +9,10 @@ from sim2sg_lib.graph import Vocabulary
 from sim2sg_lib.meshes import Mesh
 from sim2sg_lib.scene import RelationRules, Scene, SceneObject
 
+DOMAINS = {  # those of the paper: name -> whose content, whose appearance; the two mixed ones are its ablations
+    "source": ("source", "source"), "target": ("target", "target"),
+    "target-content": ("target", "source"), "target-appearance": ("source", "target")}
+
 
 @dataclass(frozen=True)
 class Env:
@@ -29,7 +33,7 @@ class Env:
     min_visible_share:  objects with less of the image than this share are left out of the labels.
     threshold:          default confidence below which predictions are not lifted (tau).
     adaptive:           whether that is a share of what the network is sure of, see `lift.thresholds`.
-    domains:            names for `--domain`: "source", "target", and whatever else there is.
+    domains:            names for `--domain` -> whose content and whose appearance: "source" and what else there is.
     layout:             (this Env, domain, generator) -> objects without appearance, and the camera: the content of a
                         scene; of the Env it takes the source's assets, which --assets may have replaced.
     settle:             (lifted objects, their boxes (N, 4) px, camera, generator) -> objects: what else is known of
@@ -52,7 +56,7 @@ class Env:
     min_visible_share: float
     threshold: float
     adaptive: bool
-    domains: tuple[str, ...]
+    domains: dict[str, tuple[str, str]]
     layout: Callable[["Env", str, np.random.Generator], tuple[list[SceneObject], Camera]]
     settle: Callable[[list[SceneObject], np.ndarray, Camera, np.random.Generator], list[SceneObject]] | None
     dress: Callable[[list[SceneObject], Camera, str, str, np.random.Generator], Scene]

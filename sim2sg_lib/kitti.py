@@ -12,7 +12,7 @@ Pixels: KITTI counts from the centre of the first pixel, this project from its c
 that its projections and scores are its own; half a pixel is less than its labels are good for.
 """
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -45,6 +45,7 @@ class KittiObject:
     bottom_camera:  x, y, z of the bottom's centre in rectified camera 0, metres; -1000 if unknown.
     rotation_y_rad: about that camera's y axis; 0 faces right, -pi/2 away from the camera; -10 if unknown.
     score:          of a detection, greater is surer; None for a label.
+    where:          file and line it was read from.
     """
 
     type: str
@@ -56,6 +57,7 @@ class KittiObject:
     bottom_camera: tuple[float, float, float]
     rotation_y_rad: float
     score: float | None = None
+    where: str = field(default="", compare=False)
 
     @property
     def placed(self) -> bool:
@@ -98,7 +100,7 @@ def _parse_object(line: str, where: str, columns: tuple[str, ...]) -> KittiObjec
             raise InputError(f"{where}: {high}: {row[high]:g}, expected more than {low}, {row[low]:g}")
     return KittiObject(_TYPE_BY_NAME[words[0].lower()], row["truncated"], int(row["occluded"]), row["alpha"],
                        (left, top, right, bottom), tuple(row[name] for name in COLUMNS[8:11]),
-                       tuple(row[name] for name in COLUMNS[11:14]), row["rotation_y"], row.get("score"))
+                       tuple(row[name] for name in COLUMNS[11:14]), row["rotation_y"], row.get("score"), where)
 
 
 _TYPE_BY_NAME = {name.lower(): name for name in TYPES}  # KITTI's evaluator does not mind the case
@@ -191,11 +193,11 @@ def to_graph(image: str, objects: list[KittiObject], camera: Camera, env: Env, v
     """
     categories = env.vocabulary.categories
     rows = []  # (label, box, visible, truncated, ignore, the object where it may have relations)
-    for number, item in enumerate(objects, 1):
+    for item in objects:
         box = np.clip(item.box_px, 0, (camera.width, camera.height) * 2)
         if box[0] >= box[2] or box[1] >= box[3]:
-            raise InputError(f"{image}: its labels' object {number}: box {item.box_px} lies outside the image of "
-                             f"{camera.width}x{camera.height} pixels")
+            raise InputError(f"{item.where or image}: box {item.box_px} lies outside the image of {camera.width}x{camera.height} "
+                             "pixels")
         kind = "Car" if (item.type, van) == ("Van", "car") else item.type
         if kind == "DontCare":
             rows += [(label, box, 1.0, 0.0, True, None) for label in range(len(categories))]

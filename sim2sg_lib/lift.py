@@ -18,25 +18,27 @@ YAW_DRAWS = 12         # random yaws tried for each size: a box says little abou
 AIM_STEPS = 4          # projections of an asset; each but the last corrects the aim about tenfold
 NEAREST_M = 1.0        # an object nearer to the camera than this is a false detection
 RELATION_SWEEPS = 50   # most rounds of corrections by the relations
+LEAST_SURE = 0.05      # no adaptive threshold falls below it: that is noise
 DUPLICATE_SHARE = 0.5  # two solids cannot stand closer than this share of their two radii
 
 
-def thresholds(graphs: list[SceneGraph], env: Env, threshold: float, adaptive: bool) -> np.ndarray:
-    """(C,) the confidence below which objects of each category are not lifted (tau of the paper).
+def thresholds(graphs: list[SceneGraph], env: Env, threshold: float) -> list[float]:
+    """Per category the confidence below which its objects are not lifted (tau of the paper).
 
-    adaptive: a network new to a category is never sure of it. `threshold` is then a share of the confidence that the
-    surest tenth of the images reaches with its best object of the category: no labels are needed for that.
+    Of an adaptive environment: a network new to a category is never sure of it, so `threshold` is a share of the
+    confidence that the surest tenth of the images reaches with its best object of the category. No labels are needed.
     """
-    levels = np.full(len(env.vocabulary.categories), threshold)
-    for label in range(len(levels)) if adaptive else ():
+    levels = []
+    for label in range(len(env.vocabulary.categories)):
         best = [graph.scores[graph.labels == label].max() for graph in graphs if (graph.labels == label).any()]
-        levels[label] *= np.quantile(best, 0.9) if best else 1.0
+        sure = float(np.quantile(best, 0.9)) if best and env.adaptive else 1.0
+        levels.append(max(threshold * sure, min(threshold, LEAST_SURE)))
     return levels
 
 
-def confident(graph: SceneGraph, object_thresholds: np.ndarray, relation_threshold: float) -> SceneGraph:
-    """The graph without objects below their category's threshold (C,) and relations below theirs."""
-    graph = select_objects(graph, graph.scores >= object_thresholds[graph.labels])
+def confident(graph: SceneGraph, object_thresholds: list[float], relation_threshold: float) -> SceneGraph:
+    """The graph without objects below their category's threshold and relations below theirs."""
+    graph = select_objects(graph, graph.scores >= np.array(object_thresholds)[graph.labels])
     sure = graph.relation_scores >= relation_threshold
     return replace(graph, relations=graph.relations[sure], relation_scores=graph.relation_scores[sure])
 
@@ -50,7 +52,7 @@ def lift(graph: SceneGraph, camera: Camera, env: Env, rng: np.random.Generator) 
     camera = camera.resized(graph.width, graph.height)
     objects = [lift_box(int(label), box, camera, env, rng) for label, box in zip(graph.labels, graph.boxes_px)]
     below = find_supports(graph, env)
-    for upper in np.flatnonzero(below >= 0):
+    for upper in bottom_up(below):
         objects[upper] = lift_onto(objects[below[upper]], int(graph.labels[upper]), graph.boxes_px[upper], camera, env, rng)
     keep = possible(graph, objects, below, camera)
     below = np.where(below[keep] >= 0, np.cumsum(keep)[below[keep]] - 1, -1)
@@ -120,6 +122,13 @@ def find_supports(graph: SceneGraph, env: Env) -> np.ndarray:
     return below
 
 
+def bottom_up(below: np.ndarray) -> list[int]:
+    """Those of N objects that stand on another, each after the one it stands on; below (N,) as find_supports gives it."""
+    def storey(i: int) -> int:
+        return 1 + storey(below[i]) if below[i] >= 0 else 0
+    return sorted(np.flatnonzero(below >= 0).tolist(), key=storey)
+
+
 def lift_onto(lower: SceneObject, label: int, box_px: np.ndarray, camera: Camera, env: Env,
               rng: np.random.Generator) -> SceneObject:
     """What stands on the lower object's top, where its box (4,) says, but never over the edge.
@@ -155,7 +164,9 @@ def possible(graph: SceneGraph, objects: list[SceneObject], below: np.ndarray, c
                     for j in np.flatnonzero(keep) if side_by_side(item, objects[j]))
         depth_m = camera.project(np.array([item.position_world]))[1][0]
         keep[i] = apart and depth_m > NEAREST_M + radius_m(item)
-    return keep & ((below < 0) | keep[below])
+    for upper in bottom_up(below):  # nothing is left in the air
+        keep[upper] &= keep[below[upper]]
+    return keep
 
 
 def side_by_side(a: SceneObject, b: SceneObject) -> bool:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sim2sg_lib.camera import Camera, Cameras, stack_cameras
 from sim2sg_lib.graph import SceneGraph
+from sim2sg_lib.lift import side_by_side
 from sim2sg_lib.meshes import Mesh, Meshes, build
 from sim2sg_lib.raster import covered, depth_and_barycentrics, screen_faces, squared_distance_px
 from sim2sg_lib.scene import Material, Scene, SceneObject, Sky
@@ -56,6 +57,7 @@ def refine(objects: list[list[SceneObject]], graphs: list[SceneGraph], cameras: 
     start, base, yaw_rad, radius = (torch.tensor(values, dtype=torch.float32, device=device) for values in (
         [o.position_world[:2] for o in flat], [o.position_world[2] for o in flat], [o.yaw_rad for o in flat], [(o.size_m[0] + o.size_m[1]) / 4 for o in flat]))
 
+    pairs = neighbours(objects).to(device)
     moves = [torch.zeros(len(flat), *shape, device=device, requires_grad=True) for shape in ((2,), (), ())]
     optimiser = torch.optim.Adam(moves, RATE)
     schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, max(steps, 1))
@@ -64,7 +66,7 @@ def refine(objects: list[list[SceneObject]], graphs: list[SceneGraph], cameras: 
     for step in range(steps + 1):
         placement = Placement(*moves)
         error = box_errors(visible_shares(place(meshes, start, base, yaw_rad, placement), views), meshes.object_scene, boxes)
-        error = error + prior(placement, start, radius, meshes.object_scene)
+        error = error + prior(placement, start, radius, pairs)
         with torch.no_grad():
             scene_error = torch.zeros_like(best_error).index_add(0, meshes.object_scene, error)
             better = (scene_error < best_error)[meshes.object_scene]
@@ -135,10 +137,19 @@ def box_errors(shown: Tensor, object_scene: Tensor, boxes_px: Tensor) -> Tensor:
     return total
 
 
-def prior(placement: Placement, start: Tensor, radius: Tensor, object_scene: Tensor) -> Tensor:
-    """(O,) what an object costs that grows, wanders, or stands in an earlier one of its scene."""
+def neighbours(objects: list[list[SceneObject]]) -> Tensor:
+    """(P, 2) int64 indices i > j, counted through all scenes, of objects of one scene that could stand in one another."""
+    pairs, first = [], 0
+    for row in objects:
+        pairs += [(first + i, first + j) for i in range(len(row)) for j in range(i) if side_by_side(row[i], row[j])]
+        first += len(row)
+    return torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
+
+
+def prior(placement: Placement, start: Tensor, radius: Tensor, pairs: Tensor) -> Tensor:
+    """(O,) what an object costs that grows, wanders, or stands in an earlier one of its scene, pairs (P, 2)."""
     position, size = start + placement.shift_m, radius * placement.log_size.exp()
-    i, j = torch.tril(object_scene[:, None] == object_scene, -1).nonzero().unbind(1)
+    i, j = pairs.unbind(1)
     inside = ((position[i] - position[j]).norm(dim=1) - size[i] - size[j]).clamp(max=0)
     cost = SIZE_PRIOR * placement.log_size.square() + SHIFT_PRIOR * placement.shift_m.square().sum(1)
     return cost.index_add(0, i, OVERLAP_PRIOR * inside.square())

@@ -35,6 +35,11 @@ class Material:
     texture: Texture | None = None
 
 
+def linear(display_rgb: tuple[int, int, int]) -> tuple[float, float, float]:
+    """Display values 0..255 -> linear reflectance."""
+    return tuple((value / 255) ** 2.2 for value in display_rgb)
+
+
 @dataclass(frozen=True)
 class SceneObject:
     """One object, standing upright.

@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from PIL import Image
 
-from envs.clevr import APPEARANCE, CATEGORIES, ENV, GROUND_RGB, LAMPS, linear, size_m
+from envs.clevr import APPEARANCE, CATEGORIES, ENV, GROUND_RGB, LAMPS, size_m
 from sim2sg_lib.camera import Camera, stack_cameras
 from sim2sg_lib.meshes import build
 from sim2sg_lib.picture import contact_sheet, to_tile
 from sim2sg_lib.raster import rasterize, scale_cameras
 from sim2sg_lib.render import SUPERSAMPLE, shade
-from sim2sg_lib.scene import Light, Material, Scene, SceneObject, Sky
+from sim2sg_lib.scene import Light, Material, Scene, SceneObject, Sky, linear
 
 RADIUS_M = {"small": 0.35, "medium": 0.5, "large": 0.7}
 COLOURS = dict(zip(("pink", "brown", "white"), APPEARANCE["target"][0]))

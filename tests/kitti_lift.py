@@ -35,12 +35,15 @@ def main(folder: Path, out: Path, frames: int) -> None:
     rows, depths = [], []
     for name, camera, graph in list(zip(images.names, images.cameras, read_labels(images, ENV)))[:frames]:
         graph = select_objects(graph, graph.counted)
-        rng = np.random.default_rng(int(Path(name).stem))
+        rng = np.random.default_rng(len(rows))
         lifted, kept = lift(graph, camera, ENV, rng)
         depths += matched_depths(frame_objects(kitti_root(folder), Path(name).stem), lifted, kept, camera)
         scene = ENV.dress(ENV.settle(lifted, kept.boxes_px, camera, rng), camera, "source", "paper", rng)
         rows.append((Path(name).stem, [tile(read_image(images.folder / name, camera.width, camera.height)), tile(draw(scene))]))
     picture.contact_sheet(rows).save(out)
+    if not depths:
+        print(f"{len(rows)} frames, no car in them -> {out}")
+        return
     truth, plain, aligned = np.array(depths).T
     print(f"{len(rows)} frames, {len(truth)} cars: median depth error {np.median(abs(plain - truth)):.2f} m where the box's bottom "
           f"edge meets the ground, {np.median(abs(aligned - truth)):.2f} m lifted; bias {np.median(plain - truth):.2f} m and "

@@ -1,5 +1,6 @@
 """Frames, projection, relations, rendering and lifting, against numbers worked out by hand and data made by others."""
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from envs.clevr import CATEGORIES, ENV
 from sim2sg_lib.camera import Camera, look_at, stack_cameras
 from sim2sg_lib.graph import make_graph
 from sim2sg_lib.labels import annotate, truncated_share
-from sim2sg_lib.lift import confident, aim, lift, refine_by_relations, thresholds
+from sim2sg_lib.lift import aim, bottom_up, confident, lift, refine_by_relations, thresholds
 from sim2sg_lib.meshes import box_mesh, build, cylinder_mesh, place, sphere_mesh
 from sim2sg_lib.raster import rasterize, scale_cameras
 from sim2sg_lib.render import SUPERSAMPLE, shade
@@ -320,9 +321,9 @@ def test_objects_and_relations_below_the_threshold_are_dropped():
     boxes = [[100, 100, 140, 140], [200, 100, 240, 140], [20, 100, 60, 140]]
     graph = graph_of(boxes, [0, 1, 1], [[1, 0, 2], [2, 1, 1], [0, 0, 1]], scores=[0.49, 0.5, 0.6],
                      relation_scores=[0.5, 0.4, 0.9])
-    kept = confident(graph, np.array([0.5, 0.5, 0.5]), 0.5)
+    kept = confident(graph, [0.5, 0.5, 0.5], 0.5)
     assert kept.labels.tolist() == [1, 1] and kept.relations.tolist() == [[0, 0, 1]]
-    assert confident(graph, np.array([0.4, 0.6, 0.5]), 0.5).scores.tolist() == [0.49, 0.6]
+    assert confident(graph, [0.4, 0.6, 0.5], 0.5).scores.tolist() == [0.49, 0.6]
 
 
 def test_an_adaptive_threshold_is_a_share_of_what_the_network_is_sure_of():
@@ -330,8 +331,18 @@ def test_an_adaptive_threshold_is_a_share_of_what_the_network_is_sure_of():
     box = [[0, 0, 9, 9]]
     graphs = [graph_of(box * 2, [0, 0], scores=[score, 0.1]) for score in (0.2, 0.3, 0.4, 0.5, 0.6)]
     graphs.append(graph_of(box, [1], scores=[0.9]))
-    np.testing.assert_allclose(thresholds(graphs, ENV, 0.5, True), [0.28, 0.45, 0.5])
-    np.testing.assert_allclose(thresholds(graphs, ENV, 0.5, False), [0.5, 0.5, 0.5])
+    unsure = replace(ENV, adaptive=True)
+    np.testing.assert_allclose(thresholds(graphs, unsure, 0.5), [0.28, 0.45, 0.5])
+    np.testing.assert_allclose(thresholds(graphs, ENV, 0.5), [0.5, 0.5, 0.5])
+    noise = [graph_of(box, [0], scores=[0.02])]
+    np.testing.assert_allclose(thresholds(noise, unsure, 0.5), [0.05, 0.5, 0.5])  # never that low
+    np.testing.assert_allclose(thresholds(noise, unsure, 0.01), [0.01, 0.01, 0.01])  # but as low as one asks for
+
+
+def test_what_stands_on_a_stack_is_lifted_after_what_it_stands_on():
+    # a cup (0) on a book (2) on a table (1), the cup first in the graph
+    assert bottom_up(np.array([2, -1, 1])) == [2, 0]
+    assert bottom_up(np.array([-1, -1])) == []
 
 
 def test_two_detections_of_one_object_lift_to_one():
@@ -358,6 +369,6 @@ def test_lifting_is_driven_by_the_relations_it_keeps():
     left = ENV.vocabulary.predicates.index("left")
     for score, expected in ((0.9, True), (0.4, False)):
         graph = graph_of(boxes, [0, 0], [[1, left, 0]], relation_scores=[score])
-        (a, b), _ = lift(confident(graph, np.full(3, 0.5), 0.5), ENV.camera, ENV, np.random.default_rng(0))
+        (a, b), _ = lift(confident(graph, [0.5] * 3, 0.5), ENV.camera, ENV, np.random.default_rng(0))
         rows = names(between([a.position_world, b.position_world], ENV.camera))
         assert ((1, "left", 0) in rows) == expected

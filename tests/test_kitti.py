@@ -314,8 +314,10 @@ def test_occlusion_states_are_the_levels():
 
 def test_a_box_outside_the_image_is_refused():
     outside = item("Car", 1300, 10, 1350, 60)
-    assert "a.png: its labels' object 2: box (1300, 10, 1350, 60) lies outside the image of 1242x375" in complaint(
+    assert "a.png: box (1300, 10, 1350, 60) lies outside the image of 1242x375" in complaint(
         to_graph, "a.png", [SCENE[0], outside], STREET, ENV)
+    read = replace(outside, where="label_2/000000.txt:3")
+    assert "label_2/000000.txt:3: box (1300" in complaint(to_graph, "a.png", [SCENE[0], read], STREET, ENV)
 
 
 # --- folders ----------------------------------------------------------------------------------------------------------
@@ -660,12 +662,13 @@ def test_evaluate_on_kitti(street, network, folder, tmp_path):
     # without its houses the source has one object an image, the target one and none: half of the images differ
     assert metrics["content_gap"]["objects_per_image"] == 0.5 and metrics["content_gap"]["categories"] == 0
     (folder / "training/label_2/000007.txt").write_text(CAR_LINE.replace("Car", "Van"))
-    command(evaluate, "--checkpoint", network, "--data", folder, "--van", "car")
+    assert "holds the metrics of van ignore" in command(evaluate, "--checkpoint", network, "--data", folder, "--van", "car", code=3)
+    command(evaluate, "--checkpoint", network, "--data", folder, "--van", "car", "--overwrite")
     assert json.loads((network.parent / "metrics.json").read_text())["objects"] == 2
     shutil.rmtree(folder / "training/label_2")
     out = ("--out", tmp_path / "unlabelled")
     assert "no scores without labels" in command(evaluate, "--checkpoint", network, "--data", folder, *out)
-    line = command(evaluate, "--checkpoint", network, "--data", folder, "--van", "car", *out, code=3)
+    line = command(evaluate, "--checkpoint", network, "--data", folder, "--van", "car", "--overwrite", *out, code=3)
     assert "label_2/000000.txt: no such file" in line
 
 
@@ -681,6 +684,25 @@ def test_kitti_scores_of_enough_objects_are_printed(street, network, tmp_path, m
     assert metrics["kitti"]["car"]["hard"] == {"objects": 41, "ap11": 1, "ap40": 1} and metrics["ap50"]["car"] == 1
     assert to_results(make_graph("a.png", 1242, 375, **found), VOCABULARY) == [
         item("Car", 603.93, 152.73, 915.81, 308.23, score=0.5, truncated=-1, occluded=-1)]
+
+
+def test_houses_that_nobody_labelled_cost_no_recall(street, network, tmp_path, monkeypatch):
+    """Two cars found, and twelve surer houses beside them: without label_2_extra/ those are neither right nor wrong."""
+    near = "Car 0.00 0 -1.37 100.00 150.00 300.00 300.00 2.00 2.00 4.00 -6.00 1.65 10.00 0.00"
+    data = write_frames(tmp_path / "two", {"000000": f"{CAR_LINE}\n{near}\n"})
+    cars = [[603.93, 152.73, 915.81, 308.23], [100, 150, 300, 300]]
+    houses = [[50 * i, 10, 50 * i + 40, 60] for i in range(12)]
+    pairs = [(s, RIGHT, o) for s in range(14) for o in range(14) if s != o and (s < 2 or o < 2)]
+    monkeypatch.setattr(checkpoint, "predict_folder", lambda model, images, *_: [make_graph(
+        images.names[0], 1242, 375, [CAR] * 2 + [HOUSE] * 12, cars + houses, pairs, scores=[0.5] * 2 + [0.9] * 12)])
+    command(evaluate, "--checkpoint", network, "--data", data)
+    metrics = json.loads((network.parent / "metrics.json").read_text())
+    assert metrics["recall_per_predicate"]["right"]["20"] == 1 and metrics["ap50"]["car"] == 1
+
+
+def test_kitti_s_images_without_their_cameras_are_refused(street, network, folder):
+    line = command(evaluate, "--checkpoint", network, "--data", folder / "training/image_2", code=3)
+    assert f"holds the images of a KITTI folder without their cameras, expected {folder / 'training'}" in line
 
 
 def test_kitti_is_a_target_to_lift_and_to_align_with(street, network, folder, tmp_path):

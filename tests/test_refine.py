@@ -12,7 +12,7 @@ from sim2sg_lib.graph import SceneGraph
 from sim2sg_lib.labels import annotate
 from sim2sg_lib.meshes import build
 from sim2sg_lib.raster import rasterize, scale_cameras
-from sim2sg_lib.refine import Placement, box_errors, prior, refine, slots, visible_shares
+from sim2sg_lib.refine import neighbours, Placement, box_errors, prior, refine, slots, visible_shares
 from sim2sg_lib.render import SUPERSAMPLE
 from sim2sg_lib.scene import Material, Scene, SceneObject, Sky
 
@@ -103,12 +103,19 @@ def test_slots_and_prior_by_hand():
     still = Placement(torch.zeros(2, 2), torch.zeros(2), torch.zeros(2))
     at = torch.tensor([[0.0, 0.0], [0.6, 0.0]])
     radius = torch.tensor([0.5, 0.5])
-    overlap = prior(still, at, radius, torch.tensor([0, 0]))  # 0.4 m into one another
+    pair, none = torch.tensor([[1, 0]]), torch.zeros(0, 2, dtype=torch.int64)
+    overlap = prior(still, at, radius, pair)  # 0.4 m into one another
     assert overlap.tolist() == pytest.approx([0, module.OVERLAP_PRIOR * 0.16])
-    assert prior(still, at, radius, torch.tensor([0, 1])).tolist() == [0, 0]
+    assert prior(still, at, radius, none).tolist() == [0, 0]
     grown = replace(still, log_size=torch.tensor([0.1, 0.0]), shift_m=torch.tensor([[0.0, 0.0], [0.0, 0.3]]))
-    assert prior(grown, at, radius * 0.1, torch.tensor([0, 1])).tolist() == pytest.approx(
+    assert prior(grown, at, radius * 0.1, none).tolist() == pytest.approx(
         [module.SIZE_PRIOR * 0.01, module.SHIFT_PRIOR * 0.09])
+
+
+def test_what_stands_on_something_does_not_stand_in_it():
+    below, above = thing(CUBE, 0.0, 0.0, 1.0), thing(CUBE, 0.1, 0.0, 0.4)
+    on_top = replace(above, position_world=(0.1, 0.0, 1.0))
+    assert neighbours([[below], [below, above], [below, on_top]]).tolist() == [[2, 1]]
 
 
 def test_a_scene_is_refined_alike_alone_and_in_company():
