@@ -94,7 +94,8 @@ def street_of_source(stock: Stock, rng: np.random.Generator) -> list[SceneObject
             objects.append(stand(CAR, stock, (lane - own) * LANE_M, rng.uniform(5, 60), heading, rng))
     for _ in range(rng.integers(0, 3)):
         x = rng.choice([left - SIDEWALK_M / 2, right + SIDEWALK_M / 2])
-        objects.append(stand(PEDESTRIAN, stock, x + rng.uniform(-0.8, 0.8), rng.uniform(5, 35), rng.uniform(0, 2 * math.pi), rng))
+        x += rng.uniform(-0.8, 0.8)
+        objects.append(stand(PEDESTRIAN, stock, x, rng.uniform(5, 35), rng.uniform(0, 2 * math.pi), rng))
     for label, nearest_m, farthest_m in ((HOUSE, 9.0, 22.0), (VEGETATION, 2.0, 12.0)):
         for _ in range(rng.integers(1, 4)):
             side = rng.choice([-1, 1])
@@ -245,7 +246,8 @@ def paint_of_source(label: int, randomise: str, rng: np.random.Generator) -> lis
         return [random_material(rng, tint=0.9) for _ in range(count)]
     if label == CAR:
         paint = Material(body.colour, float(rng.uniform(0, 0.6)), float(rng.uniform(0.25, 0.6)))
-        return [paint, Material((0.03, 0.04, 0.05), 0.0, 0.2), Material((0.02,) * 3), Material((0.8, 0.8, 0.7)), Material((0.4, 0.02, 0.02))]
+        return [paint, Material((0.03, 0.04, 0.05), 0.0, 0.2), Material((0.02,) * 3), Material((0.8, 0.8, 0.7)),
+                Material((0.4, 0.02, 0.02))]
     if label == PEDESTRIAN:
         skin = rng.uniform(0.15, 0.6) * np.array([1.0, 0.72, 0.55])
         return [body, random_material(rng, tint=0.9), Material(tuple(skin)), Material((0.05, 0.03, 0.02))]
@@ -254,10 +256,10 @@ def paint_of_source(label: int, randomise: str, rng: np.random.Generator) -> lis
     return [random_material(rng, 0.05, 0.5, 0.9), random_material(rng, 0.03, 0.3)]
 
 
-CAR_COLOURS = ((0.75, 0.75, 0.75), (0.5, 0.5, 0.52), (0.03, 0.03, 0.035), (0.14, 0.15, 0.17), (0.03, 0.06, 0.2), (0.3, 0.02, 0.02),
-               (0.05, 0.12, 0.08))
-WALLS = (((0.62, 0.56, 0.45), "noise"), ((0.70, 0.67, 0.60), "noise"), ((0.35, 0.13, 0.08), "brick"), ((0.45, 0.30, 0.2), "brick"),
-         ((0.55, 0.45, 0.25), "noise"))
+CAR_COLOURS = ((0.75, 0.75, 0.75), (0.5, 0.5, 0.52), (0.03, 0.03, 0.035), (0.14, 0.15, 0.17), (0.03, 0.06, 0.2),
+               (0.3, 0.02, 0.02), (0.05, 0.12, 0.08))
+WALLS = (((0.62, 0.56, 0.45), "noise"), ((0.70, 0.67, 0.60), "noise"), ((0.35, 0.13, 0.08), "brick"),
+         ((0.45, 0.30, 0.2), "brick"), ((0.55, 0.45, 0.25), "noise"))
 
 
 def paint_of_target(label: int, randomise: str, rng: np.random.Generator) -> list[Material]:
@@ -268,15 +270,16 @@ def paint_of_target(label: int, randomise: str, rng: np.random.Generator) -> lis
                 Material((0.35, 0.01, 0.01), 0.0, 0.3)]
     if label == PEDESTRIAN:
         skin = rng.uniform(0.2, 0.6) * np.array([1.0, 0.7, 0.55])
-        return [Material(tuple(rng.uniform(0.02, 0.3) * rng.uniform(0.5, 1, 3))), Material(tuple(rng.uniform(0.01, 0.12) * np.ones(3))),
-                Material(tuple(skin)), Material((0.04, 0.025, 0.015))]
+        return [Material(tuple(rng.uniform(0.02, 0.3) * rng.uniform(0.5, 1, 3))),
+                Material(tuple(rng.uniform(0.01, 0.12) * np.ones(3))), Material(tuple(skin)), Material((0.04, 0.025, 0.015))]
     if label == HOUSE:
         colour, pattern = WALLS[rng.integers(len(WALLS))]
         wall = textured(colour, np.array(colour) * 0.6, pattern, 0.5 if pattern == "brick" else 2.0, 0.5, rng)
         roof = textured((0.22, 0.07, 0.04), (0.1, 0.03, 0.02), "brick", 0.5, 0.7, rng)
         return [wall, roof, Material((0.06, 0.07, 0.09), 0.0, 0.15), Material((0.12, 0.06, 0.03))]
     green = rng.uniform(0.5, 1.2) * np.array([0.06, 0.10, 0.025])
-    return [textured(green, green * 0.25, "noise", 0.35, 1.0, rng), textured((0.12, 0.08, 0.05), (0.05, 0.03, 0.02), "wood", 0.1, 0.8, rng)]
+    return [textured(green, green * 0.25, "noise", 0.35, 1.0, rng),
+            textured((0.12, 0.08, 0.05), (0.05, 0.03, 0.02), "wood", 0.1, 0.8, rng)]
 
 
 ENV = Env(

@@ -196,8 +196,8 @@ def to_graph(image: str, objects: list[KittiObject], camera: Camera, env: Env, v
     for item in objects:
         box = np.clip(item.box_px, 0, (camera.width, camera.height) * 2)
         if box[0] >= box[2] or box[1] >= box[3]:
-            raise InputError(f"{item.where or image}: box {item.box_px} lies outside the image of {camera.width}x{camera.height} "
-                             "pixels")
+            raise InputError(f"{item.where or image}: box {item.box_px} lies outside the image of {camera.width}x"
+                             f"{camera.height} pixels")
         kind = "Car" if (item.type, van) == ("Van", "car") else item.type
         if kind == "DontCare":
             rows += [(label, box, 1.0, 0.0, True, None) for label in range(len(categories))]

@@ -126,7 +126,7 @@ def bounding_spheres(meshes: Meshes, batch: int) -> tuple[Tensor, Tensor]:
 
 
 def looking_at(centre: Tensor, radius: Tensor, eye: Tensor, size: int) -> Cameras:
-    """Square cameras (B) of `size` pixels at `eye` (B, 3) that just hold the spheres of `radius` (B,) around `centre` (B, 3)."""
+    """Square cameras (B) of `size` pixels at `eye` (B, 3) that just hold the spheres of radius (B,) around `centre` (B, 3)."""
     forward = F.normalize(centre - eye, dim=-1)
     upright = forward[:, :2].norm(dim=-1, keepdim=True) > 0.05
     up = torch.where(upright, forward.new_tensor([0.0, 0.0, 1.0]), forward.new_tensor([0.0, 1.0, 0.0]))

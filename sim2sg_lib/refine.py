@@ -55,7 +55,8 @@ def refine(objects: list[list[SceneObject]], graphs: list[SceneGraph], cameras: 
     boxes = torch.from_numpy(np.concatenate([g.boxes_px * s for g, s in zip(graphs, scale)])).to(device, torch.float32)
     flat = [o for row in objects for o in row]
     start, base, yaw_rad, radius = (torch.tensor(values, dtype=torch.float32, device=device) for values in (
-        [o.position_world[:2] for o in flat], [o.position_world[2] for o in flat], [o.yaw_rad for o in flat], [(o.size_m[0] + o.size_m[1]) / 4 for o in flat]))
+        [o.position_world[:2] for o in flat], [o.position_world[2] for o in flat], [o.yaw_rad for o in flat],
+        [(o.size_m[0] + o.size_m[1]) / 4 for o in flat]))
 
     pairs = neighbours(objects).to(device)
     moves = [torch.zeros(len(flat), *shape, device=device, requires_grad=True) for shape in ((2,), (), ())]

@@ -74,8 +74,8 @@ def shade_soft(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: l
     face, bary = fragments.pix_to_face.reshape(-1)[hit], fragments.bary_coords.reshape(-1, 3)[hit]
     colours = fragments.zbuf.new_zeros(fragments.pix_to_face.numel(), 3)
     colours = colours.index_put((hit,), shade_objects(face, bary, meshes, cameras, light))
-    blended = soft_blend(colours.view(*fragments.pix_to_face.shape, 3), fragments, shade_background(meshes, cameras, light), sigma,
-                         gamma)
+    background = shade_background(meshes, cameras, light)
+    blended = soft_blend(colours.view(*fragments.pix_to_face.shape, 3), fragments, background, sigma, gamma)
     return display(blended, light.exposure[:, None, None, None]).permute(0, 3, 1, 2)
 
 

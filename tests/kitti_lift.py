@@ -45,9 +45,9 @@ def main(folder: Path, out: Path, frames: int) -> None:
         print(f"{len(rows)} frames, no car in them -> {out}")
         return
     truth, plain, aligned = np.array(depths).T
-    print(f"{len(rows)} frames, {len(truth)} cars: median depth error {np.median(abs(plain - truth)):.2f} m where the box's bottom "
-          f"edge meets the ground, {np.median(abs(aligned - truth)):.2f} m lifted; bias {np.median(plain - truth):.2f} m and "
-          f"{np.median(aligned - truth):.2f} m -> {out}")
+    medians, biases = ([np.median(of(depth - truth)) for depth in (plain, aligned)] for of in (abs, np.asarray))
+    print(f"{len(rows)} frames, {len(truth)} cars: median depth error {medians[0]:.2f} m where the box's bottom edge meets the "
+          f"ground, {medians[1]:.2f} m lifted; bias {biases[0]:.2f} m and {biases[1]:.2f} m -> {out}")
 
 
 def matched_depths(labels, lifted, kept, camera) -> list[tuple[float, float, float]]:
@@ -71,7 +71,8 @@ def draw(scene) -> np.ndarray:
 
 def tile(pixels: np.ndarray) -> Image.Image:
     """All of one size, wide enough to see a car."""
-    return Image.fromarray(pixels).resize((picture.TILE_WIDTH, round(picture.TILE_WIDTH * 375 / 1242)), Image.Resampling.LANCZOS)
+    size = picture.TILE_WIDTH, round(picture.TILE_WIDTH * 375 / 1242)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
 
 
 if __name__ == "__main__":

@@ -662,7 +662,8 @@ def test_evaluate_on_kitti(street, network, folder, tmp_path):
     # without its houses the source has one object an image, the target one and none: half of the images differ
     assert metrics["content_gap"]["objects_per_image"] == 0.5 and metrics["content_gap"]["categories"] == 0
     (folder / "training/label_2/000007.txt").write_text(CAR_LINE.replace("Car", "Van"))
-    assert "holds the metrics of van ignore" in command(evaluate, "--checkpoint", network, "--data", folder, "--van", "car", code=3)
+    line = command(evaluate, "--checkpoint", network, "--data", folder, "--van", "car", code=3)
+    assert "holds the metrics of van ignore" in line
     command(evaluate, "--checkpoint", network, "--data", folder, "--van", "car", "--overwrite")
     assert json.loads((network.parent / "metrics.json").read_text())["objects"] == 2
     shutil.rmtree(folder / "training/label_2")

@@ -269,7 +269,8 @@ def test_a_strip_covers_its_rectangle_and_half_of_the_pixels_that_its_edge_halve
     expected[25:35, 30:50] = full  # x from 0 to 2 m, y from -0.5 to 0.5 m
     np.testing.assert_allclose(found.numpy(), expected, atol=0.003)
     half = painted((Strip((1.05, 0.0), (2.0, 1.0), 0.0, white),))  # its two ends lie in the middle of pixels
-    np.testing.assert_allclose(half[30, [30, 31, 49, 50]].numpy(), [0.25 ** (1 / 2.2), full, full, 0.25 ** (1 / 2.2)], atol=0.003)
+    edge = 0.25 ** (1 / 2.2)
+    np.testing.assert_allclose(half[30, [30, 31, 49, 50]].numpy(), [edge, full, full, edge], atol=0.003)
 
 
 def test_a_strip_turned_by_a_quarter_lies_across_and_the_later_lies_on_top():
@@ -323,7 +324,8 @@ def test_clouds_cover_what_they_say_and_the_clear_sky_stays():
 
 def test_large_pictures_share_samples_and_look_the_same(monkeypatch):
     """A ball and a box, shaded once a sample and once a pixel and face: silhouettes alike, insides nearly."""
-    objects = (SceneObject(0, "sphere", (-0.6, 0.0, 0.0), (1.0,) * 3, 0.0), SceneObject(0, "cube", (0.7, 0.2, 0.0), (0.8,) * 3, 0.4))
+    objects = (SceneObject(0, "sphere", (-0.6, 0.0, 0.0), (1.0,) * 3, 0.0),
+               SceneObject(0, "cube", (0.7, 0.2, 0.0), (0.8,) * 3, 0.4))
     scene = Scene(objects, look_at((0, -4, 2), (0, 0, 0.4), 70, 64, 48), (Light((2.0, -3.0, 4.0), (9.0,) * 3),),
                   Sky((0.2,) * 3, (0.3,) * 3), Material((0.4,) * 3))
     every = picture(scene)

@@ -27,7 +27,8 @@ def car(length_m: float, width_m: float, height_m: float, bonnet: float, boot: f
     front, back = half - bonnet * length_m, -half + boot * length_m
     body = [(-half, sill), (half - 0.03 * length_m, sill), (half, 0.35 * height_m), (half - 0.04 * length_m, 0.5 * height_m),
             (front, belt), (back, belt), (-half + 0.02 * length_m, belt - 0.04 * height_m)]
-    cabin = [(back, belt), (front, belt), (front - screen * length_m, height_m - 0.04), (back + rear * length_m, height_m - 0.04)]
+    cabin = [(back, belt), (front, belt), (front - screen * length_m, height_m - 0.04),
+             (back + rear * length_m, height_m - 0.04)]
     roof = [(cabin[3][0] - 0.05, height_m - 0.06), (cabin[2][0] + 0.05, height_m - 0.06), (cabin[2][0], height_m),
             (cabin[3][0], height_m)]
     parts = [drawn_out(body, 0.98 * width_m, 0, 0.93), drawn_out(cabin, 0.9 * width_m, 1, 0.84),
@@ -67,7 +68,8 @@ def walker(height_m: float, stride_rad: float, build: float, coat: float, pack: 
         foot_x = -leg * math.sin(swing)
         parts.append(Part(BOX, (0.27, 0.1, 0.08), (foot_x + 0.05, hip[1], leg * (1 - math.cos(swing))), 3))
     torso = 0.37 * h + coat * leg
-    parts.append(Part(cylinder_mesh(10, 0.9 if coat < 0.3 else 0.7), (0.3 * build, 0.44 * build, torso), (0.0, 0.0, 0.83 * h - torso), 0))
+    parts.append(Part(cylinder_mesh(10, 0.9 if coat < 0.3 else 0.7), (0.3 * build, 0.44 * build, torso),
+                      (0.0, 0.0, 0.83 * h - torso), 0))
     parts.append(Part(BALL, (0.19, 0.17, 0.15 * h), (0.02, 0.0, 0.84 * h), 2))
     parts.append(Part(BALL, (0.21, 0.19, 0.11 * h), (-0.01, 0.0, 0.9 * h), 3))
     if pack:
@@ -128,7 +130,8 @@ def tree(height_m: float, width_m: float, trunk: float, blobs: int, seed: int) -
         angle, share = 2 * math.pi * i / blobs + rng.uniform(0, 0.6), rng.uniform(0.5, 0.65)
         size = (share * width_m, share * width_m, rng.uniform(0.5, 0.65) * crown_m)
         lift = trunk * height_m + rng.uniform(0, 1) * (crown_m - size[2])
-        parts.append(Part(crown(seed + i, 0.2, 1), size, (0.24 * width_m * math.cos(angle), 0.24 * width_m * math.sin(angle), lift), 0))
+        out = 0.24 * width_m
+        parts.append(Part(crown(seed + i, 0.2, 1), size, (out * math.cos(angle), out * math.sin(angle), lift), 0))
     return compose(parts)
 
 
@@ -155,8 +158,9 @@ SOURCE = {
     "car": {"saloon": car(4.4, 1.75, 1.45, 0.27, 0.2, 0.12, 0.1), "hatchback": car(3.9, 1.68, 1.5, 0.25, 0.02, 0.12, 0.07),
             "estate": car(4.6, 1.78, 1.48, 0.26, 0.02, 0.12, 0.06), "van": car(4.9, 1.9, 2.0, 0.15, 0.01, 0.12, 0.02),
             "compact": car(3.5, 1.6, 1.5, 0.22, 0.03, 0.12, 0.06)},
-    "pedestrian": {"man": walker(1.8, 0.35, 1.0, 0.1), "woman": walker(1.68, 0.3, 0.9, 0.45), "child": walker(1.3, 0.35, 0.75, 0.1),
-                   "hiker": walker(1.75, 0.45, 1.0, 0.15, True), "elder": walker(1.65, 0.18, 1.1, 0.7)},
+    "pedestrian": {"man": walker(1.8, 0.35, 1.0, 0.1), "woman": walker(1.68, 0.3, 0.9, 0.45),
+                   "child": walker(1.3, 0.35, 0.75, 0.1), "hiker": walker(1.75, 0.45, 1.0, 0.15, True),
+                   "elder": walker(1.65, 0.18, 1.1, 0.7)},
     "house": {"cottage": house(8.0, 10.0, 3.0, "gable", 2.6, 4, 1), "town": house(9.0, 8.0, 6.0, "front gable", 2.8, 3, 2),
               "block": house(11.0, 15.0, 9.0, "flat", 0.4, 6, 3), "villa": house(10.0, 12.0, 5.6, "hip", 2.4, 5, 2),
               "barn": house(9.0, 14.0, 3.6, "gable", 3.6, 3, 1)},
@@ -174,6 +178,7 @@ TARGET = {
     "house": {"bungalow": house(9.0, 13.0, 2.8, "hip", 2.0, 5, 1), "semi": house(9.5, 11.0, 5.4, "gable", 3.4, 6, 2),
               "terrace": house(8.5, 18.0, 6.4, "gable", 2.6, 9, 2), "tenement": house(12.0, 14.0, 12.0, "flat", 0.5, 7, 4),
               "gabled": house(11.0, 8.5, 5.8, "front gable", 4.2, 4, 2)},
-    "vegetation": {"lime": tree(8.0, 6.0, 0.24, 5, 11), "maple": tree(6.5, 5.4, 0.3, 4, 21), "cypress": tree(7.0, 1.9, 0.06, 1, 31),
-                   "spruce": conifer(10.0, 4.2, 5), "hedge": hedge(1.5, 1.2, 5.0, 41), "oak": tree(9.0, 8.0, 0.26, 6, 51)},
+    "vegetation": {"lime": tree(8.0, 6.0, 0.24, 5, 11), "maple": tree(6.5, 5.4, 0.3, 4, 21),
+                   "cypress": tree(7.0, 1.9, 0.06, 1, 31), "spruce": conifer(10.0, 4.2, 5), "hedge": hedge(1.5, 1.2, 5.0, 41),
+                   "oak": tree(9.0, 8.0, 0.26, 6, 51)},
 }
