@@ -211,6 +211,20 @@ def split_target(num: int) -> dict[str, range]:
     return {"train": range(train), "val": range(train, train + val), "test": range(train + val, num)}
 
 
+def side_by_side(work, chunks: list, device):
+    """Yields work(chunk) in the chunks' order; on a CPU as many at once as torch has threads, one thread each.
+
+    Rendering is many small operations: whole chunks side by side use the cores better than each operation split up.
+    """
+    import torch
+    workers = torch.get_num_threads() if device.type == "cpu" else 1
+    pool = ThreadPoolExecutor(workers, initializer=lambda: torch.set_num_threads(1) if workers > 1 else None)
+    try:
+        yield from pool.map(work, chunks)
+    finally:  # without an error there is nothing left to cancel
+        pool.shutdown(cancel_futures=True)
+
+
 def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[int, int], info: dict, predicted: list,
                    device) -> None:
     """Build, render, annotate and save make_scenes(indices), some at a time; files are written meanwhile.
@@ -229,20 +243,27 @@ def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[i
 
     rasterize = {"own": raster.rasterize, "pytorch3d": raster_pytorch3d.rasterize}[info["renderer"]]
     (folder / "images").mkdir(parents=True)
-    scenes, graphs, objects, count = [], [], [], max(1, min(CHUNK, CHUNK_PIXELS // (size[0] * size[1])))
-    with ThreadPoolExecutor(2) as writers, tqdm(total=len(indices), desc="render", unit="image", disable=None) as bar:
-        for start in range(0, len(indices), count):
-            chunk = make_scenes(list(indices[start:start + count]))
-            names = [f"images/{start + k:06d}.png" for k in range(len(chunk))]
-            meshes = build(chunk, env.assets, device)
-            cameras = stack_cameras([s.camera for s in chunk], *size, device)
-            fragments = rasterize(meshes, raster.scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
-            images = shade(fragments, meshes, cameras, chunk)
-            graphs += annotate(fragments, meshes, cameras, chunk, env, names)
-            objects += labelled_objects(fragments, meshes, chunk, env) if "kitti" in info["export"] else []
-            scenes += chunk
-            pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-            list(writers.map(write_image, [folder / name for name in names], pixels))
+
+    def render(chosen: range) -> tuple[list, list, list]:
+        """Scenes first + 0, 1, ... of the folder; their images are written. Scenes, graphs and the objects behind them."""
+        chunk = make_scenes(list(chosen))
+        names = [f"images/{i - indices.start:06d}.png" for i in chosen]
+        meshes = build(chunk, env.assets, device)
+        cameras = stack_cameras([s.camera for s in chunk], *size, device)
+        fragments = rasterize(meshes, raster.scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
+        images = shade(fragments, meshes, cameras, chunk)
+        pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+        for name, image in zip(names, pixels):
+            write_image(folder / name, image)
+        behind = labelled_objects(fragments, meshes, chunk, env) if "kitti" in info["export"] else []
+        return chunk, annotate(fragments, meshes, cameras, chunk, env, names), behind
+
+    count = max(1, min(CHUNK, CHUNK_PIXELS // (size[0] * size[1])))
+    chunks = [indices[start:start + count] for start in range(0, len(indices), count)]
+    scenes, graphs, objects = [], [], []
+    with tqdm(total=len(indices), desc="render", unit="image", disable=None) as bar:
+        for chunk, labels, behind in side_by_side(render, chunks, device):
+            scenes, graphs, objects = scenes + chunk, graphs + labels, objects + behind
             bar.update(len(chunk))
     if "kitti" in info["export"]:
         write_kitti(folder, graphs, objects, [scene.camera for scene in scenes], env.vocabulary)
