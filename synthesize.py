@@ -88,7 +88,7 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     method = "label" if graphs else "sdr" if domain == "source" else domain
     print(f"{env.name} | {method} | {num} images | {randomise} look | seed {seed} | {device} -> {out}")
 
-    def make_scenes(indices: list[int]) -> list:
+    def make_scenes(indices: range) -> list:
         generators = [random_generator(seed, env.name, method, i) for i in indices]
         if graphs:
             chosen = [i % len(graphs) for i in indices]
@@ -211,7 +211,7 @@ def split_target(num: int) -> dict[str, range]:
     return {"train": range(train), "val": range(train, train + val), "test": range(train + val, num)}
 
 
-def side_by_side(work, chunks: list, device):
+def in_parallel(work, chunks: list, device):
     """Yields work(chunk) in the chunks' order; on a CPU as many at once as torch has threads, one thread each.
 
     Rendering is many small operations: whole chunks side by side use the cores better than each operation split up.
@@ -227,7 +227,7 @@ def side_by_side(work, chunks: list, device):
 
 def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[int, int], info: dict, predicted: list,
                    device) -> None:
-    """Build, render, annotate and save make_scenes(indices), some at a time; files are written meanwhile.
+    """Build, render, annotate and save make_scenes(indices), some at a time.
 
     predicted: the graphs that were lifted, if there were: how well what is rendered fits them is printed and kept.
     """
@@ -245,8 +245,8 @@ def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[i
     (folder / "images").mkdir(parents=True)
 
     def render(chosen: range) -> tuple[list, list, list]:
-        """Scenes first + 0, 1, ... of the folder; their images are written. Scenes, graphs and the objects behind them."""
-        chunk = make_scenes(list(chosen))
+        """Writes the images of these indices. Returns scenes, graphs and, for KITTI, the objects behind the graphs."""
+        chunk = make_scenes(chosen)
         names = [f"images/{i - indices.start:06d}.png" for i in chosen]
         meshes = build(chunk, env.assets, device)
         cameras = stack_cameras([s.camera for s in chunk], *size, device)
@@ -262,8 +262,10 @@ def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[i
     chunks = [indices[start:start + count] for start in range(0, len(indices), count)]
     scenes, graphs, objects = [], [], []
     with tqdm(total=len(indices), desc="render", unit="image", disable=None) as bar:
-        for chunk, labels, behind in side_by_side(render, chunks, device):
-            scenes, graphs, objects = scenes + chunk, graphs + labels, objects + behind
+        for chunk, labels, behind in in_parallel(render, chunks, device):
+            scenes += chunk
+            graphs += labels
+            objects += behind
             bar.update(len(chunk))
     if "kitti" in info["export"]:
         write_kitti(folder, graphs, objects, [scene.camera for scene in scenes], env.vocabulary)

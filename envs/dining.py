@@ -15,8 +15,9 @@ from envs.assets import furniture
 from sim2sg_lib.camera import Camera, look_at
 from sim2sg_lib.env import DOMAINS, Env
 from sim2sg_lib.graph import InputError, Vocabulary
+from sim2sg_lib.lift import side_by_side
 from sim2sg_lib.scene import (PATTERNS, Light, Material, RelationRules, Room, Scene, SceneObject, Sky, Strip, Texture, linear,
-                              to_footprint)
+                              from_footprint, to_footprint)
 
 CATEGORIES = ("chair", "table", "laptop")
 PREDICATES = ("left", "right", "front", "behind", "on")
@@ -98,9 +99,9 @@ def upon(table: SceneObject, label: int, asset: str, size_m: tuple, rng: np.rand
     turn_rad = rng.uniform(0, 2 * np.pi)
     cos, sin = abs(math.cos(turn_rad)), abs(math.sin(turn_rad))
     reach_m = np.array([cos * size_m[0] + sin * size_m[1], sin * size_m[0] + cos * size_m[1]]) / 2
-    x, y = turned(rng.uniform(-1, 1, 2) * np.maximum(np.array(table.size_m[:2]) / 2 - reach_m - 0.02, 0), table.yaw_rad)
-    return SceneObject(label, asset, (table.position_world[0] + x, table.position_world[1] + y, table.size_m[2]), size_m,
-                       float(table.yaw_rad + turn_rad))
+    x, y = rng.uniform(-1, 1, 2) * np.maximum(np.array(table.size_m[:2]) / 2 - reach_m - 0.02, 0)
+    position = (*from_footprint(table, x, y), table.size_m[2])
+    return SceneObject(label, asset, position, size_m, float(table.yaw_rad + turn_rad))
 
 
 def turned(point_m, yaw_rad: float) -> tuple[float, float]:
@@ -117,8 +118,7 @@ def corners_world(item: SceneObject) -> np.ndarray:
 
 def touching(a: SceneObject, b: SceneObject) -> bool:
     """Whether two boxes come nearer than GAP_M, by their separating axes; what stands on another does not."""
-    low, high = max(a.position_world[2], b.position_world[2]), min(o.position_world[2] + o.size_m[2] for o in (a, b))
-    if high <= low:
+    if not side_by_side(a, b):
         return False
     for item, other in ((a, b), (b, a)):
         seen = np.array([to_footprint(item, corner) for corner in corners_world(other)])
@@ -153,8 +153,7 @@ def rest(item: SceneObject, table: SceneObject) -> SceneObject:
     x, y = to_footprint(table, item.position_world)
     if abs(x) > half_m[0] or abs(y) > half_m[1]:
         x, y = np.clip((x, y), -0.8 * half_m, 0.8 * half_m)
-    x, y = turned((x, y), table.yaw_rad)
-    return replace(item, position_world=(table.position_world[0] + x, table.position_world[1] + y, table.size_m[2]))
+    return replace(item, position_world=(*from_footprint(table, x, y), table.size_m[2]))
 
 
 # --- appearance -------------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ houses and 1-3 trees, nothing minds what it runs into; time of day, clouds, rand
 Target: a stand-in for KITTI, which cannot be shipped: cars and pedestrians as many and where KITTI's labels have them,
 kerbs parked full, houses in rows, other assets, plausible materials. It is not KITTI, and no table calls it so.
 
-World: the camera stands above the origin and looks along +y; x is to its right.
+World: as in kitti.py, the camera stands above the origin and looks along +y; x is to its right.
 """
 import math
 from dataclasses import dataclass, replace
@@ -16,11 +16,12 @@ from envs.assets import street
 from sim2sg_lib.camera import Camera
 from sim2sg_lib.env import DOMAINS, Env
 from sim2sg_lib.graph import Vocabulary
+from sim2sg_lib.kitti import camera_of, paper_camera
 from sim2sg_lib.scene import (PATTERNS, Light, Material, RelationRules, Scene, SceneObject, Sky, Strip, Texture)
 
 CATEGORIES = ("car", "pedestrian", "house", "vegetation")
 CAR, PEDESTRIAN, HOUSE, VEGETATION = range(4)
-WIDTH, HEIGHT, CAMERA_HEIGHT_M = 1242, 375, 1.65
+WIDTH, HEIGHT = 1242, 375
 LANE_M, SIDEWALK_M, ROAD_M = 3.5, 2.5, 240.0
 MOST_LANES, MOST_RIGHT = 6, 2  # of a road, and to the right of ours
 HEADINGS_RAD = (math.pi / 2, -math.pi / 2)  # with us, towards us
@@ -40,15 +41,8 @@ AGAINST_US = (.72, .12, .11, .5)  # share of each kind that faces us
 ACROSS = .15                      # share of the cars off the road that stand across it
 
 
-def camera_of(focal_px: float, centre_px: tuple[float, float]) -> Camera:
-    """Level, straight ahead, CAMERA_HEIGHT_M above the origin."""
-    R = np.array([[1.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]])
-    K = np.array([[focal_px, 0, centre_px[0]], [0, focal_px, centre_px[1]], [0, 0, 1.0]])
-    return Camera(K, R, -R @ [0, 0, CAMERA_HEIGHT_M], WIDTH, HEIGHT)
-
-
-CAMERAS = {"source": camera_of(WIDTH / 2, (WIDTH / 2, HEIGHT / 2)),  # 90 degrees
-           "target": camera_of(721.5377, (609.5593, 172.854))}       # of most KITTI frames
+KITTI_P2 = np.array([[721.5377, 0, 609.5593, 0], [0, 721.5377, 172.854, 0], [0, 0, 1.0, 0]])  # of most frames
+CAMERAS = {"source": paper_camera(WIDTH, HEIGHT), "target": camera_of(KITTI_P2, WIDTH, HEIGHT)}
 
 
 def named(look: str) -> tuple[tuple[str, ...], ...]:

@@ -12,7 +12,7 @@ from sim2sg_lib.camera import Camera
 from sim2sg_lib.env import Env
 from sim2sg_lib.graph import SceneGraph, select_objects
 from sim2sg_lib.meshes import place
-from sim2sg_lib.scene import SceneObject, predicate_axes, to_footprint
+from sim2sg_lib.scene import SceneObject, from_footprint, predicate_axes, to_footprint
 
 YAW_DRAWS = 12         # random yaws tried for each size: a box says little about yaw, so it stays random
 AIM_STEPS = 4          # projections of an asset; each but the last corrects the aim about tenfold
@@ -139,10 +139,7 @@ def lift_onto(lower: SceneObject, label: int, box_px: np.ndarray, camera: Camera
     upper = lift_box(label, box_px, camera, env, rng, height_m)
     limit = np.maximum(np.array(lower.size_m[:2]) / 2 - radius_m(upper) / 2, 0)
     x, y = np.clip(to_footprint(lower, upper.position_world), -limit, limit)
-    cos, sin = np.cos(lower.yaw_rad), np.sin(lower.yaw_rad)
-    centre = lower.position_world
-    position = (float(centre[0] + cos * x - sin * y), float(centre[1] + sin * x + cos * y), height_m)
-    return replace(upper, position_world=position)
+    return replace(upper, position_world=(*from_footprint(lower, x, y), height_m))
 
 
 def projected_box(verts_world: np.ndarray, camera: Camera) -> np.ndarray:

@@ -118,11 +118,15 @@ def shadow_maps(meshes: Meshes, lamp_world: Tensor, is_sun: Tensor, size: int) -
 
 def bounding_spheres(meshes: Meshes, batch: int) -> tuple[Tensor, Tensor]:
     """Centre (B, 3) and radius (B,) that hold each scene's objects; a scene without any gets a unit sphere."""
-    index = meshes.vert_scene[:, None].expand(-1, 3)
-    blank = meshes.verts_world.new_zeros(batch, 3)
-    low = blank.scatter_reduce(0, index, meshes.verts_world.detach(), "amin", include_self=False)
-    high = blank.scatter_reduce(0, index, meshes.verts_world.detach(), "amax", include_self=False)
+    low, high = bounding_boxes(meshes.verts_world.detach(), meshes.vert_scene, batch)
     return (low + high) / 2, ((high - low).norm(dim=-1) / 2 + 0.1).clamp(min=0.5)
+
+
+def bounding_boxes(points: Tensor, owner: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Lowest and highest corners (count, 3) of the points (N, 3) of each owner (N,); 0 for one without any."""
+    index, blank = owner[:, None].expand(-1, 3), points.new_zeros(count, 3)
+    low, high = (blank.scatter_reduce(0, index, points, end, include_self=False) for end in ("amin", "amax"))
+    return low, high
 
 
 def looking_at(centre: Tensor, radius: Tensor, eye: Tensor, size: int) -> Cameras:
@@ -170,9 +174,7 @@ def contact_shade(meshes: Meshes, scene: Tensor, points: Tensor) -> Tensor:
     """(N,) share of the sky that the objects leave to ground points (N, 3), each object taken as a ball."""
     count = torch.bincount(meshes.object_scene, minlength=meshes.scenes)
     first = count.cumsum(0) - count
-    index, blank = meshes.vert_object()[:, None].expand(-1, 3), meshes.verts_world.new_zeros(len(meshes.object_scene), 3)
-    low = blank.scatter_reduce(0, index, meshes.verts_world, "amin", include_self=False)
-    high = blank.scatter_reduce(0, index, meshes.verts_world, "amax", include_self=False)
+    low, high = bounding_boxes(meshes.verts_world, meshes.vert_object(), len(meshes.object_scene))
     balls = torch.cat([(low + high) / 2, (high - low).mean(1, keepdim=True) / 2], 1)  # (O, 4) middle, radius
     x, y, z = points.T.contiguous()
     open_share = torch.ones_like(x)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sim2sg_lib.camera import Camera, Cameras, stack_cameras
 from sim2sg_lib.graph import SceneGraph
-from sim2sg_lib.lift import side_by_side
+from sim2sg_lib.lift import radius_m, side_by_side
 from sim2sg_lib.meshes import Mesh, Meshes, build
 from sim2sg_lib.raster import covered, depth_and_barycentrics, screen_faces, squared_distance_px
 from sim2sg_lib.scene import Material, Scene, SceneObject, Sky
@@ -56,7 +56,7 @@ def refine(objects: list[list[SceneObject]], graphs: list[SceneGraph], cameras: 
     flat = [o for row in objects for o in row]
     start, base, yaw_rad, radius = (torch.tensor(values, dtype=torch.float32, device=device) for values in (
         [o.position_world[:2] for o in flat], [o.position_world[2] for o in flat], [o.yaw_rad for o in flat],
-        [(o.size_m[0] + o.size_m[1]) / 4 for o in flat]))
+        [radius_m(o) for o in flat]))
 
     pairs = neighbours(objects).to(device)
     moves = [torch.zeros(len(flat), *shape, device=device, requires_grad=True) for shape in ((2,), (), ())]

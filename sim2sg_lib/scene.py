@@ -216,3 +216,9 @@ def to_footprint(item: SceneObject, point_world: Sequence[float]) -> tuple[float
     dx, dy = point_world[0] - item.position_world[0], point_world[1] - item.position_world[1]
     cos, sin = math.cos(item.yaw_rad), math.sin(item.yaw_rad)
     return cos * dx + sin * dy, cos * dy - sin * dx
+
+
+def from_footprint(item: SceneObject, x: float, y: float) -> tuple[float, float]:
+    """World x and y of a point given in an object's own frame: to_footprint's inverse."""
+    cos, sin = math.cos(item.yaw_rad), math.sin(item.yaw_rad)
+    return float(item.position_world[0] + (cos * x - sin * y)), float(item.position_world[1] + (sin * x + cos * y))

@@ -10,8 +10,9 @@ import pytest
 from envs import drive
 from envs.assets import street
 from envs.drive import CAR, ENV, HOUSE, LANE_M, PEDESTRIAN, VEGETATION
-from sim2sg_lib.camera import Camera, stack_cameras
+from sim2sg_lib.camera import stack_cameras
 from sim2sg_lib.graph import make_graph
+from sim2sg_lib.kitti import camera_of, read_calib
 from sim2sg_lib.labels import annotate
 from sim2sg_lib.lift import lift, lift_box, projected_box, weigh_depths
 from sim2sg_lib.meshes import build, place
@@ -177,16 +178,16 @@ def test_two_depths_are_weighed_by_their_errors():
 def test_lifted_cars_of_kitti_stand_nearer_to_where_they_were_measured(real_data):
     """Median depth error over fully visible cars of every twelfth frame, from their own 2-D boxes."""
     folder, errors = real_data("kitti") / "all_labels", []
-    cameras = [kitti_camera(folder / f"calib_variant_{variant}.txt") for variant in range(4)]
+    cameras = [camera_of(read_calib(folder / f"calib_variant_{variant}.txt"), 1242, 375) for variant in range(4)]
     rows = list(csv.reader((folder / "calib_variant_of_frame.csv").open()))[1:]
-    camera_of = {int(frame): cameras[int(variant)] for frame, variant in rows}
+    camera_of_frame = {int(frame): cameras[int(variant)] for frame, variant in rows}
     rng = np.random.default_rng(0)
     with tarfile.open(folder / "label_2_training_7481.tar.gz") as archive:
         for member in archive:
             stem = member.name.rsplit("/", 1)[-1][:-4]
             if not member.isfile() or not stem.isdigit() or int(stem) % 12:
                 continue
-            camera = camera_of[int(stem)]
+            camera = camera_of_frame[int(stem)]
             for line in archive.extractfile(member).read().decode().splitlines():
                 kind, truncated, occluded, _, *numbers = line.split()
                 if kind == "Car" and float(truncated) == 0 and occluded == "0":
@@ -201,14 +202,6 @@ def test_lifted_cars_of_kitti_stand_nearer_to_where_they_were_measured(real_data
     assert len(errors) > 800
     assert 3.2 < plain_m < 4.2 and lifted_m < 0.6 * plain_m  # the specification measured 3.7 m
     assert abs(np.median(errors[:, 1])) < 0.5 * abs(np.median(errors[:, 0]))
-
-
-def kitti_camera(path):
-    """The left colour camera over flat ground 1.65 m below the reference camera, read from P2 alone."""
-    line = next(line for line in path.read_text().splitlines() if line.startswith("P2:"))
-    P2 = np.array(line.split()[1:], float).reshape(3, 4)
-    R = np.array([[1.0, 0, 0], [0, 0, -1.0], [0, 1.0, 0]])
-    return Camera(P2[:, :3], R, np.linalg.inv(P2[:, :3]) @ P2[:, 3] - R @ [0, 0, 1.65], 1242, 375)
 
 
 def test_a_street_s_own_graph_lifts_to_the_street_again():
