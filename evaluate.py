@@ -44,7 +44,7 @@ def main(checkpoint_path: Path | None, data: Path | None, out: Path | None, spli
          summary: tuple[Path, ...], device: str, overwrite: bool) -> None:
     if summary:
         if checkpoint_path or data or out or split != "all" or van or overwrite:
-            from sim2sg_lib.graph import InputError
+            from sim2sg_lib.terminal import InputError
             raise InputError("--summary prints the tables of finished loops and takes no other option")
         return summarise(summary)
     # --- setup: the library is imported here, so that --help answers at once
@@ -96,7 +96,7 @@ def main(checkpoint_path: Path | None, data: Path | None, out: Path | None, spli
 
 def latest_run() -> Path:
     """The newest checkpoint under runs/. Errors: InputError."""
-    from sim2sg_lib.graph import InputError
+    from sim2sg_lib.terminal import InputError
     found = sorted(Path("runs").rglob("model.pt"), key=lambda p: (p.stat().st_mtime, str(p)))
     if not found:
         raise InputError("no model.pt under runs/: run train.py or make loop first, or give --checkpoint")
@@ -106,7 +106,7 @@ def latest_run() -> Path:
 def own_test_set(run: Path, options: dict, env) -> Path:
     """Where the run was evaluated before, else test or val beside its target or the stand-in, else a labelled target itself."""
     from sim2sg_lib.dataset import has_labels, read_json
-    from sim2sg_lib.graph import InputError
+    from sim2sg_lib.terminal import InputError
     if (run / "metrics.json").exists():
         return Path(str(read_json(run / "metrics.json").get("data")))
     target = Path(options["target"]) if options["target"] else Path("data") / env.name / "target" / "train"
@@ -124,7 +124,7 @@ def own_test_set(run: Path, options: dict, env) -> Path:
 def prepare(out: Path, record: dict, overwrite: bool) -> None:
     """Make `out`. Errors: InputError if it holds the metrics of something else, or cannot be made."""
     from sim2sg_lib.dataset import read_json
-    from sim2sg_lib.graph import InputError
+    from sim2sg_lib.terminal import InputError
     for path in [] if overwrite else sorted(out.glob("metrics*.json")):
         old = read_json(path)
         for name in ("checkpoint", "data", "van"):
@@ -211,7 +211,7 @@ def save_pictures(path: Path, images, truth: list | None, predicted: list, env) 
 
 def summarise(loops: tuple[Path, ...]) -> None:
     """Print the table of one or several finished loops, and draw figures/loop.png of each."""
-    from sim2sg_lib.graph import InputError
+    from sim2sg_lib.terminal import InputError
     tables = [read_loop(loop) for loop in loops]
     names = [name for name in tables[0] if all(name in table for table in tables)]
     if not names:
@@ -252,7 +252,7 @@ def row_title(name: str) -> str:
 def read_loop(loop: Path) -> dict[str, dict]:
     """Run folder -> its metrics and training time, in the table's order. Errors: InputError."""
     from sim2sg_lib.dataset import read_json
-    from sim2sg_lib.graph import InputError
+    from sim2sg_lib.terminal import InputError
     found = [match for match in map(ITERATION.fullmatch, (p.name for p in loop.glob("*"))) if match]
     found.sort(key=lambda match: (list(ROWS).index(match[1]), int(match[2])))
     table = {}

@@ -10,6 +10,7 @@ graph is lifted to 3-D and dressed in the source domain's look: label alignment.
 """
 import shlex
 import sys
+import tempfile
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -18,8 +19,10 @@ from pathlib import Path
 import click
 
 import envs
+from sim2sg_lib.terminal import InputError, command_line, conclude, output_options, progress, say
 
 CHUNK, CHUNK_PIXELS = 16, 16 * 320 * 240  # most scenes rendered at once, and most pixels of more than one
+PREVIEWED = 12
 
 
 @click.command(help=__doc__, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -50,16 +53,21 @@ CHUNK, CHUNK_PIXELS = 16, 16 * 320 * 240  # most scenes rendered at once, and mo
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0,
               help="Image i depends on the other options, the seed and i alone.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
+@click.option("--preview", is_flag=True, help="Only draw the first 12 images with their labels: OUT.preview.png.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that is not empty.")
+@click.option("--resume/--no-resume", default=True, help="Go on where the same command was interrupted, or start anew.")
+@output_options
 def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Path | None, target: Path | None,
          camera: str | None, graphs_path: Path | None, threshold: float | None, randomise: str, preset: str, refine: int,
-         assets: Path | None, export: str, renderer: str, seed: int, device: str, overwrite: bool) -> None:
+         assets: Path | None, export: str, renderer: str, seed: int, device: str, preview: bool, overwrite: bool,
+         resume: bool) -> None:
     # --- setup: the library is imported here, so that --help answers at once
+    import torch
     from sim2sg_lib import raster_pytorch3d
     from sim2sg_lib.assets import replace_assets
     from sim2sg_lib.checkpoint import pick_device
-    from sim2sg_lib.dataset import publish_folder, refuse_used, start_folder
     from sim2sg_lib.export import check_level
+    from sim2sg_lib.files import digest, refuse_used, work_folder
     from sim2sg_lib.graph import write_graphs
     from sim2sg_lib.lift import confident
 
@@ -71,7 +79,8 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     if assets:
         env = replace_assets(env, assets)
     threshold = env.threshold if threshold is None else threshold
-    refuse_used(out, overwrite)
+    if not preview:
+        refuse_used(out, overwrite)
 
     # --- graphs: predicted from target images, given, or none
     graphs, cameras, levels = [], [], [threshold] * len(env.vocabulary.categories)
@@ -86,7 +95,7 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
 
     # --- scenes: one of a domain, or a lifted graph in the source's look
     method = "label" if graphs else "sdr" if domain == "source" else domain
-    print(f"{env.name} | {method} | {num} images | {randomise} look | seed {seed} | {device} -> {out}")
+    say(f"{env.name} | {method} | {num} images | {randomise} look | seed {seed} | {device} -> {out}")
 
     def make_scenes(indices: range) -> list:
         generators = [random_generator(seed, env.name, method, i) for i in indices]
@@ -98,24 +107,28 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
         return [env.dress(*layout, domain, randomise, rng) for layout, rng in zip(layouts, generators)]
 
     # --- render and label
-    partial = start_folder(out, overwrite)
     info = {"method": method, "seed": seed, "randomise": randomise, "preset": preset, "renderer": renderer,
             "assets": str(assets) if assets else None, "export": formats, "command": "python " + shlex.join(sys.argv)}
     if graphs:
         info |= {"threshold": threshold, "thresholds": levels, "refine": refine,
                  "graphs": str(graphs_path or checkpoint), "target": str(target) if target else None, "camera": camera}
+    size = env.image_sizes[preset]
+    if preview:
+        return draw_preview(Path(f"{out}.preview.png"), range(min(num, PREVIEWED)), make_scenes, env, size, info, device)
     splits = {".": range(num)} if graphs or domain == "source" else split_target(num)
-    for name, indices in splits.items():
-        write_data_set(partial / name, indices, make_scenes, env, env.image_sizes[preset], info, graphs, device)
-    if graphs:
-        write_graphs(partial / "predicted.jsonl", graphs, env.vocabulary)
-    publish_folder(partial, out)
+    options = info | {"env": env.name, "domain": domain, "num": num, "threads": torch.get_num_threads(), "device": str(device),
+                      "torch": str(torch.__version__), "input": digest(*filter(None, (checkpoint, graphs_path)))}
+    with work_folder(out, options, overwrite, resume) as partial:
+        for name, indices in splits.items():
+            write_data_set(partial / name, indices, make_scenes, env, size, info, graphs, device)
+        if graphs:
+            write_graphs(partial / "predicted.jsonl", graphs, env.vocabulary)
+    conclude({"out": str(out), "env": env.name, "method": method, "images": num})
 
 
 def check_options(env, domain: str, num: int | None, checkpoint, target, camera, graphs_path, refine: int,
                   assets: Path | None) -> None:
     """Errors: InputError for options that contradict one another."""
-    from sim2sg_lib.graph import InputError
     if domain not in env.domains:
         raise InputError(f"--domain: {domain!r} is not one of {', '.join(env.domains)}")
     if (checkpoint is None) != (target is None) or (checkpoint and graphs_path):
@@ -134,7 +147,6 @@ def check_options(env, domain: str, num: int | None, checkpoint, target, camera,
 
 def parse_export(export: str) -> list[str]:
     """ "kitti,coco" -> its parts. Errors: InputError."""
-    from sim2sg_lib.graph import InputError
     formats = [name.strip() for name in export.split(",") if name.strip()]
     for name in formats:
         if name not in ("kitti", "coco"):
@@ -169,7 +181,7 @@ def sample(images, num: int | None, seed: int):
 def open_graphs(path: Path, env) -> tuple[list, list]:
     """The graphs of a JSON Lines file and their cameras: those of a cameras.jsonl beside it, or the nominal one."""
     from sim2sg_lib.dataset import check_aspect, read_cameras
-    from sim2sg_lib.graph import InputError, read_graphs
+    from sim2sg_lib.graph import read_graphs
     graphs = read_graphs(path, env.vocabulary)
     if not graphs:
         raise InputError(f"{path}: no graph in it")
@@ -227,56 +239,86 @@ def in_parallel(work, chunks: list, device):
 
 def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[int, int], info: dict, predicted: list,
                    device) -> None:
-    """Build, render, annotate and save make_scenes(indices), some at a time.
+    """Build, render, annotate and save make_scenes(indices), some at a time, from where an interruption left it.
 
     predicted: the graphs that were lifted, if there were: how well what is rendered fits them is printed and kept.
     """
-    from tqdm import tqdm
-    from sim2sg_lib.camera import stack_cameras
-    from sim2sg_lib.dataset import write_image, write_labels
+    from sim2sg_lib.dataset import Rendered, write_labels
     from sim2sg_lib.export import write_coco, write_kitti
-    from sim2sg_lib.labels import annotate, labelled_objects
-    from sim2sg_lib.meshes import build
     from sim2sg_lib.metrics import box_fit
-    from sim2sg_lib import raster, raster_pytorch3d
-    from sim2sg_lib.render import SUPERSAMPLE, shade
 
-    rasterize = {"own": raster.rasterize, "pytorch3d": raster_pytorch3d.rasterize}[info["renderer"]]
-    (folder / "images").mkdir(parents=True)
-
-    def render(chosen: range) -> tuple[list, list, list]:
-        """Writes the images of these indices. Returns scenes, graphs and, for KITTI, the objects behind the graphs."""
-        chunk = make_scenes(chosen)
-        names = [f"images/{i - indices.start:06d}.png" for i in chosen]
-        meshes = build(chunk, env.assets, device)
-        cameras = stack_cameras([s.camera for s in chunk], *size, device)
-        fragments = rasterize(meshes, raster.scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
-        images = shade(fragments, meshes, cameras, chunk)
-        pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-        for name, image in zip(names, pixels):
-            write_image(folder / name, image)
-        behind = labelled_objects(fragments, meshes, chunk, env) if "kitti" in info["export"] else []
-        return chunk, annotate(fragments, meshes, cameras, chunk, env, names), behind
-
+    if (folder / "dataset.json").exists():  # finished before the interruption
+        return
+    (folder / "images").mkdir(parents=True, exist_ok=True)
     count = max(1, min(CHUNK, CHUNK_PIXELS // (size[0] * size[1])))
     chunks = [indices[start:start + count] for start in range(0, len(indices), count)]
-    scenes, graphs, objects = [], [], []
-    with tqdm(total=len(indices), desc="render", unit="image", disable=None) as bar:
-        for chunk, labels, behind in in_parallel(render, chunks, device):
-            scenes += chunk
-            graphs += labels
-            objects += behind
-            bar.update(len(chunk))
+    rendered = Rendered(folder, env.vocabulary)
+    scenes = [scene for chunk in chunks[:rendered.chunks] for scene in make_scenes(chunk)]
+    with progress(len(indices), "render", "image") as bar:
+        bar.update(len(scenes))
+
+        def render(chunk: range):
+            own = make_scenes(chunk)
+            return own, *write_chunk(folder, own, chunk.start - indices.start, env, size, info, device)
+
+        for own, *labels in in_parallel(render, chunks[rendered.chunks:], device):
+            scenes += own
+            rendered.add(*labels)
+            bar.update(len(own))
+    graphs = rendered.graphs
     if "kitti" in info["export"]:
+        objects = [[scene.objects[i] for i in rows] for scene, rows in zip(scenes, rendered.labelled)]
         write_kitti(folder, graphs, objects, [scene.camera for scene in scenes], env.vocabulary)
     if "coco" in info["export"]:
         write_coco(folder, graphs, env.vocabulary)
     if predicted:
         fit = box_fit([predicted[i % len(predicted)] for i in indices], graphs)
-        print("what shows against the lifted boxes: IoU " + ", ".join(f"{name} {value:.3f}" for name, value in fit.items()))
+        say("what shows against the lifted boxes: IoU " + ", ".join(f"{name} {value:.3f}" for name, value in fit.items()))
         info = info | {"fit": fit}
+    rendered.close()
     write_labels(folder, graphs, scenes, env, {**info, "width": size[0], "height": size[1]})
 
 
+def write_chunk(folder: Path, scenes: list, first: int, env, size: tuple[int, int], info: dict, device
+                ) -> tuple[list, list, dict[str, int]]:
+    """Render some scenes into images/ of the folder, numbered from `first`.
+
+    Returns graphs, for KITTI which objects they label, and the CRC of each image by its name.
+    """
+    from sim2sg_lib.camera import stack_cameras
+    from sim2sg_lib.dataset import write_image
+    from sim2sg_lib.labels import annotate, labelled_objects
+    from sim2sg_lib.meshes import build
+    from sim2sg_lib import raster, raster_pytorch3d
+    from sim2sg_lib.render import SUPERSAMPLE, shade
+
+    rasterize = {"own": raster.rasterize, "pytorch3d": raster_pytorch3d.rasterize}[info["renderer"]]
+    names = [f"images/{i:06d}.png" for i in range(first, first + len(scenes))]
+    meshes = build(scenes, env.assets, device)
+    cameras = stack_cameras([s.camera for s in scenes], *size, device)
+    fragments = rasterize(meshes, raster.scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
+    images = shade(fragments, meshes, cameras, scenes)
+    pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    crcs = {name: write_image(folder / name, image) for name, image in zip(names, pixels)}
+    labelled = labelled_objects(fragments, meshes, scenes, env) if "kitti" in info["export"] else []
+    return annotate(fragments, meshes, cameras, scenes, env, names), labelled, crcs
+
+
+def draw_preview(path: Path, indices: range, make_scenes, env, size: tuple[int, int], info: dict, device) -> None:
+    """A sheet of the first images with their labels, and no data set."""
+    from sim2sg_lib.dataset import read_image
+    from sim2sg_lib.picture import contact_sheet, draw_boxes
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "images").mkdir()
+        graphs, _, _ = write_chunk(folder, make_scenes(indices), 0, env, size, info | {"export": []}, device)
+        tiles = [draw_boxes(read_image(folder / graph.image, *size), graph, env.vocabulary) for graph in graphs]
+    rows = [("", tiles[start:start + 4]) for start in range(0, len(tiles), 4)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    contact_sheet(rows).save(path)
+    say(f"{path} shows {len(tiles)} samples")
+    conclude({"preview": str(path), "images": len(tiles)})
+
+
 if __name__ == "__main__":
-    main()
+    command_line(main)

@@ -5,9 +5,11 @@
   python train.py --source data/clevr/1 --target data/clevr/target/train --align appearance,prediction \\
       --init runs/clevr/0/model.pt --out runs/clevr/1
 
-Writes OUT/model.pt, OUT/config.json and OUT/log.jsonl. Target labels are never opened.
+Writes OUT/model.pt, OUT/config.json and OUT/log.jsonl. Target labels are never opened. Interrupted, the same command goes on
+where it stopped, to the same bytes.
 """
 import json
+import os
 import shlex
 import sys
 import time
@@ -17,6 +19,7 @@ from pathlib import Path
 import click
 
 import envs
+from sim2sg_lib.terminal import InputError, command_line, conclude, output_options, progress, say, stop_request
 
 LOG_EVERY = 10  # steps between two lines of log.jsonl, each the mean over them
 
@@ -50,6 +53,7 @@ SCHEDULES = {
     "quick": Schedule(400, 4, "adamw", 5e-4, 2e-3, 0.2, 0.02, True, 0.0),
     "paper": Schedule(100_000, 4, "sgd", 1e-4, 1e-4, 4.0, 4.0, False, 0.0),  # Prakash et al. 2021, implementation details
 }
+STATE = "state.pt"  # in a half-made run: all that a resumption needs
 CLIP = 10.0  # largest gradient norm, of the network and of the discriminators
 
 
@@ -79,16 +83,19 @@ CLIP = 10.0  # largest gradient norm, of the network and of the discriminators
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="Same seed and thread count: same bytes.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that is not empty.")
+@click.option("--resume/--no-resume", default=True, help="Go on where the same command was interrupted, or start anew.")
+@click.option("--save-every", type=click.IntRange(1), default=200, help="Steps between two savings of what a resumption needs.")
+@output_options
 def main(source: tuple[Path, ...], target: Path | None, align: str, init: Path | None, out: Path, preset: str,
          backbone: str | None, imagenet: bool | None, input_: str | None, steps: int | None,
          appearance_factor: float | None, prediction_factor: float | None, warmup: float | None, augment: str, seed: int,
-         device: str, overwrite: bool) -> None:
+         device: str, overwrite: bool, resume: bool, save_every: int) -> None:
     # --- setup: the library is imported here, so that --help answers at once
     import torch
     from sim2sg_lib import checkpoint
     from sim2sg_lib.align import Discriminators
-    from sim2sg_lib.dataset import (LabelledImages, TargetImages, open_images, publish_folder, read_json, refuse_used,
-                                    start_folder, write_json)
+    from sim2sg_lib.dataset import LabelledImages, TargetImages, open_images, read_json
+    from sim2sg_lib.files import digest, refuse_used, work_folder, write_json
 
     start = time.perf_counter()
     torch.manual_seed(seed)
@@ -105,65 +112,144 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, init: Path |
     synthetic = LabelledImages(source, env, width, height)
     real = TargetImages(open_images(target, env), width, height) if terms else None
     discriminators = Discriminators(terms, model.config).to(device) if terms else None
-    partial = start_folder(out, overwrite)
     options = {"command": "python " + shlex.join(sys.argv), "env": env.name, "source": [str(s) for s in source],
                "target": str(target) if target else None, "align": list(terms), "init": str(init) if init else None,
                "preset": preset, "augment": augment, "seed": seed, "schedule": asdict(schedule),
                "model": asdict(model.config), "threads": torch.get_num_threads(), "torch": str(torch.__version__),
                "device": str(device)}
-    write_json(partial / "config.json", options)
-    print(f"{env.name} | {model.config.backbone} {width}x{height}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M"
-          f" weights | {len(synthetic)} synthetic images, {len(real) if real else 0} of the target | "
-          f"align {align or 'none'} | {schedule.steps} steps | seed {seed} | {device} -> {out}")
+    say(f"{env.name} | {model.config.backbone} {width}x{height}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M"
+        f" weights | {len(synthetic)} synthetic images, {len(real) if real else 0} of the target | "
+        f"align {align or 'none'} | {schedule.steps} steps | seed {seed} | {device} -> {out}")
 
     # --- learn, save
-    learn(model, discriminators, synthetic, real, schedule, augment == "colour", seed, partial / "log.jsonl", device)
-    checkpoint.save(partial / "model.pt", model, env, options)
-    write_json(partial / "config.json", options | {"seconds": round(time.perf_counter() - start, 1)})
-    publish_folder(partial, out)
+    inputs = [folder / name for folder in source for name in ("dataset.json", "graphs.jsonl")] + ([init] if init else [])
+    with work_folder(out, options | {"input": digest(*inputs)}, overwrite, resume) as partial:
+        write_json(partial / "config.json", options)
+        learner = Learner(model, discriminators, schedule, augment == "colour", seed)
+        loss = learn(learner, synthetic, real, seed, partial, save_every, device)
+        checkpoint.save(partial / "model.pt", model, env, options)
+        seconds = round(time.perf_counter() - start, 1)
+        write_json(partial / "config.json", options | {"seconds": seconds})
+        (partial / STATE).unlink(missing_ok=True)
+    conclude({"out": str(out), "env": env.name, "steps": schedule.steps, "loss": loss, "seconds": seconds})
 
 
-def learn(model, discriminators, synthetic, real, schedule: Schedule, augment: bool, seed: int, log_path: Path,
-          device) -> None:
-    """The inner loop of Algorithm 1: the task's losses on synthetic images, and both domains past the discriminators.
+def learn(learner: "Learner", synthetic, real, seed: int, partial: Path, save_every: int, device) -> float:
+    """The inner loop of Algorithm 1, from where an interruption left it. Returns the mean loss at the end.
 
-    discriminators, real: both None without alignment. Errors: click.ClickException for a loss that is not finite.
+    synthetic, real: the data sets; real is None without alignment. Errors: click.ClickException for a loss that is not
+    finite.
     """
-    import torch
-    from tqdm import tqdm
-    from sim2sg_lib.align import reversal_factor
     from sim2sg_lib.dataset import loader
 
-    optimiser, learning_rate = make_optimiser(model, schedule)
-    judge = make_judge(discriminators, schedule) if discriminators else None
-    source_batches = loader(synthetic, schedule.batch, schedule.steps, seed, device)
-    target_batches = loader(real, schedule.batch, schedule.steps, seed + 1, device) if real else [(None, [])] * schedule.steps
-    colours = torch.Generator().manual_seed(seed)
-    log = TrainingLog(log_path, schedule.batch)
-    bar = tqdm(zip(source_batches, target_batches), total=schedule.steps, desc="train", unit="step", disable=None)
-    for step, ((images, targets, names), (target_images, target_names)) in enumerate(bar):
-        images = augment_colours(images, colours) if augment else images
-        adversarial = real is not None and step >= schedule.warmup * schedule.steps
-        features = model.features(torch.cat([images, target_images]) if adversarial else images)
-        losses = model.losses({k: level[:len(images)] for k, level in features.items()}, targets)
-        notes = {"rate": optimiser.param_groups[0]["lr"]}
-        if adversarial:
+    schedule, log = learner.schedule, TrainingLog(partial / "log.jsonl", learner.schedule.batch)
+    begun = learner.restore(partial / STATE, log, device)
+    source_batches = loader(synthetic, schedule.batch, schedule.steps, seed, device, begun)
+    target_batches = (loader(real, schedule.batch, schedule.steps, seed + 1, device, begun) if real
+                      else [(None, [])] * (schedule.steps - begun))
+    with stop_request() as asked, progress(schedule.steps, "train", "step") as bar:
+        bar.update(begun)
+        for step, (source, (target_images, target_names)) in enumerate(zip(source_batches, target_batches), begun):
+            if step == begun:  # now that the loaders have drawn their own seeds
+                learner.restore_random()
+            images, targets, names = source
+            losses, notes = learner.losses(step, images, targets, target_images)
+            stop_if_not_finite(losses, step, names + target_names, log)
+            learner.optimise(losses, step)
+            log.add(step, {k: v.item() for k, v in losses.items()} | notes)
+            bar.set_postfix_str(f"loss {log.last_loss:.3f}", refresh=False)
+            bar.update()
+            if asked or (step + 1) % save_every == 0 and step + 1 < schedule.steps:
+                learner.save(partial / STATE, step + 1, log)
+            if asked:
+                raise asked[0]
+    log.close()
+    return round(log.last_loss, 6)
+
+
+class Learner:
+    """All that a step of training changes, so that it can be put aside and taken up again.
+
+    discriminators: None without alignment.
+    """
+
+    def __init__(self, model, discriminators, schedule: Schedule, augment: bool, seed: int) -> None:
+        import torch
+        self.model, self.discriminators, self.schedule, self.augment = model, discriminators, schedule, augment
+        self.optimiser, self.learning_rate = make_optimiser(model, schedule)
+        self.judge = make_judge(discriminators, schedule) if discriminators else None
+        self.colours = torch.Generator().manual_seed(seed)
+        self.random = None  # what `restore` found
+
+    def adversarial(self, step: int) -> bool:
+        return self.discriminators is not None and step >= self.schedule.warmup * self.schedule.steps
+
+    def losses(self, step: int, images, targets: list, target_images) -> tuple[dict, dict]:
+        """The task's losses on synthetic images, and both domains past the discriminators; what else the log should say."""
+        import torch
+        from sim2sg_lib.align import reversal_factor
+        schedule = self.schedule
+        images = augment_colours(images, self.colours) if self.augment else images
+        together = torch.cat([images, target_images]) if self.adversarial(step) else images
+        features = self.model.features(together)
+        losses = self.model.losses({k: level[:len(images)] for k, level in features.items()}, targets)
+        notes = {"rate": self.optimiser.param_groups[0]["lr"]}
+        if self.adversarial(step):
             growth = reversal_factor(step, schedule.steps, 1.0, schedule.warmup, schedule.ramp)
-            judged, accuracies = discriminators(model, features, growth * schedule.appearance_factor,
-                                                growth * schedule.prediction_factor)
+            judged, accuracies = self.discriminators(self.model, features, growth * schedule.appearance_factor,
+                                                     growth * schedule.prediction_factor)
             losses |= judged
             notes |= accuracies | {"reversal": growth}
-        stop_if_not_finite(losses, step, names + (target_names if adversarial else []), log)
-        optimise(sum(losses.values()), [(optimiser, model)] + ([(judge, discriminators)] if adversarial else []))
-        learning_rate.step()
-        log.add(step, {k: v.item() for k, v in losses.items()} | notes)
-        bar.set_postfix(loss=f"{log.last_loss:.3f}", refresh=False)
-    log.close()
+        return losses, notes
+
+    def optimise(self, losses: dict, step: int) -> None:
+        """One step of the optimisers; gradients are clipped module by module."""
+        import torch
+        pairs = [(self.optimiser, self.model)] + ([(self.judge, self.discriminators)] if self.adversarial(step) else [])
+        for optimiser, _ in pairs:
+            optimiser.zero_grad(set_to_none=True)
+        sum(losses.values()).backward()
+        for optimiser, module in pairs:
+            torch.nn.utils.clip_grad_norm_(module.parameters(), CLIP)
+            optimiser.step()
+        self.learning_rate.step()
+
+    def parts(self) -> dict:
+        parts = {"model": self.model, "optimiser": self.optimiser, "learning_rate": self.learning_rate}
+        return parts | ({"discriminators": self.discriminators, "judge": self.judge} if self.discriminators else {})
+
+    def save(self, path: Path, done: int, log: "TrainingLog") -> None:
+        """What a resumption after `done` steps needs."""
+        import torch
+        from sim2sg_lib import checkpoint
+        random = {"cpu": torch.get_rng_state(), "colours": self.colours.get_state(), "cuda": torch.cuda.get_rng_state_all()}
+        checkpoint.write(path, {"done": done, "parts": {name: part.state_dict() for name, part in self.parts().items()},
+                                "random": random, "log": log.state()})
+
+    def restore(self, path: Path, log: "TrainingLog", device) -> int:
+        """Take up what `save` put aside. Returns the steps done, 0 if there is nothing. Errors: InputError."""
+        from sim2sg_lib import checkpoint
+        if not path.exists():
+            log.restore({"bytes": 0, "rows": []})
+            return 0
+        state = checkpoint.read_archive(path, device)
+        for name, part in self.parts().items():
+            part.load_state_dict(state["parts"][name])
+        log.restore(state["log"])
+        self.random = state["random"]
+        return state["done"]
+
+    def restore_random(self) -> None:
+        """The generators as they were, if this is a resumption."""
+        import torch
+        if self.random:
+            torch.set_rng_state(self.random["cpu"].cpu())
+            self.colours.set_state(self.random["colours"].cpu())
+            torch.cuda.set_rng_state_all([state.cpu() for state in self.random["cuda"]])
 
 
 def parse_align(align: str, target: Path | None) -> tuple[str, ...]:
     """ "appearance,prediction" -> its parts. Errors: InputError."""
-    from sim2sg_lib.graph import InputError
     terms = tuple(term.strip() for term in align.split(",") if term.strip())
     for term in terms:
         if term not in ("appearance", "prediction"):
@@ -185,7 +271,6 @@ def make_model(init: Path | None, env, preset: str, backbone: str | None, imagen
     """The network from a checkpoint, or a new one of the preset. Errors: InputError."""
     from sim2sg_lib import checkpoint
     from sim2sg_lib.detector import paper_config, quick_config
-    from sim2sg_lib.graph import InputError
     from sim2sg_lib.relations import SceneGraphNet
 
     if init:
@@ -224,17 +309,6 @@ def make_judge(discriminators, schedule: Schedule):
     return torch.optim.AdamW(discriminators.parameters(), schedule.discriminator_rate)
 
 
-def optimise(loss, optimisers: list) -> None:
-    """One step of every (optimiser, module); gradients are clipped module by module."""
-    import torch
-    for optimiser, _ in optimisers:
-        optimiser.zero_grad(set_to_none=True)
-    loss.backward()
-    for optimiser, module in optimisers:
-        torch.nn.utils.clip_grad_norm_(module.parameters(), CLIP)
-        optimiser.step()
-
-
 def augment_colours(images, generator):
     """Each image's channels in random order, scaled and shifted: images (B, 3, H, W) in [0, 1]."""
     import torch
@@ -258,7 +332,7 @@ class TrainingLog:
     """log.jsonl: one line every LOG_EVERY steps, each number the mean over them, with images a second."""
 
     def __init__(self, path: Path, batch: int) -> None:
-        self.file, self.batch = open(path, "w", encoding="utf-8"), batch
+        self.file, self.batch = open(path, "ab"), batch
         self.rows, self.step, self.since, self.last_loss = [], 0, time.perf_counter(), float("nan")
 
     def add(self, step: int, row: dict[str, float]) -> None:
@@ -273,9 +347,21 @@ class TrainingLog:
         mean = {k: round(sum(row[k] for row in self.rows if k in row) / sum(k in row for row in self.rows), 6)
                 for k in self.rows[-1]}
         speed = self.batch * len(self.rows) / (now - self.since)
-        self.file.write(json.dumps({"step": self.step + 1, **mean, "images_per_s": round(speed, 2)}) + "\n")
+        line = {"step": self.step + 1, **mean, "images_per_s": round(speed, 2)}
+        self.file.write(json.dumps(line).encode() + b"\n")
         self.file.flush()
         self.rows, self.since = [], now
+
+    def state(self) -> dict:
+        """How long the file is, on the disk, and the rows that are not in it yet."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        return {"bytes": self.file.tell(), "rows": self.rows}
+
+    def restore(self, state: dict) -> None:
+        """Drop the lines of steps that will be taken again."""
+        self.file.truncate(state["bytes"])
+        self.rows = state["rows"]
 
     def close(self) -> None:
         if self.rows:
@@ -284,4 +370,4 @@ class TrainingLog:
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

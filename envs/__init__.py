@@ -2,6 +2,8 @@
 import importlib
 import pkgutil
 
+from sim2sg_lib.terminal import InputError
+
 
 def names() -> list[str]:
     """The environments there are, without importing them."""
@@ -10,7 +12,6 @@ def names() -> list[str]:
 
 def find(name: str, where: str = "--env"):
     """The `Env` that envs/<name>.py declares. Errors: InputError that says `where` the name came from and what there is."""
-    from sim2sg_lib.graph import InputError  # here, since it brings numpy and --help must not wait for that
     if name not in names():
         raise InputError(f"{where}: {name!r} is not one of {', '.join(names())}")
     return importlib.import_module(f"envs.{name}").ENV

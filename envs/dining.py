@@ -14,7 +14,8 @@ import numpy as np
 from envs.assets import furniture
 from sim2sg_lib.camera import Camera, look_at
 from sim2sg_lib.env import DOMAINS, Env
-from sim2sg_lib.graph import InputError, Vocabulary
+from sim2sg_lib.terminal import InputError
+from sim2sg_lib.graph import Vocabulary
 from sim2sg_lib.lift import side_by_side
 from sim2sg_lib.scene import (PATTERNS, Light, Material, RelationRules, Room, Scene, SceneObject, Sky, Strip, Texture, linear,
                               from_footprint, to_footprint)

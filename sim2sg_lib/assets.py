@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from sim2sg_lib.env import Env
-from sim2sg_lib.graph import InputError
+from sim2sg_lib.terminal import InputError
 from sim2sg_lib.meshes import Mesh, to_unit
 
 MAX_FACES = 20_000

@@ -10,8 +10,9 @@
 Any folder of PNG or JPEG files is a valid unlabelled target too, and so is KITTI's (see kitti.py), with or without labels.
 Opening images never opens labels: what `train.py` and `synthesize.py` read of a target cannot depend on them.
 """
+import io
 import json
-import shutil
+import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +23,12 @@ from PIL import Image
 
 from sim2sg_lib.camera import Camera
 from sim2sg_lib.env import Env
-from sim2sg_lib.graph import (InputError, SceneGraph, load_json, read_graphs, read_json_lines, read_text,
-                              select_objects, write_graphs)
+from sim2sg_lib.files import write_bytes, write_json, write_json_lines
+from sim2sg_lib.graph import (SceneGraph, Vocabulary, from_json, load_json, read_graphs, read_json_lines, read_text,
+                              select_objects, to_json, write_graphs)
 from sim2sg_lib.kitti import camera_of, frame_objects, kitti_root, paper_camera, read_calib, to_graph
 from sim2sg_lib.scene import Scene
+from sim2sg_lib.terminal import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 FORMAT = 1  # of dataset.json and the files beside it
@@ -199,47 +202,12 @@ def read_kitti_labels(root: Path, images: ImageFolder, env: Env, van: str) -> li
 
 # --- writing ----------------------------------------------------------------------------------------------------------
 
-def start_folder(out: Path, overwrite: bool) -> Path:
-    """A fresh folder beside `out`, to be filled and then published. Errors: InputError if `out` is in use."""
-    out = Path(out)
-    refuse_used(out, overwrite)
-    partial = out.parent / f".{out.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be created ({error.strerror})") from None
-    return partial
-
-
-def refuse_used(out: Path, overwrite: bool) -> None:
-    """Errors: InputError if `out` is a file, or a folder with something in it that may not, or must not, be overwritten."""
-    if out.exists() and not out.is_dir():
-        raise InputError(f"{out}: is a file, expected a folder")
-    if not out.is_dir() or not any(out.iterdir()):
-        return
-    if not overwrite:
-        raise InputError(f"{out}: is not empty; choose another --out or add --overwrite")
-    # a data set, a set of splits, a run: anything else may be somebody's only copy
-    marks = (("dataset.json", "images"), ("train/dataset.json",), ("config.json", "log.jsonl"))
-    if not any(all((out / name).exists() for name in mark) for mark in marks):
-        raise InputError(f"{out}: is neither a data set nor a run, so it is not overwritten; choose another --out")
-
-
-def publish_folder(partial: Path, out: Path) -> None:
-    """Put the finished folder in `out`'s place: what was there goes only once the new one is complete."""
-    out = Path(out)
-    old = out.parent / f".{out.name}.old"
-    shutil.rmtree(old, ignore_errors=True)
-    if out.exists():
-        out.rename(old)
-    partial.rename(out)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def write_image(path: Path, image: np.ndarray) -> None:
-    """(H, W, 3) uint8 -> PNG; the lightest compression, since writing costs more than rendering."""
-    Image.fromarray(image).save(path, compress_level=1)
+def write_image(path: Path, image: np.ndarray) -> int:
+    """(H, W, 3) uint8 -> PNG; the lightest compression, since writing costs more than rendering. Returns the file's CRC."""
+    content = io.BytesIO()
+    Image.fromarray(image).save(content, "PNG", compress_level=1)
+    write_bytes(path, content.getvalue(), sync=False)  # a power cut is found out by the CRC
+    return zlib.crc32(content.getvalue())
 
 
 def write_labels(folder: Path, graphs: list[SceneGraph], scenes: list[Scene], env: Env, info: dict) -> None:
@@ -258,16 +226,50 @@ def write_labels(folder: Path, graphs: list[SceneGraph], scenes: list[Scene], en
         "predicates": list(env.vocabulary.predicates), "count": len(graphs)})
 
 
-def write_json(path: Path, value: dict) -> None:
-    """One indented JSON object; NaN is refused. Written beside and renamed, so that a crash leaves the old file."""
-    partial = Path(f"{path}.partial")
-    partial.write_text(json.dumps(value, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    partial.replace(path)
+class Rendered:
+    """What a growing data set holds so far: rendered.jsonl, a line a chunk of images, in order.
 
+    Opening it after an interruption drops whatever was not written whole, images included.
+    graphs:   the labels of the images so far.
+    labelled: for each of them which of its scene's objects they label; empty where nobody needs to know.
+    chunks:   how many chunks that is.
+    """
 
-def write_json_lines(path: Path, rows: list[dict]) -> None:
-    """One JSON object a line."""
-    Path(path).write_text("".join(json.dumps(row, allow_nan=False) + "\n" for row in rows), encoding="utf-8")
+    def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
+        self.path, self.vocabulary = Path(folder) / "rendered.jsonl", vocabulary
+        self.graphs: list[SceneGraph] = []
+        self.labelled: list[list[int]] = []
+        self.chunks = whole = 0
+        for line in self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []:
+            try:
+                row = json.loads(line)
+                written = all(zlib.crc32((folder / name).read_bytes()) == crc for name, crc in row["crcs"].items())
+            except (ValueError, OSError):
+                break
+            if not written or not line.endswith(b"\n"):
+                break
+            self._keep(row)
+            whole += len(line)
+        self.file = open(self.path, "ab")
+        self.file.truncate(whole)
+
+    def add(self, graphs: list[SceneGraph], labelled: list[list[int]], crcs: dict[str, int]) -> None:
+        """A chunk whose images, by name with their CRCs, are written."""
+        row = {"graphs": [to_json(graph, self.vocabulary) for graph in graphs], "labelled": labelled, "crcs": crcs}
+        self.file.write(json.dumps(row).encode() + b"\n")
+        self.file.flush()
+        self._keep(row)
+
+    def _keep(self, row: dict) -> None:
+        # read from JSON in both cases, so that an interruption changes no digit
+        self.graphs += [from_json(graph, self.vocabulary) for graph in row["graphs"]]
+        self.labelled += row["labelled"]
+        self.chunks += 1
+
+    def close(self) -> None:
+        """All is rendered: what is known goes to the files that a data set keeps."""
+        self.file.close()
+        self.path.unlink()
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -326,13 +328,13 @@ def batches(count: int, batch: int, steps: int, seed: int) -> list[list[int]]:
     return order[:batch * steps].reshape(steps, batch).tolist()
 
 
-def loader(images: LabelledImages | TargetImages, batch: int, steps: int, seed: int,
-           device: torch.device) -> Iterator:
-    """Yields `steps` batches (images (B, 3, H, W) in [0, 1] on the device, list of names).
+def loader(images: LabelledImages | TargetImages, batch: int, steps: int, seed: int, device: torch.device,
+           begun: int = 0) -> Iterator:
+    """Yields `steps` batches, without the first `begun`: (images (B, 3, H, W) in [0, 1] on the device, list of names).
 
     LabelledImages: with a list of targets between the two. Errors: InputError for a broken image.
     """
-    order = batches(len(images), batch, steps, seed)
+    order = batches(len(images), batch, steps, seed)[begun:]
     # on a CPU the network needs every core; a GPU leaves them free to decode
     workers = 4 if device.type == "cuda" else 0
     data = torch.utils.data.DataLoader(images, batch_sampler=order, collate_fn=list, num_workers=workers)

@@ -19,7 +19,7 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FrozenBatchNorm2d, box_area, nms
 
-from sim2sg_lib.graph import InputError
+from sim2sg_lib.terminal import InputError
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 ROI_SIZE = 7

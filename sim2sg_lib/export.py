@@ -16,11 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from sim2sg_lib.camera import Camera
-from sim2sg_lib.dataset import write_json
-from sim2sg_lib.graph import InputError, SceneGraph, Vocabulary
+from sim2sg_lib.files import write_json, write_text
+from sim2sg_lib.graph import SceneGraph, Vocabulary
 from sim2sg_lib.kitti import EXTRA_TYPES, TYPES, KittiObject, format_object
 from sim2sg_lib.metrics import LEVELS
 from sim2sg_lib.scene import SceneObject
+from sim2sg_lib.terminal import InputError
 
 
 def check_level(camera: Camera, name: str) -> None:
@@ -39,6 +40,7 @@ def write_kitti(folder: Path, graphs: list[SceneGraph], objects: list[list[Scene
     camera that is not level.
     """
     root = Path(folder) / "kitti" / "training"
+    shutil.rmtree(root, ignore_errors=True)  # what an interruption left
     extra = [name for name in map(str.capitalize, vocabulary.categories) if name not in TYPES or name in EXTRA_TYPES]
     for name in ("image_2", "label_2", "calib", *(["label_2_extra"] if extra else [])):
         (root / name).mkdir(parents=True)
@@ -49,9 +51,8 @@ def write_kitti(folder: Path, graphs: list[SceneGraph], objects: list[list[Scene
         rows = [kitti_object(graph, i, item, camera, vocabulary) for i, item in enumerate(items)]
         for name, others in (("label_2", False), *([("label_2_extra", True)] if extra else [])):
             lines = [format_object(row) + "\n" for row in rows if (row.type in extra) == others]
-            (root / name / f"{image.stem}.txt").write_text("".join(lines), encoding="utf-8")
-        (root / "calib" / f"{image.stem}.txt").write_text(calib_text(camera.resized(graph.width, graph.height)),
-                                                          encoding="utf-8")
+            write_text(root / name / f"{image.stem}.txt", "".join(lines))
+        write_text(root / "calib" / f"{image.stem}.txt", calib_text(camera.resized(graph.width, graph.height)))
 
 
 def kitti_object(graph: SceneGraph, index: int, item: SceneObject, camera: Camera, vocabulary: Vocabulary) -> KittiObject:
@@ -86,6 +87,7 @@ def calib_text(camera: Camera) -> str:
 def write_coco(folder: Path, graphs: list[SceneGraph], vocabulary: Vocabulary) -> None:
     """Write FOLDER/coco; the images of the graphs are in FOLDER. Ids count from 1, boxes are x, y, width, height."""
     out = Path(folder) / "coco"
+    shutil.rmtree(out, ignore_errors=True)
     (out / "images").mkdir(parents=True)
     images, annotations = [], []
     for image_id, graph in enumerate(graphs, 1):

@@ -8,14 +8,10 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-import click
 import numpy as np
 
-
-class InputError(click.ClickException):
-    """A fault in what the user gave: printed as one line (what, where, what was expected), exit status 3."""
-
-    exit_code = 3
+from sim2sg_lib.files import write_json_lines
+from sim2sg_lib.terminal import InputError
 
 
 @dataclass(frozen=True)
@@ -120,9 +116,7 @@ def to_json(graph: SceneGraph, vocabulary: Vocabulary) -> dict:
 
 def write_graphs(path: Path, graphs: list[SceneGraph], vocabulary: Vocabulary) -> None:
     """Write one graph a line."""
-    with open(path, "w", encoding="utf-8") as file:
-        for graph in graphs:
-            file.write(json.dumps(to_json(graph, vocabulary), allow_nan=False) + "\n")
+    write_json_lines(path, [to_json(graph, vocabulary) for graph in graphs])
 
 
 def read_graphs(path: Path, vocabulary: Vocabulary, folder: Path | None = None) -> list[SceneGraph]:
@@ -133,7 +127,7 @@ def read_graphs(path: Path, vocabulary: Vocabulary, folder: Path | None = None) 
     graphs, seen = [], set()
     for line_number, row in read_json_lines(path):
         try:
-            graph = _parse_graph(row, vocabulary)
+            graph = from_json(row, vocabulary)
             if folder and graph.image in seen:
                 raise ValueError(f"image: {graph.image} has a graph already")
             if folder and not (folder / graph.image).is_file():
@@ -181,7 +175,8 @@ def load_json(text: str, where: str) -> dict:
 _OBJECT_FIELDS = {"category", "box", "score", "visible", "truncated", "ignore"}
 
 
-def _parse_graph(row: dict, vocabulary: Vocabulary) -> SceneGraph:
+def from_json(row: dict, vocabulary: Vocabulary) -> SceneGraph:
+    """The graph of one line's JSON object. Errors: ValueError that names the field."""
     unknown = set(row) - {"image", "width", "height", "objects", "relations"}
     _expect(not unknown, f"{', '.join(sorted(unknown))}: unknown field")
     image = row.get("image")

@@ -19,7 +19,8 @@ import numpy as np
 
 from sim2sg_lib.camera import Camera
 from sim2sg_lib.env import Env
-from sim2sg_lib.graph import InputError, SceneGraph, make_graph, read_text
+from sim2sg_lib.terminal import InputError
+from sim2sg_lib.graph import SceneGraph, make_graph, read_text
 from sim2sg_lib.scene import SceneObject, relations
 
 CAMERA_HEIGHT_M = 1.65

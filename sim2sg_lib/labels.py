@@ -7,7 +7,7 @@ from sim2sg_lib.env import Env
 from sim2sg_lib.graph import SceneGraph, make_graph, select_objects
 from sim2sg_lib.meshes import Meshes
 from sim2sg_lib.raster import Fragments, edges_px, object_pixels, scale_cameras
-from sim2sg_lib.scene import Scene, SceneObject, relations
+from sim2sg_lib.scene import Scene, relations
 
 COUNTED_FROM = 200_000  # in images of so many pixels, what an object would show alone is counted once a pixel
 
@@ -39,10 +39,10 @@ def annotate(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: lis
     return graphs
 
 
-def labelled_objects(fragments: Fragments, meshes: Meshes, scenes: list[Scene], env: Env) -> list[list[SceneObject]]:
-    """For each of B rendered scenes the objects behind the graph that `annotate` makes of it, in the graph's order."""
+def labelled_objects(fragments: Fragments, meshes: Meshes, scenes: list[Scene], env: Env) -> list[list[int]]:
+    """For each of B rendered scenes which of its objects the graph that `annotate` makes of it holds, in the graph's order."""
     labelled = iter(_shown_enough(visible_boxes(fragments, meshes)[1], fragments, env))
-    return [[item for item in scene.objects if next(labelled)] for scene in scenes]
+    return [[i for i in range(len(scene.objects)) if next(labelled)] for scene in scenes]
 
 
 def _shown_enough(shown: np.ndarray, fragments: Fragments, env: Env) -> np.ndarray:

@@ -2,7 +2,7 @@
 import torch
 
 from sim2sg_lib.camera import Cameras
-from sim2sg_lib.graph import InputError
+from sim2sg_lib.terminal import InputError
 from sim2sg_lib.meshes import Meshes
 from sim2sg_lib.raster import NEAR_M, Fragments
 

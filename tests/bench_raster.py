@@ -22,7 +22,7 @@ import torch
 
 from sim2sg_lib import raster_pytorch3d
 from sim2sg_lib.camera import look_at, stack_cameras
-from sim2sg_lib.graph import InputError
+from sim2sg_lib.terminal import InputError
 from sim2sg_lib.meshes import build, sphere_mesh
 from sim2sg_lib.raster import rasterize, silhouette
 from sim2sg_lib.scene import Material, Scene, SceneObject, Sky

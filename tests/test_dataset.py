@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 
 from envs.clevr import ENV
-from sim2sg_lib.dataset import (LabelledImages, batches, open_images, publish_folder, read_image, start_folder,
-                                write_image, write_labels)
-from sim2sg_lib.graph import InputError, make_graph
+from sim2sg_lib.dataset import LabelledImages, Rendered, batches, open_images, read_image, write_image, write_labels
+from sim2sg_lib.terminal import InputError
+from sim2sg_lib.graph import make_graph
 from sim2sg_lib.picture import draw_boxes
 from sim2sg_lib.scene import Material, Scene, Sky
 
@@ -146,21 +146,20 @@ def test_batches_show_every_image_once_an_epoch():
     assert batches(10, 4, 5, 0) == batches(10, 4, 5, 0) != batches(10, 4, 5, 1)
 
 
-def test_a_used_folder_is_refused_and_survives_until_its_successor_is_complete(tmp_path):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "old.txt").write_text("old")
-    assert "is not empty" in complaint(start_folder, out, False)
-    # a folder of something else may be the only copy of it
-    assert "neither a data set nor a run" in complaint(start_folder, out, True)
-    (out / "config.json").write_text("{}")  # a name that many programs use
-    assert "neither a data set nor a run" in complaint(start_folder, out, True)
-    (out / "log.jsonl").write_text("")
-    partial = start_folder(out, overwrite=True)
-    (partial / "new.txt").write_text("new")
-    assert (out / "old.txt").read_text() == "old"
-    publish_folder(partial, out)
-    assert [p.name for p in out.iterdir()] == ["new.txt"] and [p.name for p in tmp_path.iterdir()] == ["out"]
-    shutil.rmtree(out)
-    out.write_text("a file")
-    assert "is a file" in complaint(start_folder, out, True)
+def test_what_an_interruption_left_of_a_data_set_is_taken_up_where_it_is_whole(tmp_path):
+    (tmp_path / "images").mkdir()
+    graphs = [make_graph(f"images/{i:06d}.png", 160, 120, [i], [[10, 20, 30.12345, 40]]) for i in range(3)]
+    rendered, pixels = Rendered(tmp_path, ENV.vocabulary), np.zeros((120, 160, 3), np.uint8)
+    for i, graph in enumerate(graphs):
+        rendered.add([graph], [[i]], {graph.image: write_image(tmp_path / graph.image, pixels + i)})
+    rendered.file.write(b'{"graphs": [')  # torn off
+    rendered.file.close()
+    again = Rendered(tmp_path, ENV.vocabulary)
+    assert (again.chunks, again.labelled) == (3, [[0], [1], [2]])
+    assert again.graphs[1].boxes_px.tolist() == rendered.graphs[1].boxes_px.tolist() == [[10, 20, 30.123, 40]]
+    again.file.close()
+    (tmp_path / graphs[1].image).write_bytes(b"")  # as a power cut leaves it
+    again = Rendered(tmp_path, ENV.vocabulary)
+    assert again.chunks == len(again.graphs) == 1 and len((tmp_path / "rendered.jsonl").read_bytes().splitlines()) == 1
+    again.close()
+    assert not (tmp_path / "rendered.jsonl").exists()

@@ -10,7 +10,7 @@ from envs import clevr
 from envs.dining import ASSETS, CHAIR, DOMAINS, ENV, FINISH, KINDS, LAPTOP, TABLE, named
 from sim2sg_lib.assets import replace_assets
 from sim2sg_lib.camera import look_at, stack_cameras
-from sim2sg_lib.graph import InputError
+from sim2sg_lib.terminal import InputError
 from sim2sg_lib.labels import annotate
 from sim2sg_lib.lift import lift, projected_box
 from sim2sg_lib.meshes import build, place

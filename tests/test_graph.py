@@ -4,7 +4,8 @@ import json
 import numpy as np
 import pytest
 
-from sim2sg_lib.graph import InputError, Vocabulary, make_graph, read_graphs, select_objects, to_json, write_graphs
+from sim2sg_lib.terminal import InputError
+from sim2sg_lib.graph import Vocabulary, make_graph, read_graphs, select_objects, to_json, write_graphs
 
 VOCABULARY = Vocabulary(("cube", "sphere"), ("left", "on"))
 LINE = {"image": "images/000000.png", "width": 320, "height": 240,

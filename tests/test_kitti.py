@@ -27,7 +27,8 @@ from sim2sg_lib import checkpoint, kitti_eval
 from sim2sg_lib.dataset import has_labels, open_images, read_labels
 from sim2sg_lib.detector import quick_config
 from sim2sg_lib.export import calib_text, occlusion_state, write_coco, write_kitti
-from sim2sg_lib.graph import InputError, Vocabulary, make_graph, read_graphs
+from sim2sg_lib.terminal import InputError
+from sim2sg_lib.graph import Vocabulary, make_graph, read_graphs
 from sim2sg_lib.kitti import (CAMERA_HEIGHT_M, KittiObject, camera_of, format_object, kitti_root, paper_camera, read_calib,
                               read_objects, rotation_y_of, to_graph, unlabelled_categories, world_of, yaw_of)
 from sim2sg_lib.kitti_eval import (DIFFICULTIES, count_hits, kitti_score, make_frame, match_by_score, sample_thresholds,

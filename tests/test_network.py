@@ -10,7 +10,7 @@ import torchvision
 from torchvision.ops import box_iou
 
 from sim2sg_lib.detector import ModelConfig, PyramidAnchors, local_edges, paper_config, quick_config, roi_align
-from sim2sg_lib.graph import InputError
+from sim2sg_lib.terminal import InputError
 from sim2sg_lib.relations import (
     GraphConvolution, Nodes, Prediction, SceneGraphNet, balanced_bce, box_geometry, image_index, match_nodes,
     object_edges, ordered_pairs, pair_geometry, relation_targets, sample_pairs, scatter_softmax, to_graph, top_pairs,

@@ -1,0 +1,126 @@
+"""What a program says and how it ends: no torch, no numpy, so that --help answers at once."""
+import json
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+from tqdm import tqdm
+
+LINE_SECONDS = 30.0  # between two lines of progress where nobody watches a bar
+
+
+class InputError(click.ClickException):
+    """A fault in what the user gave: printed as one line (what, where, what was expected), exit status 3."""
+
+    exit_code = 3
+
+
+# --- what it says -----------------------------------------------------------------------------------------------------
+
+def output_options(command):
+    """Adds -q and --json, which `say`, `conclude` and `progress` heed."""
+    def keep(context, option, value):
+        context.meta[option.name] = value
+
+    for names, text in ((("-q", "--quiet"), "Say nothing but errors."),
+                        (("--json",), "One JSON object on standard output, all else on standard error.")):
+        command = click.option(*names, is_flag=True, expose_value=False, callback=keep, help=text)(command)
+    return command
+
+
+def chosen(name: str) -> bool:
+    """Whether "quiet" or "json" was asked for; not outside a command."""
+    context = click.get_current_context(silent=True)
+    return bool(context and context.meta.get(name))
+
+
+def say(text: str) -> None:
+    """A line for people."""
+    if not chosen("quiet"):
+        print(text, file=sys.stderr if chosen("json") else sys.stdout, flush=True)
+
+
+def conclude(summary: dict) -> None:
+    """What --json prints."""
+    if chosen("json"):
+        print(json.dumps(summary, allow_nan=False))
+
+
+def progress(total: int, title: str, unit: str, leave: bool = True):
+    """A bar on a terminal, else a line every LINE_SECONDS: a context manager with update(n) and set_postfix_str(text)."""
+    if sys.stderr.isatty() or chosen("quiet"):
+        return tqdm(total=total, desc=title, unit=unit, leave=leave, disable=chosen("quiet"), dynamic_ncols=True)
+    return ProgressLines(total, title, unit)
+
+
+class ProgressLines:
+    """tqdm's figures as plain lines, for log files."""
+
+    def __init__(self, total: int, title: str, unit: str) -> None:
+        self.total, self.title, self.unit, self.done, self.note = total, title, unit, 0, ""
+        self.start = self.last = time.monotonic()
+
+    def __enter__(self) -> "ProgressLines":
+        return self
+
+    def __exit__(self, *error) -> None:
+        pass
+
+    def set_postfix_str(self, text: str, refresh: bool = False) -> None:
+        self.note = f", {text}"
+
+    def update(self, count: int = 1) -> None:
+        self.done += count
+        now = time.monotonic()
+        if now - self.last >= LINE_SECONDS:
+            self.last = now
+            print(tqdm.format_meter(self.done, self.total, now - self.start, unit=self.unit, prefix=self.title,
+                                    bar_format="{desc}: {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left{postfix}",
+                                    postfix=self.note.removeprefix(", ") or None), file=sys.stderr, flush=True)
+
+
+# --- how it ends ------------------------------------------------------------------------------------------------------
+
+class Stopped(BaseException):
+    """SIGTERM: an end like Ctrl-C's, that no `except Exception` holds up."""
+
+
+def command_line(main: click.Command) -> None:
+    """Run a click command as the program: an error is one line, an interruption ends with 130 (Ctrl-C) or 143 (SIGTERM)."""
+    def stop(number, frame):
+        raise Stopped
+
+    signal.signal(signal.SIGTERM, stop)
+    try:
+        code = main(standalone_mode=False)
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except OSError as error:  # a full disk, a folder that went away
+        print(f"Error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        code = 3
+    except (click.Abort, KeyboardInterrupt, Stopped) as end:
+        code = 143 if isinstance(end, Stopped) else 130
+        print("\nInterrupted; the same command goes on where it stopped", file=sys.stderr)
+    sys.exit(code if isinstance(code, int) else 0)
+
+
+@contextmanager
+def stop_request() -> Iterator[list]:
+    """A list into which SIGINT and SIGTERM put what to raise once a loop's step is ended; a second one raises at once."""
+    asked: list = []
+
+    def ask(number, frame):
+        asked.append(KeyboardInterrupt if number == signal.SIGINT else Stopped)
+        if len(asked) > 1:
+            raise asked[-1]
+
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield asked
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
