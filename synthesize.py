@@ -313,7 +313,7 @@ def draw_preview(path: Path, indices: range, make_scenes, env, size: tuple[int, 
         (folder / "images").mkdir()
         graphs, _, _ = write_chunk(folder, make_scenes(indices), 0, env, size, info | {"export": []}, device)
         tiles = [draw_boxes(read_image(folder / graph.image, *size), graph, env.vocabulary) for graph in graphs]
-    rows = [("", tiles[start:start + 4]) for start in range(0, len(tiles), 4)]
+    rows = [(f"from {start}", tiles[start:start + 4]) for start in range(0, len(tiles), 4)]
     path.parent.mkdir(parents=True, exist_ok=True)
     contact_sheet(rows).save(path)
     say(f"{path} shows {len(tiles)} samples")

@@ -16,10 +16,10 @@ ROOT = Path(__file__).resolve().parents[1]
 ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
 
 
-def run(cwd: Path, script: str, *arguments, code: int = 0) -> str:
+def run(cwd: Path, script: str, *arguments, code: int = 0, environment: dict = ENVIRONMENT) -> str:
     """Run a script; returns what it printed, or, where it should fail, its error line."""
     result = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd, text=True,
-                            capture_output=True, env=ENVIRONMENT)
+                            capture_output=True, env=environment)
     assert "Traceback" not in result.stderr, result.stderr
     assert result.returncode == code, result.stdout + result.stderr
     if code == 0:

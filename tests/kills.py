@@ -1,0 +1,182 @@
+"""`make faults`, the half about processes: killed at random moments, failed by the disk, watched for leaks.
+
+    python tests/kills.py [share]     with share 0.1 a tenth of the trials
+
+Trials are forks of one process that has imported everything and computed nothing, so that they begin at once and the moments
+fall into the work. Each is followed by the same command once more, which must end with the bytes of an undisturbed run.
+"""
+import errno
+import hashlib
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+os.environ["OMP_NUM_THREADS"] = "1"
+
+import synthesize
+import train
+from sim2sg_lib import align, checkpoint, dataset, detector, export, lift, metrics, picture, refine, render, terminal  # noqa: F401
+
+SYNTHESIS = ["--env", "clevr", "--num", "40", "--out", "out"]
+TRAINING = ["--source", "../data", "--steps", "12", "--save-every", "2", "--seed", "1", "--out", "out"]
+SHORT = {"synthesize.py": ["--num", "3", "--out", "out"],
+         "train.py": ["--source", "../data", "--steps", "3", "--save-every", "1", "--out", "out"]}
+KILLS = {"synthesize.py": 200, "train.py": 100}
+
+
+def small_config(categories: int, predicates: int, width: int, height: int):
+    """A network whose steps take some hundredths of a second."""
+    return replace(whole_config(categories, predicates, width, height), width=64, height=48, fpn_channels=16, head_width=16,
+                   graph_width=16)
+
+
+whole_config, detector.quick_config = detector.quick_config, small_config
+
+
+def start(module, arguments: list[str], folder: Path, sabotage=None) -> int:
+    """Fork a process that runs a program in the folder. Returns its id; 99 is the status of a traceback."""
+    pid = os.fork()
+    if pid:
+        return pid
+    status = 99
+    try:
+        os.chdir(folder)
+        log = os.open("log.txt", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(log, 1), os.dup2(log, 2)
+        sys.argv = [f"{module.__name__}.py", *arguments]
+        if sabotage:
+            sabotage()
+        terminal.command_line(module.main)
+    except SystemExit as end:
+        status = end.code
+    finally:
+        os._exit(status)
+
+
+def finish(pid: int) -> int:
+    """The exit status, negative for a signal."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+
+
+def fingerprint(folder: Path) -> dict[str, str]:
+    """Of all files but the ones that say how long something took."""
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*"))
+            if p.is_file() and p.name not in ("config.json", "log.jsonl")}
+
+
+def whole(module, arguments: list[str], folder: Path) -> tuple[dict[str, str], float]:
+    """What an undisturbed run leaves, and its seconds."""
+    folder.mkdir()
+    begun = time.perf_counter()
+    assert finish(start(module, arguments, folder)) == 0, (folder / "log.txt").read_text()
+    return fingerprint(folder / "out"), time.perf_counter() - begun
+
+
+def kill(module, arguments: list[str], trials: int, root: Path, rng: random.Random) -> int:
+    """kill -9 at a random moment, then the same command again. Returns how many trials did not end as the undisturbed run."""
+    wanted, seconds = whole(module, arguments, root / "whole")
+    failures = 0
+    for trial in range(trials):
+        folder = root / str(trial)
+        folder.mkdir()
+        pid = start(module, arguments, folder)
+        time.sleep(rng.uniform(0, seconds))
+        os.kill(pid, signal.SIGKILL)
+        if finish(pid) == -signal.SIGKILL:  # else it had ended, and there is nothing to go on with
+            finish(start(module, arguments, folder))
+        left = sorted(path.name for path in folder.iterdir())
+        failures += left != ["log.txt", "out"] or fingerprint(folder / "out") != wanted
+    return failures
+
+
+def fail_at(count: int):
+    """The n-th call that makes a file's content last, or gives a file or folder its name, finds the disk full."""
+    left = [count]
+
+    def spoil(call):
+        def spoilt(*arguments, **options):
+            left[0] -= 1
+            if left[0] == 0:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return call(*arguments, **options)
+        return spoilt
+
+    for name in ("replace", "rename", "fsync", "truncate"):
+        setattr(os, name, spoil(getattr(os, name)))
+
+
+def fail_writes(module, arguments: list[str], root: Path) -> tuple[int, int]:
+    """Every n-th such call fails, until n is more than there are. Returns trials and failures.
+
+    A run over finished results must end with one line, leave them as they were or new, and go on when there is room again.
+    """
+    arguments = [*arguments, "--overwrite"]
+    wanted, _ = whole(module, arguments, root / "whole")
+    trials = failures = 0
+    while True:
+        trials += 1
+        folder = root / str(trials)
+        folder.mkdir()
+        finish(start(module, arguments, folder))
+        status = finish(start(module, arguments, folder, lambda: fail_at(trials)))
+        if status == 0:
+            return trials - 1, failures
+        words = (folder / "log.txt").read_text()
+        intact = fingerprint(folder / "out") == wanted if (folder / "out").exists() else False
+        again = finish(start(module, arguments, folder))
+        failures += (status != 3 or "Traceback" in words or not intact or again != 0
+                     or fingerprint(folder / "out") != wanted)
+
+
+def growth(command: list[str], folder: Path) -> float:
+    """How many times more memory a program holds in the last quarter of its time than in the second; 0 if it failed."""
+    process = subprocess.Popen([sys.executable, str(ROOT / command[0]), *command[1:]], cwd=folder, stderr=subprocess.DEVNULL,
+                               stdout=subprocess.DEVNULL)
+    pages = []
+    while process.poll() is None:
+        fields = Path(f"/proc/{process.pid}/statm").read_text().split()
+        pages.append(int(fields[1]) if len(fields) > 1 else 0)
+        time.sleep(0.2)
+    quarter = len(pages) // 4
+    return max(pages[-quarter:]) / max(pages[quarter:2 * quarter]) if process.returncode == 0 else 0.0
+
+
+def main() -> None:
+    share = float(sys.argv[1]) if len(sys.argv) > 1 else 1.0
+    rng, failed = random.Random(0), 0
+    with tempfile.TemporaryDirectory() as name:
+        root = Path(name)
+        finish(start(synthesize, ["--num", "8", "--out", "data"], root))
+        for module, arguments in ((synthesize, SYNTHESIS), (train, TRAINING)):
+            script = f"{module.__name__}.py"
+            trials = max(1, round(KILLS[script] * share))
+            (root / "kill").mkdir()
+            (root / "kill/data").symlink_to(root / "data")
+            failures = kill(module, arguments, trials, root / "kill", rng)
+            print(f"{'kill -9 in ' + script + ', then again':<52}{trials:8d}{failures:10d}", flush=True)
+            (root / "kill").rename(root / f"killed-{module.__name__}")
+            (root / "disk").mkdir()
+            (root / "disk/data").symlink_to(root / "data")
+            trials, broken = fail_writes(module, SHORT[script], root / "disk")
+            print(f"{'disk full at the n-th write of ' + script:<52}{trials:8d}{broken:10d}", flush=True)
+            (root / "disk").rename(root / f"full-{module.__name__}")
+            failed += failures + broken
+        images = str(max(60, round(500 * share)))
+        for command in (["synthesize.py", "--num", images, "--out", "soak"],
+                        ["train.py", "--source", "soak", "--steps", images, "--out", "soaked"]):
+            more = growth(command, root)
+            print(f"{command[0] + ', ' + images + ' images or steps: memory grows':<52}{'':8}{100 * (more - 1):9.1f}%", flush=True)
+            failed += not 0 < more < 1.05
+    sys.exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()
