@@ -12,40 +12,12 @@ import pytest
 import torch
 from PIL import Image
 
-ROOT = Path(__file__).resolve().parents[1]
-ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
-
-
-def run(cwd: Path, script: str, *arguments, code: int = 0) -> str:
-    """Run a script; returns what it printed, or, where it should fail, its error line."""
-    result = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd, text=True,
-                            capture_output=True, env=ENVIRONMENT)
-    assert "Traceback" not in result.stderr, result.stderr
-    assert result.returncode == code, result.stdout + result.stderr
-    if code == 0:
-        return result.stdout
-    complaint = [line for line in result.stderr.splitlines() if line and "|" not in line]  # progress bars aside
-    assert len(complaint) == 1, result.stderr
-    return complaint[0]
+from conftest import ENVIRONMENT, ROOT, run
 
 
 def fingerprint(folder: Path, *skip: str) -> dict[str, str]:
     return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
             for p in sorted(folder.rglob("*")) if p.is_file() and p.name not in skip}
-
-
-@pytest.fixture(scope="module")
-def toy(tmp_path_factory):
-    """A whole loop of one iteration on a handful of images."""
-    cwd = tmp_path_factory.mktemp("toy")
-    run(cwd, "synthesize.py", "--num", 12, "--out", "data/sdr")
-    run(cwd, "synthesize.py", "--domain", "target", "--num", 16, "--seed", 1, "--out", "data/target")
-    run(cwd, "train.py", "--source", "data/sdr", "--steps", 6, "--out", "runs/0")
-    run(cwd, "synthesize.py", "--checkpoint", "runs/0/model.pt", "--target", "data/target/train", "--threshold", 0.06,
-        "--out", "data/1")
-    run(cwd, "train.py", "--source", "data/1", "--source", "data/sdr", "--target", "data/target/train", "--align",
-        "appearance,prediction", "--init", "runs/0/model.pt", "--steps", 4, "--out", "runs/1")
-    return cwd
 
 
 def test_the_stages_leave_the_documented_files(toy):
