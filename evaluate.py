@@ -53,7 +53,7 @@ def main(checkpoint_path: Path | None, data: Path | None, out: Path | None, spli
     from sim2sg_lib.graph import write_graphs
     from sim2sg_lib.kitti import kitti_root, unlabelled_categories
     from sim2sg_lib.kitti_eval import folder_scores
-    from sim2sg_lib.metrics import KITTI_ROWS, evaluate_graphs
+    from sim2sg_lib.metrics import CURVES, KITTI_ROWS, content as content_of, evaluate_graphs
 
     checkpoint_path = checkpoint_path or latest_run()
     content = checkpoint.read(checkpoint_path)
@@ -62,7 +62,7 @@ def main(checkpoint_path: Path | None, data: Path | None, out: Path | None, spli
     out = out or checkpoint_path.parent
     record = {"checkpoint": str(checkpoint_path), "data": str(data), "van": van or "ignore",
               "command": "python " + shlex.join(sys.argv)}
-    metrics_path = out / ("metrics.json" if split == "all" else f"metrics_{split}.json")
+    suffix = "" if split == "all" else f"_{split}"
     prepare(out, record, overwrite)
 
     # --- predict
@@ -74,16 +74,19 @@ def main(checkpoint_path: Path | None, data: Path | None, out: Path | None, spli
     predicted = checkpoint.predict_folder(model, images, 0.0, 0.0)
 
     # --- score
-    metrics = record | {"split": split, "images": len(images.names)}
+    metrics, curves = record | {"split": split, "images": len(images.names)}, {}
     if truth is not None:
-        metrics |= evaluate_graphs(truth, labelled_only(predicted, missing, env), env.vocabulary, split)
-        metrics["content_gap"] = training_gap(content["options"]["source"], truth, env, missing)
+        scores = evaluate_graphs(truth, labelled_only(predicted, missing, env), env.vocabulary, split)
+        curves = {name: scores.pop(name) for name in CURVES}
+        metrics |= scores | {"content_gap": training_gap(content["options"]["source"], truth, env, missing)}
+        curves["content"] = {"target": content_of(truth, env.vocabulary)}
     if truth is not None and kitti and all(camera.height in KITTI_ROWS for camera in images.cameras):
         metrics |= {"kitti": folder_scores(kitti, predicted, env.vocabulary)}
 
     # --- save and show
     write_graphs(out / "predictions.jsonl", predicted, env.vocabulary)
-    write_json(metrics_path, metrics)
+    write_json(out / f"curves{suffix}.json", curves)
+    write_json(out / f"metrics{suffix}.json", metrics)
     save_pictures(out / "figures" / "predictions.png", images, truth, predicted, env)
     print(f"{checkpoint_path} on {data}, {len(images.names)} images, split {split}")
     if missing and truth:
