@@ -113,7 +113,8 @@ def test_the_makefile_names_every_stage_once(tmp_path):
     stages = [line for line in lines if ".py " in line]
     names = [Path(line.split("--out ")[1].split()[0]).name for line in stages if "synthesize.py" in line]
     assert sorted(names) == ["appearance2", "appearance3", "label1", "label2", "label3", "more", "sdr", "target"]
-    assert sum("train.py" in line for line in stages) == sum("evaluate.py" in line for line in stages) - 1 == 9
+    assert sum("train.py" in line for line in stages) == sum("evaluate.py --device" in line for line in stages) == 9
+    assert [line.split("evaluate.py ")[1].split()[0] for line in stages[-2:]] == ["--summary", "report"]
     aligned = [line for line in stages if "--align" in line]
     assert [line.split("--source ")[2].split()[0] for line in aligned] == [
         f"{tmp_path}/loop/data/{name}" for name in ("label1", "appearance2", "appearance3", "appearance3")]
