@@ -7,10 +7,11 @@
 Without --checkpoint the latest run under runs/ is taken, without --data the test set beside its target. Writes
 OUT/metrics.json and OUT/curves.json (with --split OUT/metrics_SPLIT.json, ...), OUT/predictions.jsonl and
 OUT/figures/predictions.png. This is the only program that opens target labels. The commands below take their own
-options: `evaluate.py report --help`.
+options: `evaluate.py predict --help`.
 """
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
@@ -18,6 +19,7 @@ import click
 import envs
 
 PICTURES = 8
+OVERLAY_PX = (640, 1600)  # the longer side of an image that predict draws on: its own, within these
 
 
 @click.group(invoke_without_command=True, help=__doc__,
@@ -101,6 +103,63 @@ def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, 
         labelled = [name for name in env.vocabulary.categories if name not in missing]
         print(f"no labels of {' and '.join(missing)} (label_2_extra/): scores are for {' and '.join(labelled)} only")
     print(metrics_table(metrics) if truth else f"no labels in {data}: predictions written, no scores without labels")
+
+
+@main.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--checkpoint", "checkpoint_path", type=click.Path(path_type=Path), default=None,
+              show_default="the latest under runs/", help="Network to use.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, show_default="predicted/ beside the checkpoint",
+              help="Folder to write.")
+@click.option("--threshold", type=click.FloatRange(0, 1), default=None, show_default="the environment's",
+              help="Confidence below which objects and relations are dropped.")
+@click.option("--device", default="auto", help="auto, cpu or cuda.")
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier predict wrote.")
+def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | None, threshold: float | None, device: str,
+            overwrite: bool) -> None:
+    """Scene graphs of any images, files or folders.
+
+    \b
+      python evaluate.py predict photo.jpg --checkpoint runs/clevr/full/model.pt --out predicted
+      python evaluate.py predict photos/ --threshold 0.3
+
+    Reads PNG and JPEG. Writes OUT/NAME.png, boxes on the image and the graph beside it; OUT/NAME.dot, the graph for Graphviz; OUT/graphs.jsonl,
+    all graphs, boxes in each image's own pixels; OUT/predict.json, which file is which NAME. No camera is needed and any
+    size will do, but the network sees every image stretched to its own input.
+    """
+    from sim2sg_lib import checkpoint
+    from sim2sg_lib.dataset import find_images, publish_folder, read_image, refuse_used, start_folder, write_json
+    from sim2sg_lib.graph import write_graphs
+    from sim2sg_lib.picture import require_matplotlib, save_overlay, to_dot
+
+    require_matplotlib()
+    checkpoint_path = checkpoint_path or latest_run()
+    saved = checkpoint.read(checkpoint_path)
+    env, device = envs.find(saved["env"], f"{checkpoint_path}: env"), checkpoint.pick_device(device)
+    threshold = env.threshold if threshold is None else threshold
+    out = out or checkpoint_path.parent / "predicted"
+    refuse_used(out, overwrite)
+    found = find_images(images, env)
+    names = different_names(found.names)
+    model = checkpoint.rebuild(saved, checkpoint_path, env, device)
+    graphs = [replace(graph, image=name) for name, graph in
+              zip(names, checkpoint.predict_folder(model, found, threshold, threshold))]
+
+    partial = start_folder(out, overwrite)
+    for path, graph in zip(found.names, graphs):
+        longer = max(graph.width, graph.height)
+        scale = min(max(longer, OVERLAY_PX[0]), OVERLAY_PX[1]) / longer
+        pixels = read_image(Path(path), max(1, round(graph.width * scale)), max(1, round(graph.height * scale)))
+        save_overlay(partial / f"{Path(graph.image).stem}.png", pixels, graph, env.vocabulary)
+        dot = to_dot(graph, env.vocabulary)
+        (partial / f"{Path(graph.image).stem}.dot").write_text(dot, encoding="utf-8", errors="replace")
+    write_graphs(partial / "graphs.jsonl", graphs, env.vocabulary)
+    write_json(partial / "predict.json", {
+        "checkpoint": str(checkpoint_path), "env": env.name, "threshold": threshold,
+        "command": "python " + shlex.join(sys.argv), "images": dict(zip(names, found.names))})
+    publish_folder(partial, out)
+    print(f"{len(graphs)} images, {sum(map(len, graphs))} objects and {sum(len(g.relations) for g in graphs)} relations "
+          f"from {threshold} on -> {out}")
 
 
 @main.command()
@@ -199,6 +258,19 @@ def labelled_only(graphs: list, missing: tuple[str, ...], env) -> list:
     from sim2sg_lib.graph import select_objects
     labelled = np.array([name not in missing for name in env.vocabulary.categories])
     return [select_objects(graph, labelled[graph.labels]) for graph in graphs] if missing else graphs
+
+
+def different_names(paths: list[str]) -> list[str]:
+    """The files' names, of those with one stem the second as a_2.png and so on; upper and lower case count as one."""
+    names, taken = [], set()
+    for path in map(Path, paths):
+        stem, number = path.stem, 1
+        while stem.casefold() in taken:
+            number += 1
+            stem = f"{path.stem}_{number}"
+        taken.add(stem.casefold())
+        names.append(stem + path.suffix)
+    return names
 
 
 # --- what to show -----------------------------------------------------------------------------------------------------

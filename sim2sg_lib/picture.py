@@ -5,12 +5,13 @@ read. What is told apart by colour is told apart by the kind of line, too.
 """
 import base64
 import io
+from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from sim2sg_lib.graph import InputError, SceneGraph, Vocabulary
-from sim2sg_lib.metrics import MISSED, RIGHT, UNJUDGED, WRONG, Judged, rank_relations
+from sim2sg_lib.metrics import MISSED, RIGHT, UNJUDGED, WRONG, Judged, rank_relations, unjudged
 
 # colour-blind safe (Okabe and Ito), one a category, repeated if there are more
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442")
@@ -164,6 +165,31 @@ def on_circle(points: np.ndarray) -> np.ndarray:
     order = np.argsort(bearing, kind="stable")
     angle = bearing[order[0]] + np.argsort(order) * 2 * np.pi / len(points)
     return np.stack([np.cos(angle), np.sin(angle)], 1)
+
+
+def save_overlay(path: Path, image: np.ndarray, graph: SceneGraph, vocabulary: Vocabulary) -> None:
+    """A PNG of the image (H, W, 3) uint8 with the graph's boxes, the graph beside it."""
+    from matplotlib.figure import Figure
+    height, width, _ = image.shape
+    side = max(480, height, width // 2)
+    dpi, share = max(100, max(width, height) / 9), width / (width + side)
+    figure = Figure(((width + side) / dpi, side / dpi), dpi=dpi)
+    draw_objects(figure.add_axes((0, 0.5 - height / side / 2, share, height / side)), image, unjudged(graph), vocabulary)
+    draw_relations(figure.add_axes((share, 0, 1 - share, 1)), unjudged(graph), vocabulary)
+    figure.savefig(path, format="png")
+
+
+def to_dot(graph: SceneGraph, vocabulary: Vocabulary) -> str:
+    """The graph in Graphviz' language."""
+    def quoted(text: str) -> str:
+        return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", " ") + '"'
+
+    lines = [f"digraph {quoted(graph.image)} {{"]
+    lines += [f"  {i} [label={quoted(f'{i} {vocabulary.categories[label]} {score:.2f}')}];"
+              for i, (label, score) in enumerate(zip(graph.labels, graph.scores))]
+    lines += [f"  {s} -> {o} [label={quoted(f'{vocabulary.predicates[p]} {score:.2f}')}];"
+              for (s, p, o), score in zip(graph.relations, graph.relation_scores)]
+    return "\n".join([*lines, "}", ""])
 
 
 # --- curves and histograms --------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The report of a loop: numbers worked out by hand, and the real command lines."""
+"""The report of a loop and predictions on anybody's images: numbers worked out by hand, and the real command lines."""
 import json
 import re
 import shutil
@@ -8,13 +8,14 @@ from html.parser import HTMLParser
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import conftest
 from conftest import ENVIRONMENT, ROOT, run
-from sim2sg_lib.graph import Vocabulary, make_graph
+from sim2sg_lib.graph import Vocabulary, make_graph, read_graphs
 from sim2sg_lib.metrics import (MISSED, RIGHT, WRONG, compare, content, content_gap, detection_scores, recall_scores,
                                 unjudged)
-from sim2sg_lib.picture import MAX_ARROWS, arrows, free_place, places_of
+from sim2sg_lib.picture import MAX_ARROWS, arrows, free_place, places_of, to_dot
 
 VOCABULARY = Vocabulary(("cube", "ball"), ("left", "right"))
 LEFT, RIGHT_OF = 0, 1
@@ -121,6 +122,12 @@ def test_texts_at_boxes_do_not_hide_one_another():
     assert free_place(np.array([80.0, 0, 100, 20]), 30, 10, graph, [])[0] == 70     # at the right edge it ends with the box
 
 
+def test_dot_escapes_what_is_hostile():
+    graph = make_graph('a"b\\\nc.png', 100, 100, [0, 1], boxes(0, 20), [(0, LEFT, 1)], [0.5, 1], relation_scores=[0.25])
+    assert to_dot(graph, Vocabulary(('cu"be', "ball"), ("left", "right"))) == (
+        'digraph "a\\"b\\\\ c.png" {\n  0 [label="0 cu\\"be 0.50"];\n  1 [label="1 ball 1.00"];\n  0 -> 1 [label="left 0.25"];\n}\n')
+
+
 # --- the report's command line ----------------------------------------------------------------------------------------
 
 HOSTILE = 'lo<b>op & "co'
@@ -213,7 +220,50 @@ def test_without_the_drawing_packages_there_is_one_line_and_still_a_table(loop, 
     assert not (loop / "report.html.partial").exists()
 
 
-@pytest.mark.parametrize("command", ["report"])
+# --- predict's command line -------------------------------------------------------------------------------------------
+
+def test_predict_reads_any_size_and_keeps_equal_names_apart(toy, tmp_path):
+    with Image.open(toy / "data/target/test/images/000000.png") as image:
+        small = image.convert("RGB")
+    for name, size in (("a/x.png", (160, 120)), ("b/x.png", (320, 240)), ("b/X.JPG", (90, 300)), ("b/<i>'$a$.png", (700, 50))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        small.resize(size, Image.Resampling.NEAREST).save(tmp_path / name)
+    arguments = ["--checkpoint", "runs/0/model.pt", "--threshold", 0.06, "--out", tmp_path / "out"]
+    printed = run(toy, "evaluate.py", "predict", tmp_path / "a", tmp_path / "b", tmp_path / "b/x.png", *arguments)
+    assert printed.startswith("4 images, ") and printed.rstrip().endswith(str(tmp_path / "out"))
+    stems = ["x", "<i>'$a$", "X_2", "x_3"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "graphs.jsonl", "predict.json", *(f"{stem}.{end}" for stem in stems for end in ("png", "dot"))}
+    graphs = read_graphs(tmp_path / "out/graphs.jsonl", Vocabulary(("cube", "sphere", "cylinder"),
+                                                                   ("left", "right", "front", "behind")))
+    assert [(g.image, g.width, g.height) for g in graphs] == [
+        ("x.png", 160, 120), ("<i>'$a$.png", 700, 50), ("X_2.JPG", 90, 300), ("x_3.png", 320, 240)]
+    # twice the size in each direction is the same to the network, and its boxes are in the image's own pixels
+    assert len(graphs[0]) and np.allclose(2 * graphs[0].boxes_px, graphs[3].boxes_px, atol=0.01)
+    assert all((g.scores >= 0.06).all() and (g.relation_scores >= 0.06).all() for g in graphs)
+    record = json.loads((tmp_path / "out/predict.json").read_text())
+    assert record["images"]["X_2.JPG"] == str(tmp_path / "b/X.JPG") and record["threshold"] == 0.06
+    with Image.open(tmp_path / "out/x.png") as overlay:
+        assert overlay.size == (640 + 480, 480)
+    assert (tmp_path / "out/x.dot").read_text().count("->") == len(graphs[0].relations)
+    # the folder is somebody's: only a predict's own is overwritten
+    assert "is not empty" in run(toy, "evaluate.py", "predict", tmp_path / "a", *arguments, code=3)
+    run(toy, "evaluate.py", "predict", tmp_path / "a", *arguments, "--overwrite")
+    assert not (tmp_path / "out/X_2.png").exists()
+    line = run(toy, "evaluate.py", "predict", tmp_path / "a", *arguments[:-1], tmp_path / "b", "--overwrite", code=3)
+    assert "is not overwritten" in line
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["none.png"], "none.png: no such file or folder"), (["runs"], "no PNG or JPEG image"),
+    (["data/sdr/graphs.jsonl"], "graphs.jsonl: not a readable PNG or JPEG image"),
+    (["data/sdr", "--checkpoint", "none.pt"], "none.pt: no such file")])
+def test_mistakes_of_predict_get_one_line(toy, tmp_path, arguments, words):
+    line = run(toy, "evaluate.py", "predict", *arguments, "--out", tmp_path / "out", code=3)
+    assert line.startswith("Error: ") and words in line and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["predict", "report"])
 def test_help_of_a_command_needs_no_torch_and_the_program_s_options_go_with_none(toy, command):
     code = ("import runpy, sys; sys.argv = sys.argv[1:]\n"
             "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
