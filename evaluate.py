@@ -191,6 +191,29 @@ def report(loop: Path) -> None:
     print(f"{write_report(loop, table, env, images, truth, predicted)} shows all of it")
 
 
+@main.command()
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+def tensorboard(folders: tuple[Path, ...]) -> None:
+    """Event files for TensorBoard.
+
+    \b
+      python evaluate.py tensorboard runs/clevr
+      tensorboard --logdir runs
+
+    Written beside every log.jsonl under FOLDERS, or under runs/, in the place of those that are there.
+    """
+    from sim2sg_lib.graph import InputError
+    from sim2sg_lib.report import write_events
+    for folder in folders or (Path("runs"),):
+        # a run that still trains lies in a folder with a dot
+        found = [path.parent for path in sorted(folder.rglob("log.jsonl")) if not path.parent.name.startswith(".")]
+        if not found:
+            raise InputError(f"{folder}: no log.jsonl in it, expected runs of train.py")
+        for run in found:
+            write_events(run)
+            print(f"{run}: event files written")
+
+
 # --- what to evaluate -------------------------------------------------------------------------------------------------
 
 def latest_run() -> Path:

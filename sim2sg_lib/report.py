@@ -299,3 +299,21 @@ def draw_case(images: ImageFolder, index: int, truth: list[SceneGraph] | None, s
 def tally(verdicts: list[str]) -> str:
     """How many of each."""
     return ", ".join(f"{verdicts.count(kind)} {kind}" for kind in VERDICTS if kind in verdicts) or "none"
+
+
+# --- TensorBoard ------------------------------------------------------------------------------------------------------
+
+def write_events(run: Path) -> None:
+    """log.jsonl once more as RUN/events.out.tfevents.*, in the place of those there. Errors: InputError without tensorboard."""
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError:
+        raise InputError("event files are written with tensorboard, which is not installed: pip install tensorboard") from None
+    log = read_log(run)
+    for old in run.glob("events.out.tfevents.*"):
+        old.unlink()
+    with SummaryWriter(str(run)) as writer:
+        for name, points in log.items():
+            tag = "/".join(name.split("_", 1)) if name.startswith(("loss_", "accuracy_")) else name
+            for step, value in points:
+                writer.add_scalar(tag, value, int(step))

@@ -220,6 +220,20 @@ def test_without_the_drawing_packages_there_is_one_line_and_still_a_table(loop, 
     assert not (loop / "report.html.partial").exists()
 
 
+def test_training_logs_become_event_files(loop, toy):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for _ in range(2):  # the second time in the place of the first
+        assert run(toy, "evaluate.py", "tensorboard", loop).count("event files written") == 2
+    assert len(list((loop / "appearance1").glob("events.out.tfevents.*"))) == 1
+    events = accumulator.EventAccumulator(str(loop / "appearance1"))
+    events.Reload()
+    row = json.loads((loop / "appearance1/log.jsonl").read_text().splitlines()[-1])
+    last = events.Scalars("loss/appearance")[-1]
+    assert last.step == row["step"] and last.value == pytest.approx(row["loss_appearance"])
+    assert "accuracy/prediction" in events.Tags()["scalars"] and "rate" in events.Tags()["scalars"]
+    assert "no log.jsonl" in run(toy, "evaluate.py", "tensorboard", "data", code=3)
+
+
 # --- predict's command line -------------------------------------------------------------------------------------------
 
 def test_predict_reads_any_size_and_keeps_equal_names_apart(toy, tmp_path):
@@ -263,7 +277,7 @@ def test_mistakes_of_predict_get_one_line(toy, tmp_path, arguments, words):
     assert line.startswith("Error: ") and words in line and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("command", ["predict", "report"])
+@pytest.mark.parametrize("command", ["predict", "report", "tensorboard"])
 def test_help_of_a_command_needs_no_torch_and_the_program_s_options_go_with_none(toy, command):
     code = ("import runpy, sys; sys.argv = sys.argv[1:]\n"
             "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
