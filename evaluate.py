@@ -5,27 +5,26 @@
   python evaluate.py --split hard
 
 Without --checkpoint the latest run under runs/ is taken, without --data the test set beside its target. Writes
-OUT/metrics.json (OUT/metrics_SPLIT.json), OUT/predictions.jsonl and OUT/figures/predictions.png. This is the only
-program that opens target labels.
+OUT/metrics.json and OUT/curves.json (with --split OUT/metrics_SPLIT.json, ...), OUT/predictions.jsonl and
+OUT/figures/predictions.png. This is the only program that opens target labels. The commands below take their own
+options: `evaluate.py predict --help`.
 """
-import re
 import shlex
-import statistics
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import click
 
 import envs
+from sim2sg_lib.terminal import InputError, command_line, conclude, output_options, say
 
 PICTURES = 8
-# run folder -> row of the loop's table; label and appearance are followed by the iteration's number
-ROWS = {"start": "SDR, start of the loop", "sdr": "SDR", "label": "+ label", "appearance": "+ label + appearance",
-        "full": "+ label + appearance + prediction"}
-ITERATION = re.compile(r"(label|appearance)(\d+)")
+OVERLAY_PX = (640, 1600)  # the longer side of an image that predict draws on: its own, within these
 
 
-@click.command(help=__doc__, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
+@click.group(invoke_without_command=True, help=__doc__,
+             context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--checkpoint", "checkpoint_path", type=click.Path(path_type=Path), default=None,
               show_default="the latest under runs/", help="Network to evaluate.")
 @click.option("--data", type=click.Path(path_type=Path), default=None, show_default="the run's own test set",
@@ -40,63 +39,186 @@ ITERATION = re.compile(r"(label|appearance)(\d+)")
               help="Instead: the table of a finished loop; given several times, mean and spread over loops.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--overwrite", is_flag=True, help="Replace metrics of another checkpoint or data set.")
-def main(checkpoint_path: Path | None, data: Path | None, out: Path | None, split: str, van: str | None,
-         summary: tuple[Path, ...], device: str, overwrite: bool) -> None:
-    if summary:
-        if checkpoint_path or data or out or split != "all" or van or overwrite:
-            from sim2sg_lib.terminal import InputError
-            raise InputError("--summary prints the tables of finished loops and takes no other option")
-        return summarise(summary)
+@output_options
+@click.pass_context
+def main(context: click.Context, checkpoint_path: Path | None, data: Path | None, out: Path | None, split: str,
+         van: str | None, summary: tuple[Path, ...], device: str, overwrite: bool) -> None:
+    given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
+    if context.invoked_subcommand:
+        if given:
+            raise click.UsageError(f"options of {context.invoked_subcommand} go behind it")
+    elif summary:
+        if set(given) - {"summary", "device"}:
+                    raise InputError("--summary prints the tables of finished loops and takes no other option")
+        summarise(summary)
+    else:
+        evaluate(checkpoint_path, data, out, split, van, device, overwrite)
+
+
+def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, split: str, van: str | None, device: str,
+             overwrite: bool) -> None:
+    """One checkpoint on one folder, see the options of main."""
     # --- setup: the library is imported here, so that --help answers at once
     from sim2sg_lib import checkpoint
-    from sim2sg_lib.dataset import has_labels, open_images, read_labels, write_json
+    from sim2sg_lib.files import write_json
     from sim2sg_lib.graph import write_graphs
-    from sim2sg_lib.kitti import kitti_root, unlabelled_categories
+    from sim2sg_lib.kitti import kitti_root
     from sim2sg_lib.kitti_eval import folder_scores
-    from sim2sg_lib.metrics import KITTI_ROWS, evaluate_graphs
+    from sim2sg_lib.metrics import CURVES, KITTI_ROWS, content, content_gap, evaluate_graphs
 
     checkpoint_path = checkpoint_path or latest_run()
-    content = checkpoint.read(checkpoint_path)
-    env, device = envs.find(content["env"], f"{checkpoint_path}: env"), checkpoint.pick_device(device)
-    data = data or own_test_set(checkpoint_path.parent, content["options"], env)
+    saved = checkpoint.read(checkpoint_path)
+    env, device = envs.find(saved["env"], f"{checkpoint_path}: env"), checkpoint.pick_device(device)
+    data = data or own_test_set(checkpoint_path.parent, saved["options"], env)
     out = out or checkpoint_path.parent
     record = {"checkpoint": str(checkpoint_path), "data": str(data), "van": van or "ignore",
               "command": "python " + shlex.join(sys.argv)}
-    metrics_path = out / ("metrics.json" if split == "all" else f"metrics_{split}.json")
+    suffix = "" if split == "all" else f"_{split}"
     prepare(out, record, overwrite)
 
     # --- predict
-    images = open_images(data, env)
-    truth = read_labels(images, env, van) if has_labels(data) or van else None
-    kitti = kitti_root(data)
-    missing = unlabelled_categories(kitti, env) if kitti else ()
-    model = checkpoint.rebuild(content, checkpoint_path, env, device)
+    images, truth, missing = open_test_set(data, env, van)
+    model = checkpoint.rebuild(saved, checkpoint_path, env, device)
     predicted = checkpoint.predict_folder(model, images, 0.0, 0.0)
 
     # --- score
-    metrics = record | {"split": split, "images": len(images.names)}
+    metrics, curves = record | {"split": split, "images": len(images.names)}, {}
     if truth is not None:
-        metrics |= evaluate_graphs(truth, labelled_only(predicted, missing, env), env.vocabulary, split)
-        metrics["content_gap"] = training_gap(content["options"]["source"], truth, env, missing)
-    if truth is not None and kitti and all(camera.height in KITTI_ROWS for camera in images.cameras):
-        metrics |= {"kitti": folder_scores(kitti, predicted, env.vocabulary)}
+        scores = evaluate_graphs(truth, labelled_only(predicted, missing, env), env.vocabulary, split)
+        curves = {name: scores.pop(name) for name in CURVES}
+        newest = newest_source(saved["options"]["source"], env, missing)
+        gone = newest is None
+        metrics |= scores | {"content_gap": None if gone else content_gap(newest, truth, env.vocabulary)}
+        curves["content"] = {"source": None if gone else content(newest, env.vocabulary),
+                             "target": content(truth, env.vocabulary)}
+    if truth is not None and kitti_root(data) and all(camera.height in KITTI_ROWS for camera in images.cameras):
+        metrics |= {"kitti": folder_scores(kitti_root(data), predicted, env.vocabulary)}
 
     # --- save and show
     write_graphs(out / "predictions.jsonl", predicted, env.vocabulary)
-    write_json(metrics_path, metrics)
+    write_json(out / f"curves{suffix}.json", curves)
+    write_json(out / f"metrics{suffix}.json", metrics)
     save_pictures(out / "figures" / "predictions.png", images, truth, predicted, env)
-    print(f"{checkpoint_path} on {data}, {len(images.names)} images, split {split}")
+    say(f"{checkpoint_path} on {data}, {len(images.names)} images, split {split}")
     if missing and truth:
         labelled = [name for name in env.vocabulary.categories if name not in missing]
-        print(f"no labels of {' and '.join(missing)} (label_2_extra/): scores are for {' and '.join(labelled)} only")
-    print(metrics_table(metrics) if truth else f"no labels in {data}: predictions written, no scores without labels")
+        say(f"no labels of {' and '.join(missing)} (label_2_extra/): scores are for {' and '.join(labelled)} only")
+    say(metrics_table(metrics) if truth else f"no labels in {data}: predictions written, no scores without labels")
+    conclude(metrics)
+
+
+@main.command()
+@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--checkpoint", "checkpoint_path", type=click.Path(path_type=Path), default=None,
+              show_default="the latest under runs/", help="Network to use.")
+@click.option("--out", type=click.Path(path_type=Path), default=None, show_default="predicted/ beside the checkpoint",
+              help="Folder to write.")
+@click.option("--threshold", type=click.FloatRange(0, 1), default=None, show_default="the environment's",
+              help="Confidence below which objects and relations are dropped.")
+@click.option("--device", default="auto", help="auto, cpu or cuda.")
+@click.option("--overwrite", is_flag=True, help="Replace what an earlier predict wrote.")
+def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | None, threshold: float | None, device: str,
+            overwrite: bool) -> None:
+    """Scene graphs of any images, files or folders.
+
+    \b
+      python evaluate.py predict photo.jpg --checkpoint runs/clevr/full/model.pt --out predicted
+      python evaluate.py predict photos/ --threshold 0.3
+
+    Reads PNG and JPEG. Writes OUT/NAME.png, boxes on the image and the graph beside it; OUT/NAME.dot, the graph for Graphviz; OUT/graphs.jsonl,
+    all graphs, boxes in each image's own pixels; OUT/predict.json, which file is which NAME. No camera is needed and any
+    size will do, but the network sees every image stretched to its own input.
+    """
+    from sim2sg_lib import checkpoint
+    from sim2sg_lib.dataset import find_images, read_image
+    from sim2sg_lib.files import refuse_used, work_folder, write_json, write_text
+    from sim2sg_lib.graph import write_graphs
+    from sim2sg_lib.picture import require_matplotlib, save_overlay, to_dot
+
+    require_matplotlib()
+    checkpoint_path = checkpoint_path or latest_run()
+    saved = checkpoint.read(checkpoint_path)
+    env, device = envs.find(saved["env"], f"{checkpoint_path}: env"), checkpoint.pick_device(device)
+    threshold = env.threshold if threshold is None else threshold
+    out = out or checkpoint_path.parent / "predicted"
+    refuse_used(out, overwrite)
+    found = find_images(images, env)
+    names = different_names(found.names)
+    model = checkpoint.rebuild(saved, checkpoint_path, env, device)
+    graphs = [replace(graph, image=name) for name, graph in
+              zip(names, checkpoint.predict_folder(model, found, threshold, threshold))]
+
+    options = {"checkpoint": str(checkpoint_path), "env": env.name, "threshold": threshold,
+               "command": "python " + shlex.join(sys.argv), "images": dict(zip(names, found.names))}
+    with work_folder(out, options, overwrite, resume=False) as partial:
+        for path, graph in zip(found.names, graphs):
+            longer = max(graph.width, graph.height)
+            scale = min(max(longer, OVERLAY_PX[0]), OVERLAY_PX[1]) / longer
+            pixels = read_image(Path(path), max(1, round(graph.width * scale)), max(1, round(graph.height * scale)))
+            save_overlay(partial / f"{Path(graph.image).stem}.png", pixels, graph, env.vocabulary)
+            dot = to_dot(graph, env.vocabulary)
+            write_text(partial / f"{Path(graph.image).stem}.dot", dot)
+        write_graphs(partial / "graphs.jsonl", graphs, env.vocabulary)
+        write_json(partial / "predict.json", options)
+    say(f"{len(graphs)} images, {sum(map(len, graphs))} objects and {sum(len(g.relations) for g in graphs)} relations "
+          f"from {threshold} on -> {out}")
+
+
+@main.command()
+@click.argument("loop", type=click.Path(path_type=Path))
+def report(loop: Path) -> None:
+    """The page of a loop: LOOP/report.html.
+
+    \b
+      python evaluate.py report runs/clevr
+
+    One file that opens without a network: the loop's table, training curves, precision over recall, recall@K, content, what each iteration made of the target, and
+    scene graphs with what is right, wrong and missed. Scores are those of metrics.json and curves.json, graphs those
+    of predictions.jsonl.
+    """
+    from sim2sg_lib.dataset import read_json
+    from sim2sg_lib.graph import read_graphs
+    from sim2sg_lib.kitti import kitti_root
+    from sim2sg_lib.report import read_loop, write_report
+    table = read_loop(loop)
+    last = list(table)[-1]
+    env = envs.find(read_json(loop / last / "config.json").get("env"), f"{loop / last / 'config.json'}: env")
+    predicted = read_graphs(loop / last / "predictions.jsonl", env.vocabulary)
+    data, images, truth = Path(str(table[last].get("data"))), None, None
+    if data.is_dir():
+        images, truth, missing = open_test_set(data, env, table[last].get("van") if kitti_root(data) else None)
+        if images.names != [graph.image for graph in predicted]:
+            raise InputError(f"{data}: its images are not those of {loop / last}/predictions.jsonl, run evaluate.py on it again")
+        predicted = labelled_only(predicted, missing, env)
+    say(f"{write_report(loop, table, env, images, truth, predicted)} shows all of it")
+
+
+@main.command()
+@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+def tensorboard(folders: tuple[Path, ...]) -> None:
+    """Event files for TensorBoard.
+
+    \b
+      python evaluate.py tensorboard runs/clevr
+      tensorboard --logdir runs
+
+    Written beside every log.jsonl under FOLDERS, or under runs/, in the place of those that are there.
+    """
+    from sim2sg_lib.report import write_events
+    for folder in folders or (Path("runs"),):
+        # a run that still trains lies in a folder with a dot
+        found = [path.parent for path in sorted(folder.rglob("log.jsonl")) if not path.parent.name.startswith(".")]
+        if not found:
+            raise InputError(f"{folder}: no log.jsonl in it, expected runs of train.py")
+        for run in found:
+            write_events(run)
+            say(f"{run}: event files written")
 
 
 # --- what to evaluate -------------------------------------------------------------------------------------------------
 
 def latest_run() -> Path:
     """The newest checkpoint under runs/. Errors: InputError."""
-    from sim2sg_lib.terminal import InputError
     found = sorted(Path("runs").rglob("model.pt"), key=lambda p: (p.stat().st_mtime, str(p)))
     if not found:
         raise InputError("no model.pt under runs/: run train.py or make loop first, or give --checkpoint")
@@ -106,7 +228,6 @@ def latest_run() -> Path:
 def own_test_set(run: Path, options: dict, env) -> Path:
     """Where the run was evaluated before, else test or val beside its target or the stand-in, else a labelled target itself."""
     from sim2sg_lib.dataset import has_labels, read_json
-    from sim2sg_lib.terminal import InputError
     if (run / "metrics.json").exists():
         return Path(str(read_json(run / "metrics.json").get("data")))
     target = Path(options["target"]) if options["target"] else Path("data") / env.name / "target" / "train"
@@ -124,7 +245,6 @@ def own_test_set(run: Path, options: dict, env) -> Path:
 def prepare(out: Path, record: dict, overwrite: bool) -> None:
     """Make `out`. Errors: InputError if it holds the metrics of something else, or cannot be made."""
     from sim2sg_lib.dataset import read_json
-    from sim2sg_lib.terminal import InputError
     for path in [] if overwrite else sorted(out.glob("metrics*.json")):
         old = read_json(path)
         for name in ("checkpoint", "data", "van"):
@@ -137,17 +257,20 @@ def prepare(out: Path, record: dict, overwrite: bool) -> None:
         raise InputError(f"{out}: cannot be made a folder ({error.strerror})") from None
 
 
-def training_gap(sources: list[str], truth: list, env, missing: tuple[str, ...]) -> dict | None:
-    """Total variation between the last --source the network trained on and the target; None if that is gone.
+def open_test_set(data: Path, env, van: str | None) -> tuple:
+    """Images, labels (None if it has none), and the categories that nobody labelled. Errors: InputError."""
+    from sim2sg_lib.dataset import has_labels, open_images, read_labels
+    from sim2sg_lib.kitti import kitti_root, unlabelled_categories
+    images = open_images(data, env)
+    truth = read_labels(images, env, van) if has_labels(data) or van else None
+    return images, truth, unlabelled_categories(kitti_root(data), env) if kitti_root(data) else ()
 
-    missing: categories that the target has no labels of, left out of the source, too.
-    """
+
+def newest_source(sources: list[str], env, missing: tuple[str, ...]) -> list | None:
+    """The graphs of the last --source the network trained on, without the `missing` categories; None if that is gone."""
     from sim2sg_lib.graph import read_graphs
-    from sim2sg_lib.metrics import content_gap
     newest = Path(sources[-1]) / "graphs.jsonl"
-    if not newest.exists():
-        return None
-    return content_gap(labelled_only(read_graphs(newest, env.vocabulary), missing, env), truth, env.vocabulary)
+    return labelled_only(read_graphs(newest, env.vocabulary), missing, env) if newest.exists() else None
 
 
 def labelled_only(graphs: list, missing: tuple[str, ...], env) -> list:
@@ -156,6 +279,19 @@ def labelled_only(graphs: list, missing: tuple[str, ...], env) -> list:
     from sim2sg_lib.graph import select_objects
     labelled = np.array([name not in missing for name in env.vocabulary.categories])
     return [select_objects(graph, labelled[graph.labels]) for graph in graphs] if missing else graphs
+
+
+def different_names(paths: list[str]) -> list[str]:
+    """The files' names, of those with one stem the second as a_2.png and so on; upper and lower case count as one."""
+    names, taken = [], set()
+    for path in map(Path, paths):
+        stem, number = path.stem, 1
+        while stem.casefold() in taken:
+            number += 1
+            stem = f"{path.stem}_{number}"
+        taken.add(stem.casefold())
+        names.append(stem + path.suffix)
+    return names
 
 
 # --- what to show -----------------------------------------------------------------------------------------------------
@@ -198,117 +334,33 @@ def save_pictures(path: Path, images, truth: list | None, predicted: list, env) 
     """A sheet of the first images: predicted boxes above the environment's threshold, labelled ones below."""
     from sim2sg_lib.dataset import read_image
     from sim2sg_lib.graph import select_objects
-    from sim2sg_lib.picture import contact_sheet, draw_boxes
+    from sim2sg_lib.picture import contact_sheet, draw_boxes, save_png
     pixels = [read_image(images.folder / name, c.width, c.height) for name, c in zip(images.names[:PICTURES], images.cameras)]
     rows = [("predicted", [draw_boxes(p, g, env.vocabulary, env.threshold) for p, g in zip(pixels, predicted)])]
     if truth:
         counted = [select_objects(graph, graph.counted) for graph in truth[:PICTURES]]
         rows.append(("labelled", [draw_boxes(p, g, env.vocabulary) for p, g in zip(pixels, counted)]))
-    contact_sheet(rows).save(path)
+    save_png(path, contact_sheet(rows))
 
 
-# --- the table of a loop ----------------------------------------------------------------------------------------------
+# --- a whole loop -----------------------------------------------------------------------------------------------------
 
 def summarise(loops: tuple[Path, ...]) -> None:
     """Print the table of one or several finished loops, and draw figures/loop.png of each."""
-    from sim2sg_lib.terminal import InputError
+    from sim2sg_lib.report import COLUMNS, draw_sheet, read_loop, table_cells, verdict
     tables = [read_loop(loop) for loop in loops]
     names = [name for name in tables[0] if all(name in table for table in tables)]
     if not names:
         raise InputError("--summary: the loops have no row in common")
-    columns = {"mAP@0.5": lambda m: m.get("map50"), "R@20": lambda m: m["recall"]["20"] if "recall" in m else None,
-               "R@50": lambda m: m["recall"]["50"] if "recall" in m else None,
-               "objects": lambda m: gap(m, "objects_per_image"), "categories": lambda m: gap(m, "categories"),
-               "predicates": lambda m: gap(m, "predicates"), "train s": lambda m: m["seconds"]}
     wide = 15 if len(loops) > 1 else 11
-    print(f"{'':<36}{'':>{3 * wide}}{'content gap (total variation)':>{3 * wide}}")
-    print(f"{'':<36}" + "".join(f"{title:>{wide}}" for title in columns))
-    for name in names:
-        cells = [spread([pick(table[name]) for table in tables], 0 if title == "train s" else 3)
-                 for title, pick in columns.items()]
-        print(f"{row_title(name):<36}" + "".join(f"{cell:>{wide}}" for cell in cells))
-    print(verdict(tables, names))
-    for loop, table in zip(loops, tables):
-        draw_loop(loop, table)
-
-
-def gap(metrics: dict, name: str) -> float | None:
-    return metrics["content_gap"][name] if metrics.get("content_gap") else None
-
-
-def spread(values: list[float | None], digits: int) -> str:
-    """Mean and, of several, the sample's standard deviation."""
-    if any(value is None for value in values):
-        return "-"
-    mean = f"{statistics.mean(values):.{digits}f}"
-    return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
-
-
-def row_title(name: str) -> str:
-    iteration = ITERATION.fullmatch(name)
-    return f"{ROWS[iteration[1]]}, iteration {iteration[2]}" if iteration else ROWS[name]
-
-
-def read_loop(loop: Path) -> dict[str, dict]:
-    """Run folder -> its metrics and training time, in the table's order. Errors: InputError."""
-    from sim2sg_lib.dataset import read_json
-    from sim2sg_lib.terminal import InputError
-    found = [match for match in map(ITERATION.fullmatch, (p.name for p in loop.glob("*"))) if match]
-    found.sort(key=lambda match: (list(ROWS).index(match[1]), int(match[2])))
-    table = {}
-    for name in ["start", "sdr", *(match[0] for match in found), "full"]:
-        if (loop / name / "metrics.json").exists():
-            metrics, config = read_json(loop / name / "metrics.json"), read_json(loop / name / "config.json")
-            table[name] = metrics | {"seconds": config["seconds"], "source": config["source"]}
-    if not table:
-        raise InputError(f"{loop}: no run with metrics.json in it, expected a finished loop")
-    return table
-
-
-def verdict(tables: list[dict], names: list[str]) -> str:
-    """Whether the last row beats the SDR row, said plainly."""
-    first, last = "sdr" if "sdr" in names else names[0], names[-1]
-    parts = []
-    for title, pick in (("mAP@0.5", lambda m: m.get("map50")), ("R@20", lambda m: m.get("recall", {}).get("20"))):
-        before, after = ([pick(table[name]) for table in tables] for name in (first, last))
-        if None in before + after:
-            return "No labelled test set, so no scores: give the loop a target with a labelled test/ or val/ folder."
-        a, b = statistics.mean(before), statistics.mean(after)
-        parts.append(f"{title} {a:.3f} -> {b:.3f} ({'better' if b > a else 'NOT better'})")
-    return f"\n{row_title(first)} -> {row_title(last)}: " + ", ".join(parts)
-
-
-def first_images(folder: Path, count: int) -> list[Path]:
-    """Paths of a data set's first images; none if it is gone."""
-    return sorted((folder / "images").glob("*.png"))[:count]
-
-
-def draw_loop(loop: Path, table: dict[str, dict]) -> None:
-    """figures/loop.png: target images on top, what each iteration synthesised for them below (the paper's Figure 3)."""
-    from sim2sg_lib.dataset import read_image, read_json
-    from sim2sg_lib.graph import read_json_lines
-    from sim2sg_lib.picture import contact_sheet, to_tile
-    lifted = {}  # data set -> the first row that learnt it
-    for name in filter(ITERATION.fullmatch, table):
-        lifted.setdefault(Path(table[name]["source"][-1]), row_title(name))
-    first = next(iter(lifted), None)
-    if first is None or not (first / "dataset.json").exists():
-        return
-    info = read_json(first / "dataset.json")
-    target, size = Path(info["target"] or ""), (info["width"], info["height"])
-    names = [row["image"] for _, row in read_json_lines(first / "predicted.jsonl")[:6]]
-    shown = [("target", [target / name for name in names])]
-    shown += [("SDR", first_images(Path(table["sdr"]["source"][0]), len(names)))] if "sdr" in table else []
-    shown += [(title.replace(" + ", "\n+ ").replace(", ", ",\n"), first_images(folder, len(names)))
-              for folder, title in lifted.items()]
-    rows = [(caption, [to_tile(read_image(path, *size)) for path in paths])
-            for caption, paths in shown if paths and all(path.is_file() for path in paths)]
-    if not rows:
-        return
-    (loop / "figures").mkdir(exist_ok=True)
-    contact_sheet(rows).save(loop / "figures" / "loop.png")
-    print(f"\n{loop}/figures/loop.png shows what each iteration made of the target")
+    say(f"{'':<36}{'':>{3 * wide}}{'content gap (total variation)':>{3 * wide}}")
+    say(f"{'':<36}" + "".join(f"{title:>{wide}}" for title in COLUMNS))
+    for title, cells in table_cells(tables, names):
+        say(f"{title:<36}" + "".join(f"{cell:>{wide}}" for cell in cells))
+    say(f"\n{verdict(tables, names)}")
+    for sheet in filter(None, map(draw_sheet, loops, tables)):
+        say(f"\n{sheet} shows what each iteration made of the target")
 
 
 if __name__ == "__main__":
-    main()
+    command_line(main)

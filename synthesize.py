@@ -307,7 +307,7 @@ def write_chunk(folder: Path, scenes: list, first: int, env, size: tuple[int, in
 def draw_preview(path: Path, indices: range, make_scenes, env, size: tuple[int, int], info: dict, device) -> None:
     """A sheet of the first images with their labels, and no data set."""
     from sim2sg_lib.dataset import read_image
-    from sim2sg_lib.picture import contact_sheet, draw_boxes
+    from sim2sg_lib.picture import contact_sheet, draw_boxes, save_png
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "images").mkdir()
@@ -315,7 +315,7 @@ def draw_preview(path: Path, indices: range, make_scenes, env, size: tuple[int, 
         tiles = [draw_boxes(read_image(folder / graph.image, *size), graph, env.vocabulary) for graph in graphs]
     rows = [(f"from {start}", tiles[start:start + 4]) for start in range(0, len(tiles), 4)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    contact_sheet(rows).save(path)
+    save_png(path, contact_sheet(rows))
     say(f"{path} shows {len(tiles)} samples")
     conclude({"preview": str(path), "images": len(tiles)})
 

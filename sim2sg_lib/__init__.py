@@ -8,5 +8,5 @@
 `SceneGraph` is both what the network predicts and what the renderer labels: the circle closes on one type.
 Modules import one another in one direction only: graph, camera, scene, meshes, env, assets, lift, raster,
 raster_pytorch3d, refine, texture, light, render, labels, kitti, metrics, kitti_eval, dataset, export, detector, relations,
-align, checkpoint, picture.
+align, checkpoint, picture, report.
 """

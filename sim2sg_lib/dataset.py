@@ -63,10 +63,7 @@ def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolde
         raise InputError(f"{folder}: holds the images of a KITTI folder without their cameras, expected {folder.parent}")
     if camera and not kitti:
         raise InputError(f"{folder}: --camera {camera} is for a KITTI folder, expected image_2/ or training/image_2/ in it")
-    root = kitti / "image_2" if kitti else folder / "images" if (folder / "images").is_dir() else folder
-    names = sorted(str(p.relative_to(folder)) for p in root.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
-    if not names:
-        raise InputError(f"{root}: no PNG or JPEG image in it" + ("" if root != folder else " or in its images/"))
+    names = image_names(folder)
     if info and info["count"] != len(names):
         raise InputError(f"{folder}: {len(names)} images, but dataset.json says {info['count']}")
     sizes = [open_image(folder / name).size for name in names]
@@ -82,6 +79,31 @@ def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolde
     if (folder / "cameras.jsonl").exists():
         return ImageFolder(folder, names, read_cameras(folder / "cameras.jsonl", names, sizes))
     return ImageFolder(folder, names, [env.camera.resized(*size) for size in sizes])
+
+
+def find_images(paths: list[Path], env: Env) -> ImageFolder:
+    """Image files, and those of folders, each once, in that order: names are their paths, any size will do.
+
+    The cameras are only good for their width and height. Errors: InputError (missing, no image, unreadable).
+    """
+    names = []
+    for path in map(Path, paths):
+        names += [str(path / name) for name in image_names(path)] if path.is_dir() else [str(path)]
+    names = list(dict.fromkeys(names))
+    for name in names:
+        if not Path(name).is_file():
+            raise InputError(f"{name}: no such file or folder")
+    return ImageFolder(Path(), names, [env.camera.resized(*open_image(Path(name)).size) for name in names])
+
+
+def image_names(folder: Path) -> list[str]:
+    """The PNG and JPEG files of a folder, of its images/ or of its KITTI image_2/, sorted. Errors: InputError if none."""
+    kitti = kitti_root(folder)
+    root = kitti / "image_2" if kitti else folder / "images" if (folder / "images").is_dir() else folder
+    names = sorted(str(p.relative_to(folder)) for p in root.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not names:
+        raise InputError(f"{root}: no PNG or JPEG image in it" + ("" if root != folder else " or in its images/"))
+    return names
 
 
 def check_aspect(where: Path | str, width: int, height: int, camera: Camera) -> None:

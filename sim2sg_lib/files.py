@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[1]
 STARTED_WITH, LOCK = "started_with.json", "lock"  # in a partial folder: what it will be, and who is at work on it
 FREE = ("command", "threads", "torch", "device")  # may differ when a stage goes on; the bytes are then no longer promised
 # a data set, a set of splits, a run: anything else may be somebody's only copy and is never overwritten
-MARKS = (("dataset.json", "images"), ("train/dataset.json",), ("config.json", "log.jsonl"))
+MARKS = (("dataset.json", "images"), ("train/dataset.json",), ("config.json", "log.jsonl"), ("predict.json", "graphs.jsonl"))
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
@@ -40,8 +40,8 @@ def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
 
 
 def write_text(path: Path, text: str, sync: bool = True) -> None:
-    """UTF-8, as `write_bytes`."""
-    write_bytes(path, text.encode(), sync)
+    """UTF-8, as `write_bytes`; what a file's name may hold and UTF-8 may not becomes a question mark."""
+    write_bytes(path, text.encode(errors="replace"), sync)
 
 
 def write_json(path: Path, value: dict) -> None:

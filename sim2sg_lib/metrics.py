@@ -15,6 +15,9 @@ KITTI_ROWS = range(370, 377)     # heights of KITTI's own images, whose limits a
 MAX_DETECTIONS = 100            # per image and category, as COCO
 RECALL_AT = (20, 50, 100)       # ranked triplets per image that count
 NEVER = np.iinfo(np.int64).max  # rank of a relation that no prediction hits
+RIGHT, WRONG, MISSED, UNJUDGED = "right", "wrong", "missed", "predicted"    # what is said of an object or a relation
+# of what evaluate_graphs returns, the long lists behind curves: curves.json holds them, metrics.json the rest
+CURVES = ("precision_at_recall", "recall_curve", "recall_curve_graph_constraint", "recall_per_image")
 
 
 # --- boxes ------------------------------------------------------------------------------------------------------------
@@ -107,6 +110,12 @@ def match_detections(overlap: np.ndarray, ignored: np.ndarray, reusable: np.ndar
     return matched
 
 
+def detection_overlap(detections: np.ndarray, boxes: np.ndarray, region: np.ndarray) -> np.ndarray:
+    """(D, G) IoU of detections (D, 4) with ground truth (G, 4); with a region (G,) bool the share of the detection inside."""
+    share_inside = box_intersection(detections, boxes) / np.maximum(box_area(detections), np.finfo(float).tiny)[:, None]
+    return np.where(region, share_inside, box_iou(detections, boxes))
+
+
 def match_class(truth: SceneGraph, predicted: SceneGraph, category: int, level: Level
                 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Judge one image's detections of one category.
@@ -123,11 +132,7 @@ def match_class(truth: SceneGraph, predicted: SceneGraph, category: int, level: 
 
     rows = np.flatnonzero(predicted.labels == category)
     rows = rows[np.argsort(-predicted.scores[rows], kind="stable")][:MAX_DETECTIONS]
-    detections = predicted.boxes_px[rows]
-    share_inside = box_intersection(detections, boxes) / np.maximum(box_area(detections), np.finfo(float).tiny)[:, None]
-    overlap = np.where(region, share_inside, box_iou(detections, boxes))    # (D, G)
-
-    matched = match_detections(overlap, ignored, reusable=region)
+    matched = match_detections(detection_overlap(predicted.boxes_px[rows], boxes, region), ignored, reusable=region)
     found = matched >= 0
     on_ignored = found.copy()
     on_ignored[found] = ignored[matched[found]]
@@ -150,14 +155,23 @@ def average_precision(true_positive: np.ndarray, positives: int, interpolation: 
     interpolation: a name of RECALL_POINTS, mean of the precision at those recalls; or "all_point" (Pascal VOC 2010),
                    the exact area. Precision at a recall is the best reached there or beyond, 0 where none is.
     """
-    hits = np.cumsum(true_positive)
-    recall = hits / positives
-    precision = hits / np.arange(1, len(hits) + 1)
-    envelope = np.maximum.accumulate(precision[::-1])[::-1]
     if interpolation == "all_point":
-        return float(np.sum(np.diff(recall, prepend=0.0) * envelope))
-    reached_at = np.searchsorted(recall, RECALL_POINTS[interpolation])     # D where the recall is never reached
-    return float(np.mean(np.append(envelope, 0.0)[reached_at]))
+        recall, precision = precision_recall(true_positive, positives)
+        return float(np.sum(np.diff(recall, prepend=0.0) * precision))
+    return float(np.mean(precision_at(RECALL_POINTS[interpolation], true_positive, positives)))
+
+
+def precision_recall(true_positive: np.ndarray, positives: int) -> tuple[np.ndarray, np.ndarray]:
+    """(D,) recall after each detection, and (D,) the best precision reached there or beyond; see average_precision."""
+    hits = np.cumsum(true_positive)
+    precision = hits / np.arange(1, len(hits) + 1)
+    return hits / positives, np.maximum.accumulate(precision[::-1])[::-1]
+
+
+def precision_at(points: np.ndarray, true_positive: np.ndarray, positives: int) -> np.ndarray:
+    """The precision at each recall of `points`, 0 where it is never reached: the curve whose mean is the AP."""
+    recall, precision = precision_recall(true_positive, positives)
+    return np.append(precision, 0.0)[np.searchsorted(recall, points)]
 
 
 def detection_scores(truth: list[SceneGraph], predicted: list[SceneGraph], vocabulary: Vocabulary,
@@ -165,10 +179,11 @@ def detection_scores(truth: list[SceneGraph], predicted: list[SceneGraph], vocab
     """AP at IoU 0.5 over a set of images, truth[i] and predicted[i] being of the same one.
 
     Returns ap50 {category: AP, None without valid ground truth}, map50 (its mean over the categories that have one,
-    None if none has), both by COCO's 101 points, and map50_all_point, map50_kitti40, map50_voc11.
+    None if none has), both by COCO's 101 points, and map50_all_point, map50_kitti40, map50_voc11; and
+    precision_at_recall {category: the 101 precisions whose mean ap50 is, None as there}.
     """
     names = ("coco101", "all_point", "kitti40", "voc11")
-    by_category = {name: {category: None for category in vocabulary.categories} for name in names}
+    by_category = {name: {category: None for category in vocabulary.categories} for name in (*names, "curve")}
     for index, category in enumerate(vocabulary.categories):
         judged = [match_class(t, p, index, level) for t, p in zip(truth, predicted, strict=True)]
         positives = sum(count for _, _, count in judged)
@@ -178,9 +193,10 @@ def detection_scores(truth: list[SceneGraph], predicted: list[SceneGraph], vocab
         true_positive = np.concatenate([hits for _, hits, _ in judged])[order]
         for name in names:
             by_category[name][category] = average_precision(true_positive, positives, name)
+        by_category["curve"][category] = precision_at(RECALL_POINTS["coco101"], true_positive, positives).tolist()
     means = {name: _mean([ap for ap in by_category[name].values() if ap is not None]) for name in names}
     return {"map50": means["coco101"], "ap50": by_category["coco101"], "map50_all_point": means["all_point"],
-            "map50_kitti40": means["kitti40"], "map50_voc11": means["voc11"]}
+            "map50_kitti40": means["kitti40"], "map50_voc11": means["voc11"], "precision_at_recall": by_category["curve"]}
 
 
 def _mean(values: list[float]) -> float | None:
@@ -216,16 +232,21 @@ def first_hits(truth: SceneGraph, predicted: SceneGraph, graph_constraint: bool)
     A hit has the same three labels and IoU >= 0.5 for subject and for object. One prediction may hit several true
     relations; hitting one twice gains nothing and costs a rank. Only the first 100 ranks are looked at.
     """
-    true_s, true_p, true_o = distinct_relations(truth).T
     ranked = rank_relations(predicted, graph_constraint)[:max(RECALL_AT)]
-    s, p, o = predicted.relations[ranked].T
-    same = box_iou(predicted.boxes_px, truth.boxes_px) >= MIN_OVERLAP
-    same &= predicted.labels[:, None] == truth.labels[None, :]
-    hit = same[np.ix_(s, true_s)] & same[np.ix_(o, true_o)] & (p[:, None] == true_p[None, :])      # (ranks, G)
-    ranks = np.full(len(true_s), NEVER)
+    hit = relation_hits(truth, predicted, ranked)
+    ranks = np.full(hit.shape[1], NEVER)
     rank, which = np.nonzero(hit)
     np.minimum.at(ranks, which, rank)
     return ranks
+
+
+def relation_hits(truth: SceneGraph, predicted: SceneGraph, rows: np.ndarray) -> np.ndarray:
+    """(len(rows), G) bool, whether these rows of predicted.relations hit each of distinct_relations(truth), see first_hits."""
+    true_s, true_p, true_o = distinct_relations(truth).T
+    s, p, o = predicted.relations[rows].T
+    same = box_iou(predicted.boxes_px, truth.boxes_px) >= MIN_OVERLAP
+    same &= predicted.labels[:, None] == truth.labels[None, :]
+    return same[np.ix_(s, true_s)] & same[np.ix_(o, true_o)] & (p[:, None] == true_p[None, :])
 
 
 def ideal_hits(truth: SceneGraph, graph_constraint: bool) -> np.ndarray:
@@ -270,6 +291,8 @@ def recall_scores(truth: list[SceneGraph], predicted: list[SceneGraph], vocabula
 
     recall is the mean over images without the graph constraint; the suffixes _graph_constraint and _pooled say what
     differs; recall_ceiling.. is what a perfect prediction reaches; mean_recall averages recall_per_predicate.
+    recall_curve and recall_curve_graph_constraint are lists of recall@1, @2, .. @100; recall_per_image {"20": ..} has a
+    list in the order of truth, None for an image without relations.
     """
     scores = {}
     for suffix, constraint in (("", False), ("_graph_constraint", True)):
@@ -278,7 +301,9 @@ def recall_scores(truth: list[SceneGraph], predicted: list[SceneGraph], vocabula
         for name, ranks in (("recall", found), ("recall_ceiling", ideal)):
             scores[name + suffix] = {str(k): mean_recall(ranks, k) for k in RECALL_AT}
             scores[name + suffix + "_pooled"] = {str(k): pooled_recall(ranks, k) for k in RECALL_AT}
+        scores["recall_curve" + suffix] = [mean_recall(found, k) for k in range(1, max(RECALL_AT) + 1)]
         if not constraint:
+            scores["recall_per_image"] = {str(k): [mean_recall([r], k) for r in found] for k in RECALL_AT}
             scores["recall_per_predicate"] = recall_by_predicate(truth, found, vocabulary)
     per_predicate = scores["recall_per_predicate"].values()
     scores["mean_recall"] = {str(k): _mean([row[str(k)] for row in per_predicate if row[str(k)] is not None])
@@ -286,32 +311,77 @@ def recall_scores(truth: list[SceneGraph], predicted: list[SceneGraph], vocabula
     return scores
 
 
+@dataclass(frozen=True)
+class Judged:
+    """A graph and RIGHT, WRONG, MISSED or UNJUDGED for each of its objects (N,) and relations (R,), lists of str."""
+
+    graph: SceneGraph
+    objects: list[str]
+    relations: list[str]
+
+
+def unjudged(graph: SceneGraph) -> Judged:
+    """A prediction without labels to compare it with."""
+    return Judged(graph, [UNJUDGED] * len(graph), [UNJUDGED] * len(graph.relations))
+
+
+def compare(truth: SceneGraph, predicted: SceneGraph) -> tuple[Judged, Judged]:
+    """What is RIGHT and WRONG of a prediction, and what of the labels was found (RIGHT) and what MISSED.
+
+    truth, predicted: of one image; every predicted relation counts, so drop those below the threshold first.
+    Objects are judged as for AP, one detection an object, and relations as for recall, where one prediction is enough.
+    Regions, neighbours and the detections that they excuse are left out of the two graphs.
+    """
+    overlap = np.where(predicted.labels[:, None] == truth.labels[None, :],
+                       detection_overlap(predicted.boxes_px, truth.boxes_px, truth.ignore), -1.0)
+    by_score = np.argsort(-predicted.scores, kind="stable")
+    matched = np.full(len(predicted), -1)
+    matched[by_score] = match_detections(overlap[by_score], ~truth.counted, reusable=truth.ignore)
+    found = np.isin(np.arange(len(truth)), matched)
+    excused = np.isin(matched, np.flatnonzero(~truth.counted))
+
+    predicted, truth, found = select_objects(predicted, ~excused), select_objects(truth, truth.counted), found[truth.counted]
+    truth = replace(truth, relations=distinct_relations(truth), relation_scores=np.ones(len(distinct_relations(truth))))
+    hits = relation_hits(truth, predicted, np.arange(len(predicted.relations)))
+    return (Judged(predicted, np.where(matched[~excused] >= 0, RIGHT, WRONG).tolist(),
+                   np.where(hits.any(1), RIGHT, WRONG).tolist()),
+            Judged(truth, np.where(found, RIGHT, MISSED).tolist(), np.where(hits.any(0), RIGHT, MISSED).tolist()))
+
+
 # --- sets of graphs ---------------------------------------------------------------------------------------------------
 
-def content_gap(a: list[SceneGraph], b: list[SceneGraph], vocabulary: Vocabulary) -> dict[str, float | None]:
-    """How differently two sets of graphs are filled; regions, neighbours and their relations do not count.
+def content(graphs: list[SceneGraph], vocabulary: Vocabulary) -> dict[str, list[float] | None]:
+    """What a set of graphs is filled with; regions, neighbours and their relations do not count.
 
-    Returns the total variation distance (half the L1 distance of the normalised histograms, 0 same to 1 disjoint) of
-    objects_per_image, categories and predicates; None where one of the two histograms is empty.
+    Returns normalised histograms: of objects_per_image (from 0 to the most there are), of categories and of predicates (in
+    the vocabulary's order); None where there is nothing to count.
     """
-    first, second = ([select_objects(graph, graph.counted) for graph in graphs] for graphs in (a, b))
-    bins = {"objects_per_image": max((len(graph) for graph in first + second), default=0) + 1,
-            "categories": len(vocabulary.categories), "predicates": len(vocabulary.predicates)}
-    return {name: _total_variation(_values(first, name), _values(second, name), bins[name]) for name in bins}
+    graphs = [select_objects(graph, graph.counted) for graph in graphs]
+    values = {"objects_per_image": [[len(graph)] for graph in graphs], "categories": [graph.labels for graph in graphs],
+              "predicates": [graph.relations[:, 1] for graph in graphs]}
+    bins = {"objects_per_image": 0, "categories": len(vocabulary.categories), "predicates": len(vocabulary.predicates)}
+    histograms = {}
+    for name, lists in values.items():
+        count = np.bincount(np.concatenate([np.zeros(0, np.int64), *lists]).astype(np.int64), minlength=bins[name])
+        histograms[name] = (count / count.sum()).tolist() if count.any() else None
+    return histograms
 
 
-def _values(graphs: list[SceneGraph], name: str) -> np.ndarray:
-    if name == "objects_per_image":
-        return np.array([len(graph) for graph in graphs], np.int64)
-    columns = [graph.labels if name == "categories" else graph.relations[:, 1] for graph in graphs]
-    return np.concatenate(columns) if columns else np.zeros(0, np.int64)
+def content_gap(a: list[SceneGraph], b: list[SceneGraph], vocabulary: Vocabulary) -> dict[str, float | None]:
+    """How differently two sets of graphs are filled.
+
+    Returns the total variation distance (half the L1 distance, 0 same to 1 disjoint) of each histogram of `content`; None
+    where one of the two has nothing to count.
+    """
+    first, second = content(a, vocabulary), content(b, vocabulary)
+    return {name: _total_variation(first[name], second[name]) for name in first}
 
 
-def _total_variation(a: np.ndarray, b: np.ndarray, bins: int) -> float | None:
-    if not len(a) or not len(b):
+def _total_variation(p: list[float] | None, q: list[float] | None) -> float | None:
+    if p is None or q is None:
         return None
-    p, q = np.bincount(a, minlength=bins) / len(a), np.bincount(b, minlength=bins) / len(b)
-    return float(np.abs(p - q).sum() / 2)
+    bins = max(len(p), len(q))
+    return float(np.abs(np.pad(p, (0, bins - len(p))) - np.pad(q, (0, bins - len(q)))).sum() / 2)
 
 
 def box_fit(predicted: list[SceneGraph], rendered: list[SceneGraph]) -> dict[str, float]:
@@ -331,7 +401,7 @@ def box_fit(predicted: list[SceneGraph], rendered: list[SceneGraph]) -> dict[str
 
 def evaluate_graphs(truth: list[SceneGraph], predicted: list[SceneGraph], vocabulary: Vocabulary, split: str = "all"
                     ) -> dict:
-    """Everything that metrics.json holds about predicted graphs.
+    """Everything that metrics.json and curves.json hold about predicted graphs.
 
     truth, predicted: the same images in the same order. A predicted graph lists every candidate relation, its
     relation_scores being predicate probabilities; nothing is thresholded here.

@@ -1,10 +1,11 @@
-"""Shared by all tests: the project on the path, two threads, and a folder of real data where there is one.
+"""Shared by all tests: the project on the path, two threads, the command lines, a toy loop, real data where there is some.
 
 Some tests compare with data that is not part of the project (Blender renders of CLEVR scenes, official CLEVR scenes,
 a COCO sample, KITTI frames and labels). They run where SIM2SG_TEST_DATA names a folder that holds it, and are skipped
 elsewhere.
 """
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -14,6 +15,34 @@ import torch
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 torch.set_num_threads(2)
+ENVIRONMENT = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "2"}
+
+
+def run(cwd: Path, script: str, *arguments, code: int = 0, environment: dict = ENVIRONMENT) -> str:
+    """Run a script; returns what it printed, or, where it should fail, its error line."""
+    result = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd, text=True,
+                            capture_output=True, env=environment)
+    assert "Traceback" not in result.stderr, result.stderr
+    assert result.returncode == code, result.stdout + result.stderr
+    if code == 0:
+        return result.stdout
+    complaint = [line for line in result.stderr.splitlines() if line and "|" not in line]  # progress bars aside
+    assert len(complaint) == 1, result.stderr
+    return complaint[0]
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    """A whole loop of one iteration on a handful of images; a test adds what it writes to it under a name of its own."""
+    cwd = tmp_path_factory.mktemp("toy")
+    run(cwd, "synthesize.py", "--num", 12, "--out", "data/sdr")
+    run(cwd, "synthesize.py", "--domain", "target", "--num", 16, "--seed", 1, "--out", "data/target")
+    run(cwd, "train.py", "--source", "data/sdr", "--steps", 6, "--out", "runs/0")
+    run(cwd, "synthesize.py", "--checkpoint", "runs/0/model.pt", "--target", "data/target/train", "--threshold", 0.06,
+        "--out", "data/1")
+    run(cwd, "train.py", "--source", "data/1", "--source", "data/sdr", "--target", "data/target/train", "--align",
+        "appearance,prediction", "--init", "runs/0/model.pt", "--steps", 4, "--out", "runs/1")
+    return cwd
 
 
 @pytest.fixture

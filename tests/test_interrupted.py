@@ -7,7 +7,8 @@ import time
 
 import pytest
 
-from test_loop import ENVIRONMENT, ROOT, fingerprint, run
+from conftest import ENVIRONMENT, ROOT, run
+from test_loop import fingerprint
 
 TRAIN = ["--source", "../sdr", "--target", "../target/train", "--align", "appearance,prediction", "--steps", 24, "--augment",
          "colour", "--seed", 3, "--save-every", 9, "--out", "run"]

@@ -1,0 +1,291 @@
+"""The report of a loop and predictions on anybody's images: numbers worked out by hand, and the real command lines."""
+import json
+import re
+import shutil
+import subprocess
+import sys
+from html.parser import HTMLParser
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import conftest
+from conftest import ENVIRONMENT, ROOT, run
+from sim2sg_lib.graph import Vocabulary, make_graph, read_graphs
+from sim2sg_lib.metrics import (MISSED, RIGHT, WRONG, compare, content, content_gap, detection_scores, recall_scores,
+                                unjudged)
+from sim2sg_lib.picture import MAX_ARROWS, arrows, free_place, places_of, to_dot
+
+VOCABULARY = Vocabulary(("cube", "ball"), ("left", "right"))
+LEFT, RIGHT_OF = 0, 1
+
+
+def boxes(*lefts: float) -> list[tuple]:
+    """10 x 10 pixels each."""
+    return [(x, 0, x + 10, 10) for x in lefts]
+
+
+# --- what the curves are made of --------------------------------------------------------------------------------------
+
+def test_precision_over_recall_by_hand_and_its_mean_is_the_ap():
+    truth = make_graph("a.png", 100, 100, [0] * 4, boxes(0, 20, 40, 60))
+    # right, wrong, right, wrong, right; the fourth object is never found
+    predicted = make_graph("a.png", 100, 100, [0] * 5, boxes(0, 80, 20, 90, 40), scores=[0.9, 0.8, 0.7, 0.6, 0.5])
+    scores = detection_scores([truth], [predicted], VOCABULARY)
+    curve = scores["precision_at_recall"]["cube"]
+    assert np.allclose(curve, [1] * 26 + [2 / 3] * 25 + [3 / 5] * 25 + [0] * 25)
+    assert np.mean(curve) == scores["ap50"]["cube"]
+    assert scores["precision_at_recall"]["ball"] is None is scores["ap50"]["ball"]
+
+
+def test_recall_curve_and_images_by_hand():
+    truth = make_graph("a.png", 100, 100, [0, 1], boxes(0, 20), [(0, LEFT, 1), (1, RIGHT_OF, 0)])
+    predicted = make_graph("a.png", 100, 100, [0, 1], boxes(0, 20), [(0, LEFT, 1), (0, RIGHT_OF, 1), (1, RIGHT_OF, 0)],
+                           relation_scores=[0.9, 0.8, 0.7])
+    nothing, unrelated = make_graph("b.png", 100, 100, [], []), make_graph("b.png", 100, 100, [0], boxes(0))
+    scores = recall_scores([truth, truth, unrelated], [predicted, nothing, nothing], VOCABULARY)
+    assert scores["recall_curve"] == [0.25, 0.25, 0.5] + [0.5] * 97    # one of two images finds all, the other nothing
+    assert scores["recall_curve_graph_constraint"][:3] == [0.25, 0.5, 0.5]     # the second rank is gone
+    assert all(scores["recall_curve"][int(k) - 1] == value for k, value in scores["recall"].items())
+    assert scores["recall_per_image"]["20"] == [1, 0, None]
+
+
+def test_content_by_hand_is_what_the_gap_is_the_distance_of():
+    a = [make_graph("a", 100, 100, [0, 1], boxes(0, 20), [(0, LEFT, 1)]), make_graph("b", 100, 100, [0], boxes(0))]
+    b = [make_graph("a", 100, 100, [0] * 4, boxes(0, 20, 40, 60), ignore=[False, False, False, True])]
+    assert content(a, VOCABULARY) == {"objects_per_image": [0, 0.5, 0.5], "categories": [2 / 3, 1 / 3], "predicates": [1, 0]}
+    assert content(b, VOCABULARY) == {"objects_per_image": [0, 0, 0, 1], "categories": [1, 0], "predicates": None}
+    assert content_gap(a, b, VOCABULARY) == {"objects_per_image": 1, "categories": pytest.approx(1 / 3), "predicates": None}
+
+
+# --- right, wrong and missed ------------------------------------------------------------------------------------------
+
+def test_right_wrong_and_missed_by_hand():
+    truth = make_graph("a.png", 100, 100, [0, 1, 0], boxes(0, 20, 40),
+                       [(0, LEFT, 1), (1, LEFT, 2), (0, LEFT, 2), (1, RIGHT_OF, 0)])
+    # the third object is taken for a ball; the first is found twice, of which AP calls the less certain wrong
+    predicted = make_graph("a.png", 100, 100, [0, 1, 1, 0], boxes(0, 20, 40, 1),
+                           [(0, LEFT, 1), (1, LEFT, 2), (0, RIGHT_OF, 1), (3, LEFT, 1)], scores=[0.9, 0.8, 0.7, 0.6])
+    found, wanted = compare(truth, predicted)
+    assert found.objects == [RIGHT, RIGHT, WRONG, WRONG]
+    assert found.relations == [RIGHT, WRONG, WRONG, RIGHT]     # for recall any hit is one
+    assert wanted.objects == [RIGHT, RIGHT, MISSED]
+    by_relation = {tuple(row): verdict for row, verdict in zip(wanted.graph.relations.tolist(), wanted.relations)}
+    assert by_relation == {(0, LEFT, 1): RIGHT, (1, LEFT, 2): MISSED, (0, LEFT, 2): MISSED, (1, RIGHT_OF, 0): MISSED}
+
+
+def test_an_iou_of_one_half_at_both_ends_is_right_and_just_below_is_not():
+    truth = make_graph("a.png", 100, 100, [0, 1], boxes(0, 20), [(0, LEFT, 1)])
+    for width, verdicts in ((5, (RIGHT, RIGHT)), (4.9, (WRONG, MISSED))):
+        narrow = make_graph("a.png", 100, 100, [0, 1], [(0, 0, width, 10), (20, 0, 30, 10)], [(0, LEFT, 1)])
+        found, wanted = compare(truth, narrow)
+        assert (found.relations[0], wanted.relations[0]) == verdicts
+
+
+def test_neighbours_and_regions_are_drawn_as_neither():
+    truth = make_graph("a.png", 100, 100, [0, 0, 0], boxes(0, 20, 40), [(0, LEFT, 1)], visible=[1, 0, 1],
+                       ignore=[False, False, True])
+    predicted = make_graph("a.png", 100, 100, [0] * 4, boxes(0, 20, 41, 60), [(0, LEFT, 1), (0, LEFT, 3)])
+    found, wanted = compare(truth, predicted)
+    assert found.objects == [RIGHT, WRONG] and found.relations == [WRONG] and found.graph.boxes_px[1, 0] == 60
+    assert wanted.objects == [RIGHT] and wanted.relations == []
+    nothing = make_graph("a.png", 100, 100, [], [])
+    assert compare(nothing, nothing)[0].objects == [] == compare(nothing, nothing)[1].objects
+    assert compare(nothing, predicted)[0].objects == [WRONG] * 4 and compare(truth, nothing)[1].objects == [MISSED]
+
+
+# --- drawings ---------------------------------------------------------------------------------------------------------
+
+def test_an_arrow_holds_the_predicates_of_one_direction_and_the_surest_are_drawn():
+    graph = make_graph("a.png", 100, 100, [0, 1], boxes(0, 20), [(0, LEFT, 1), (1, LEFT, 0), (0, RIGHT_OF, 1)],
+                       relation_scores=[0.6, 0.7, 0.8])
+    assert list(arrows(unjudged(graph), VOCABULARY).items()) == [((0, 1, "predicted"), ["right", "left"]),
+                                                                 ((1, 0, "predicted"), ["left"])]
+    crowd = [(s, LEFT, o) for s in range(6) for o in range(6) if s != o]
+    graph = make_graph("a.png", 100, 100, [0] * 6, boxes(*range(0, 60, 10)), crowd, relation_scores=np.arange(30) / 30)
+    assert list(arrows(unjudged(graph), VOCABULARY)) == [(s, o, "predicted") for s, _, o in crowd[:-MAX_ARROWS - 1:-1]]
+
+
+def test_circles_lie_as_the_boxes_do_and_a_hub_stands_in_the_middle():
+    square = make_graph("a.png", 100, 100, [0] * 4, [(80, 40, 90, 50), (40, 0, 50, 10), (0, 40, 10, 50), (40, 80, 50, 90)])
+    assert np.allclose(places_of(square), [(1, 0), (0, 1), (-1, 0), (0, -1)])
+    star = make_graph("a.png", 100, 100, [0] * 4, square.boxes_px, [(0, LEFT, i) for i in (1, 2, 3)])
+    assert np.allclose(places_of(star)[0], 0) and np.allclose(np.linalg.norm(places_of(star)[1:], axis=1), 1)
+    assert places_of(make_graph("a.png", 100, 100, [], [])).shape == (0, 2)
+
+
+def test_texts_at_boxes_do_not_hide_one_another():
+    graph, taken = make_graph("a.png", 100, 100, [], []), []
+    tops = [free_place(np.array([20.0, 50, 40, 70]), 30, 10, graph, taken)[1] for _ in range(4)]
+    assert tops == [40, 70, 50, 30]
+    assert free_place(np.array([80.0, 0, 100, 20]), 30, 10, graph, [])[0] == 70     # at the right edge it ends with the box
+
+
+def test_dot_escapes_what_is_hostile():
+    graph = make_graph('a"b\\\nc.png', 100, 100, [0, 1], boxes(0, 20), [(0, LEFT, 1)], [0.5, 1], relation_scores=[0.25])
+    assert to_dot(graph, Vocabulary(('cu"be', "ball"), ("left", "right"))) == (
+        'digraph "a\\"b\\\\ c.png" {\n  0 [label="0 cu\\"be 0.50"];\n  1 [label="1 ball 1.00"];\n  0 -> 1 [label="left 0.25"];\n}\n')
+
+
+# --- the report's command line ----------------------------------------------------------------------------------------
+
+HOSTILE = 'lo<b>op & "co'
+
+
+@pytest.fixture(scope="module")
+def loop(toy, tmp_path_factory):
+    """A loop of two rows with a report, made of the toy's runs."""
+    loop = tmp_path_factory.mktemp("report") / HOSTILE
+    for name, number in (("start", 0), ("appearance1", 1)):
+        shutil.copytree(toy / f"runs/{number}", loop / name, ignore=shutil.ignore_patterns("metrics*", "figures"))
+        run(toy, "evaluate.py", "--checkpoint", loop / name / "model.pt", "--data", "data/target/test")
+    config = json.loads((loop / "appearance1/config.json").read_text())
+    (loop / "appearance1/config.json").write_text(json.dumps(config | {"source": ["data/sdr", "data/1"]}))
+    (loop / "options.txt").write_text("ENV=clevr <script>alert(1)</script>")
+    assert "report.html" in run(toy, "evaluate.py", "report", loop)
+    return loop
+
+
+class Page(HTMLParser):
+    """Collects what a page would load, and sees that its tags are closed in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open, self.loads, self.tags, self.text = [], [], [], []
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self.loads += [value for name, value in attributes if name in ("src", "href", "srcset", "data", "poster")]
+        if tag not in ("meta", "img", "br"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def test_the_page_is_one_file_that_parses(loop):
+    text = (loop / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert not page.open and "script" not in page.tags and "link" not in page.tags and "b" not in page.tags
+    assert all(re.match(r"data:image/(svg\+xml|jpeg);base64,", load) for load in page.loads) and len(page.loads) > 20
+    assert "://" not in text and "url(" not in text and "@import" not in text
+    assert HOSTILE in "".join(page.text) and "<script>alert(1)</script>" in "".join(page.text)
+    titles = [heading.strip() for heading in re.findall("<h2>(.*?)</h2>", text)]
+    assert titles == ["The table", "What each iteration made of the target", "Content gap", "Detection", "Relations", "Training",
+                      "Scene graphs of + label + appearance, iteration 1", "Worst cases"]
+
+
+def test_the_page_shows_the_numbers_of_the_files(loop, toy):
+    metrics, curves = (json.loads((loop / f"appearance1/{name}.json").read_text()) for name in ("metrics", "curves"))
+    assert "curves" not in metrics and "precision_at_recall" not in metrics
+    for category, precision in curves["precision_at_recall"].items():
+        assert precision is None or np.mean(precision) == metrics["ap50"][category]
+    assert [curves["recall_curve"][k - 1] for k in (20, 50, 100)] == list(metrics["recall"].values())
+    assert len(curves["recall_per_image"]["20"]) == metrics["images"] == 4
+    assert len(curves["content"]["target"]["categories"]) == 3 and "content" not in metrics
+    text = (loop / "report.html").read_text(encoding="utf-8")
+    assert f"<td>{metrics['map50']:.3f}</td>" in text and f"{metrics['content_gap']['categories']:.3f}" in text
+    run(toy, "evaluate.py", "report", loop)
+    assert (loop / "report.html").read_text(encoding="utf-8") == text   # the same bytes again
+
+
+def test_a_report_says_what_it_lacks(loop, toy, tmp_path):
+    shutil.copytree(loop, tmp_path / "loop", ignore=shutil.ignore_patterns("curves.json", "log.jsonl", "figures"))
+    for name in ("start", "appearance1"):
+        metrics = json.loads((tmp_path / "loop" / name / "metrics.json").read_text())
+        (tmp_path / "loop" / name / "metrics.json").write_text(json.dumps(metrics | {"data": "gone"}))
+    run(tmp_path, "evaluate.py", "report", "loop")     # in another folder, so the data sets are gone, too
+    text = (tmp_path / "loop/report.html").read_text()
+    assert "No curves.json in start, appearance1" in text and not Page(text).loads
+    shutil.copytree(loop, tmp_path / "other")
+    metrics = json.loads((tmp_path / "other/appearance1/metrics.json").read_text())
+    (tmp_path / "other/appearance1/metrics.json").write_text(json.dumps(metrics | {"data": "data/target/val"}))
+    (tmp_path / "other/appearance1/predictions.jsonl").write_text("")
+    assert "are not those of" in run(toy, "evaluate.py", "report", tmp_path / "other", code=3)
+    assert "no run with metrics.json" in run(tmp_path, "evaluate.py", "report", tmp_path, code=3)
+
+
+@pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
+def test_without_the_drawing_packages_there_is_one_line_and_still_a_table(loop, toy, tmp_path, monkeypatch, package):
+    (tmp_path / f"{package}.py").write_text("raise ImportError")
+    monkeypatch.setitem(conftest.ENVIRONMENT, "PYTHONPATH", f"{tmp_path}:{ROOT}")
+    assert f"pip install {package}" in run(toy, "evaluate.py", "report", loop, code=3)
+    assert "mAP@0.5" in run(toy, "evaluate.py", "--summary", loop)
+    assert not (loop / "report.html.partial").exists()
+
+
+def test_training_logs_become_event_files(loop, toy):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    for _ in range(2):  # the second time in the place of the first
+        assert run(toy, "evaluate.py", "tensorboard", loop).count("event files written") == 2
+    assert len(list((loop / "appearance1").glob("events.out.tfevents.*"))) == 1
+    events = accumulator.EventAccumulator(str(loop / "appearance1"))
+    events.Reload()
+    row = json.loads((loop / "appearance1/log.jsonl").read_text().splitlines()[-1])
+    last = events.Scalars("loss/appearance")[-1]
+    assert last.step == row["step"] and last.value == pytest.approx(row["loss_appearance"])
+    assert "accuracy/prediction" in events.Tags()["scalars"] and "rate" in events.Tags()["scalars"]
+    assert "no log.jsonl" in run(toy, "evaluate.py", "tensorboard", "data", code=3)
+
+
+# --- predict's command line -------------------------------------------------------------------------------------------
+
+def test_predict_reads_any_size_and_keeps_equal_names_apart(toy, tmp_path):
+    with Image.open(toy / "data/target/test/images/000000.png") as image:
+        small = image.convert("RGB")
+    for name, size in (("a/x.png", (160, 120)), ("b/x.png", (320, 240)), ("b/X.JPG", (90, 300)), ("b/<i>'$a$.png", (700, 50))):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        small.resize(size, Image.Resampling.NEAREST).save(tmp_path / name)
+    arguments = ["--checkpoint", "runs/0/model.pt", "--threshold", 0.06, "--out", tmp_path / "out"]
+    printed = run(toy, "evaluate.py", "predict", tmp_path / "a", tmp_path / "b", tmp_path / "b/x.png", *arguments)
+    assert printed.startswith("4 images, ") and printed.rstrip().endswith(str(tmp_path / "out"))
+    stems = ["x", "<i>'$a$", "X_2", "x_3"]
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {
+        "graphs.jsonl", "predict.json", *(f"{stem}.{end}" for stem in stems for end in ("png", "dot"))}
+    graphs = read_graphs(tmp_path / "out/graphs.jsonl", Vocabulary(("cube", "sphere", "cylinder"),
+                                                                   ("left", "right", "front", "behind")))
+    assert [(g.image, g.width, g.height) for g in graphs] == [
+        ("x.png", 160, 120), ("<i>'$a$.png", 700, 50), ("X_2.JPG", 90, 300), ("x_3.png", 320, 240)]
+    # twice the size in each direction is the same to the network, and its boxes are in the image's own pixels
+    assert len(graphs[0]) and np.allclose(2 * graphs[0].boxes_px, graphs[3].boxes_px, atol=0.01)
+    assert all((g.scores >= 0.06).all() and (g.relation_scores >= 0.06).all() for g in graphs)
+    record = json.loads((tmp_path / "out/predict.json").read_text())
+    assert record["images"]["X_2.JPG"] == str(tmp_path / "b/X.JPG") and record["threshold"] == 0.06
+    with Image.open(tmp_path / "out/x.png") as overlay:
+        assert overlay.size == (640 + 480, 480)
+    assert (tmp_path / "out/x.dot").read_text().count("->") == len(graphs[0].relations)
+    # the folder is somebody's: only a predict's own is overwritten
+    assert "is not empty" in run(toy, "evaluate.py", "predict", tmp_path / "a", *arguments, code=3)
+    run(toy, "evaluate.py", "predict", tmp_path / "a", *arguments, "--overwrite")
+    assert not (tmp_path / "out/X_2.png").exists()
+    line = run(toy, "evaluate.py", "predict", tmp_path / "a", *arguments[:-1], tmp_path / "b", "--overwrite", code=3)
+    assert "is not overwritten" in line
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["none.png"], "none.png: no such file or folder"), (["runs"], "no PNG or JPEG image"),
+    (["data/sdr/graphs.jsonl"], "graphs.jsonl: not a readable PNG or JPEG image"),
+    (["data/sdr", "--checkpoint", "none.pt"], "none.pt: no such file")])
+def test_mistakes_of_predict_get_one_line(toy, tmp_path, arguments, words):
+    line = run(toy, "evaluate.py", "predict", *arguments, "--out", tmp_path / "out", code=3)
+    assert line.startswith("Error: ") and words in line and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", ["predict", "report", "tensorboard"])
+def test_help_of_a_command_needs_no_torch_and_the_program_s_options_go_with_none(toy, command):
+    code = ("import runpy, sys; sys.argv = sys.argv[1:]\n"
+            "try: runpy.run_path(sys.argv[0], run_name='__main__')\n"
+            "except SystemExit as end: assert end.code == 0\n"
+            "assert not {'torch', 'numpy', 'matplotlib'} & set(sys.modules)")
+    result = subprocess.run([sys.executable, "-c", code, str(ROOT / "evaluate.py"), command, "--help"], capture_output=True,
+                            text=True, env=ENVIRONMENT)
+    assert result.returncode == 0 and f"python evaluate.py {command} " in result.stdout, result.stderr
+    result = subprocess.run([sys.executable, str(ROOT / "evaluate.py"), "--split", "hard", command, "x"], capture_output=True,
+                            text=True, env=ENVIRONMENT, cwd=toy)
+    assert result.returncode == 2 and "go behind it" in result.stderr
