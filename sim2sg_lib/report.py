@@ -215,14 +215,14 @@ def draw_learning(logs: dict[str, dict[str, np.ndarray]]) -> list[dict]:
 def draw_judging(logs: dict[str, dict[str, np.ndarray]]) -> list[dict]:
     """Losses and accuracies of the discriminators of all runs, beside what a coin would have."""
     figures = []
-    for quantity, coin, coin_name in (("loss", np.log(2), "a coin: ln 2"), ("accuracy", 0.5, "a coin: 0.5")):
+    for quantity, top, coin, coin_name in (("loss", None, np.log(2), "a coin: ln 2"), ("accuracy", 1, 0.5, "a coin: 0.5")):
         curves = {}
         for name, log in logs.items():
             for term, short in (("appearance", "D_a"), ("prediction", "D_c")):
                 if f"{quantity}_{term}" in log:
                     curves[f"{name} {short}"] = thin(log[f"{quantity}_{term}"])
         if curves:
-            figure = draw_curves(curves, f"discriminators: {quantity}", ("step", quantity), limits=(0, None),
+            figure = draw_curves(curves, f"discriminators: {quantity}", ("step", quantity), limits=(0, top),
                                  mark=(coin, coin_name))
             figures.append(picture(figure, f"Discriminators' {quantity}; {coin_name}"))
     return figures
