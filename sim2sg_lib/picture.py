@@ -133,8 +133,8 @@ def draw_relations(axes, judged: Judged, vocabulary: Vocabulary) -> None:
             "shrinkA": NODE_PT / 2, "shrinkB": NODE_PT / 2 + 2})
         (dx, dy), t = places[o] - places[s], 0.4  # nearer to the subject: all arrows cross in the middle
         text_at = places[s] + t * np.array([dx, dy]) + 2 * t * (1 - t) * bend * np.array([dy, -dx])
-        axes.text(*text_at, "\n".join(predicates), fontsize=7.5, color=colour, ha="center", va="center", parse_math=False,
-                  bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85})
+        axes.text(*text_at, "\n".join(predicates), fontsize=7.5, color=colour, ha="center", va="center", zorder=3.5,
+                  parse_math=False, bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85})
     for i, (place, label, verdict) in enumerate(zip(places, graph.labels, judged.objects)):
         pale = 1 - 0.35 * (1 - np.array(to_rgb(COLOURS[label % len(COLOURS)])))
         axes.scatter(*place, s=NODE_PT ** 2, color=[pale], edgecolor=VERDICTS[verdict][0], linestyle=VERDICTS[verdict][1],

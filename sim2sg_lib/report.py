@@ -78,7 +78,7 @@ def verdict(tables: list[dict], names: list[str]) -> str:
     """Whether the last row beats the SDR row, said plainly."""
     first, last = "sdr" if "sdr" in names else names[0], names[-1]
     parts = []
-    for title in ("mAP@0.5", "R@20"):
+    for title in ("mAP@0.5", "R@20", "R@50"):
         before, after = ([COLUMNS[title](table[name]) for table in tables] for name in (first, last))
         if None in before + after:
             return "No labelled test set, so no scores: give the loop a target with a labelled test/ or val/ folder."
@@ -216,14 +216,14 @@ def draw_learning(logs: dict[str, dict[str, np.ndarray]]) -> list[dict]:
 def draw_judging(logs: dict[str, dict[str, np.ndarray]]) -> list[dict]:
     """Losses and accuracies of the discriminators of all runs, beside what a coin would have."""
     figures = []
-    for quantity, coin, coin_name in (("loss", np.log(2), "a coin: ln 2"), ("accuracy", 0.5, "a coin: 0.5")):
+    for quantity, top, coin, coin_name in (("loss", None, np.log(2), "a coin: ln 2"), ("accuracy", 1, 0.5, "a coin: 0.5")):
         curves = {}
         for name, log in logs.items():
             for term, short in (("appearance", "D_a"), ("prediction", "D_c")):
                 if f"{quantity}_{term}" in log:
                     curves[f"{name} {short}"] = thin(log[f"{quantity}_{term}"])
         if curves:
-            figure = draw_curves(curves, f"discriminators: {quantity}", ("step", quantity), limits=(0, None),
+            figure = draw_curves(curves, f"discriminators: {quantity}", ("step", quantity), limits=(0, top),
                                  mark=(coin, coin_name))
             figures.append(picture(figure, f"Discriminators' {quantity}; {coin_name}"))
     return figures

@@ -1,6 +1,5 @@
 """Dataset folders: what is refused, and that nothing that existed is harmed."""
 import json
-import shutil
 
 import numpy as np
 import pytest
