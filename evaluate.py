@@ -9,6 +9,7 @@ OUT/metrics.json and OUT/curves.json (with --split OUT/metrics_SPLIT.json, ...),
 OUT/figures/predictions.png. This is the only program that opens target labels. The commands below take their own
 options: `evaluate.py predict --help`.
 """
+import os
 import shlex
 import sys
 from dataclasses import replace
@@ -229,15 +230,18 @@ def own_test_set(run: Path, options: dict, env) -> Path:
     """Where the run was evaluated before, else test or val beside its target or the stand-in, else a labelled target itself."""
     from sim2sg_lib.dataset import has_labels, read_json
     if (run / "metrics.json").exists():
-        return Path(str(read_json(run / "metrics.json").get("data")))
+        data = read_json(run / "metrics.json").get("data")
+        if not isinstance(data, str):
+            raise InputError(f"{run / 'metrics.json'}: data: {data!r}, expected a folder; give --data")
+        return Path(data)
     target = Path(options["target"]) if options["target"] else Path("data") / env.name / "target" / "train"
     # a stand-in for KITTI is a KITTI folder in each split of the data set around it
-    exported = target.name == "kitti" and (target.parent / "dataset.json").exists()
+    exported = target.name == "kitti" and os.path.exists(target.parent / "dataset.json")
     parent, inside = (target.parent.parent, "kitti") if exported else (target.parent, ".")
     for name in ("test", "val"):
-        if (parent / name / inside).is_dir():
+        if os.path.isdir(parent / name / inside):
             return parent / name / inside
-    if target.is_dir() and has_labels(target):
+    if os.path.isdir(target) and has_labels(target):
         return target
     raise InputError(f"no test set beside {target}: give --data")
 
@@ -270,7 +274,7 @@ def newest_source(sources: list[str], env, missing: tuple[str, ...]) -> list | N
     """The graphs of the last --source the network trained on, without the `missing` categories; None if that is gone."""
     from sim2sg_lib.graph import read_graphs
     newest = Path(sources[-1]) / "graphs.jsonl"
-    return labelled_only(read_graphs(newest, env.vocabulary), missing, env) if newest.exists() else None
+    return labelled_only(read_graphs(newest, env.vocabulary), missing, env) if os.path.exists(newest) else None
 
 
 def labelled_only(graphs: list, missing: tuple[str, ...], env) -> list:

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import numpy as np
 
-from sim2sg_lib.dataset import ImageFolder, read_image, read_json
+from sim2sg_lib.dataset import ImageFolder, read_image, read_info, read_json
 from sim2sg_lib.env import Env
 from sim2sg_lib.files import write_text
-from sim2sg_lib.graph import SceneGraph, read_json_lines, read_text
+from sim2sg_lib.graph import SceneGraph, is_number, read_json_lines, read_text, safe_join
 from sim2sg_lib.lift import confident, thresholds
 from sim2sg_lib.metrics import MISSED, RECALL_POINTS, RIGHT, WRONG, compare, unjudged
 from sim2sg_lib.picture import (MAX_ARROWS, VERDICTS, contact_sheet, draw_curves, draw_histograms, draw_objects,
@@ -44,11 +44,30 @@ def read_loop(loop: Path) -> dict[str, dict]:
     table = {}
     for name in ["start", "sdr", *(match[0] for match in found), "full"]:
         if (loop / name / "metrics.json").exists():
-            metrics, config = read_json(loop / name / "metrics.json"), read_json(loop / name / "config.json")
-            table[name] = metrics | {"seconds": config["seconds"], "source": config["source"]}
+            table[name] = read_row(loop / name)
     if not table:
         raise InputError(f"{loop}: no run with metrics.json in it, expected a finished loop")
     return table
+
+
+def read_row(run: Path) -> dict:
+    """A run's metrics, and of its config `seconds` and `source`. Errors: InputError for a field that the table cannot take."""
+    def scores(value, *names):
+        return isinstance(value, dict) and all(name in value and (value[name] is None or is_number(value[name]))
+                                               for name in names)
+
+    metrics, config = read_json(run / "metrics.json"), read_json(run / "config.json")
+    source, gaps = config.get("source"), metrics.get("content_gap") or None
+    for field, fits in (("metrics.json: map50", "map50" not in metrics or scores(metrics, "map50")),
+                        ("metrics.json: recall", "recall" not in metrics or scores(metrics["recall"], "20", "50")),
+                        ("metrics.json: content_gap",
+                         gaps is None or scores(gaps, "objects_per_image", "categories", "predicates")),
+                        ("config.json: seconds", is_number(config.get("seconds"))),
+                        ("config.json: source", isinstance(source, list) and source and all(isinstance(s, str) for s in source))):
+        if not fits:
+            raise InputError(f"{run}/{field}: not what train.py and evaluate.py write")
+    return metrics | {"seconds": config["seconds"], "source": source}
+
 
 
 def table_cells(tables: list[dict[str, dict]], names: list[str]) -> list[tuple[str, list[str]]]:
@@ -106,11 +125,13 @@ def sheet_rows(table: dict[str, dict]) -> list[tuple[str, list[np.ndarray]]]:
     first = next(iter(lifted), None)
     if first is None or not (first / "dataset.json").exists() or not (first / "predicted.jsonl").exists():
         return []
-    info = read_json(first / "dataset.json")
-    names = [row["image"] for _, row in read_json_lines(first / "predicted.jsonl")[:SHEET_COLUMNS]]
+    info, predicted = read_info(first, None), safe_join(first, "predicted.jsonl")
+    names = [str(row.get("image")) for _, row in read_json_lines(predicted)[:SHEET_COLUMNS]]
     sdr = {Path(table["sdr"]["source"][0]): "sdr"} if "sdr" in table else {}
-    shown = [("target", [Path(info["target"] or "") / name for name in names])]
-    shown += [(row_title(name), sorted((folder / "images").glob("*.png"))[:len(names)])
+    target = Path(str(info.get("target") or ""))
+    shown = [("target", [safe_join(target, name, f"{predicted}: image") for name in names])]
+    shown += [(row_title(name), [safe_join(folder, f"images/{path.name}")
+                                 for path in sorted((folder / "images").glob("*.png"))[:len(names)]])
               for folder, name in (sdr | lifted).items()]
     return [(caption, [read_image(path, info["width"], info["height"]) for path in paths])
             for caption, paths in shown if paths and all(path.is_file() for path in paths)]

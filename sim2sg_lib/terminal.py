@@ -17,6 +17,11 @@ class InputError(click.ClickException):
 
     exit_code = 3
 
+    def format_message(self) -> str:
+        """The message as one line that any terminal can show: it may quote what a file says, however long."""
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in self.message)
+        return line if len(line) <= 600 else f"{line[:400]} ... {line[-195:]}"
+
 
 # --- what it says -----------------------------------------------------------------------------------------------------
 
