@@ -8,6 +8,7 @@ Without --checkpoint the latest run under runs/ is taken, without --data the tes
 OUT/metrics.json (OUT/metrics_SPLIT.json), OUT/predictions.jsonl and OUT/figures/predictions.png. This is the only
 program that opens target labels.
 """
+import os
 import re
 import shlex
 import statistics
@@ -108,15 +109,18 @@ def own_test_set(run: Path, options: dict, env) -> Path:
     from sim2sg_lib.dataset import has_labels, read_json
     from sim2sg_lib.graph import InputError
     if (run / "metrics.json").exists():
-        return Path(str(read_json(run / "metrics.json").get("data")))
+        data = read_json(run / "metrics.json").get("data")
+        if not isinstance(data, str):
+            raise InputError(f"{run / 'metrics.json'}: data: {data!r}, expected a folder; give --data")
+        return Path(data)
     target = Path(options["target"]) if options["target"] else Path("data") / env.name / "target" / "train"
     # a stand-in for KITTI is a KITTI folder in each split of the data set around it
-    exported = target.name == "kitti" and (target.parent / "dataset.json").exists()
+    exported = target.name == "kitti" and os.path.exists(target.parent / "dataset.json")
     parent, inside = (target.parent.parent, "kitti") if exported else (target.parent, ".")
     for name in ("test", "val"):
-        if (parent / name / inside).is_dir():
+        if os.path.isdir(parent / name / inside):
             return parent / name / inside
-    if target.is_dir() and has_labels(target):
+    if os.path.isdir(target) and has_labels(target):
         return target
     raise InputError(f"no test set beside {target}: give --data")
 
@@ -145,7 +149,7 @@ def training_gap(sources: list[str], truth: list, env, missing: tuple[str, ...])
     from sim2sg_lib.graph import read_graphs
     from sim2sg_lib.metrics import content_gap
     newest = Path(sources[-1]) / "graphs.jsonl"
-    if not newest.exists():
+    if not os.path.exists(newest):
         return None
     return content_gap(labelled_only(read_graphs(newest, env.vocabulary), missing, env), truth, env.vocabulary)
 
@@ -251,18 +255,38 @@ def row_title(name: str) -> str:
 
 def read_loop(loop: Path) -> dict[str, dict]:
     """Run folder -> its metrics and training time, in the table's order. Errors: InputError."""
-    from sim2sg_lib.dataset import read_json
     from sim2sg_lib.graph import InputError
     found = [match for match in map(ITERATION.fullmatch, (p.name for p in loop.glob("*"))) if match]
     found.sort(key=lambda match: (list(ROWS).index(match[1]), int(match[2])))
     table = {}
     for name in ["start", "sdr", *(match[0] for match in found), "full"]:
         if (loop / name / "metrics.json").exists():
-            metrics, config = read_json(loop / name / "metrics.json"), read_json(loop / name / "config.json")
-            table[name] = metrics | {"seconds": config["seconds"], "source": config["source"]}
+            table[name] = read_row(loop / name)
     if not table:
         raise InputError(f"{loop}: no run with metrics.json in it, expected a finished loop")
     return table
+
+
+def read_row(run: Path) -> dict:
+    """A run's metrics, and of its config `seconds` and `source`. Errors: InputError for a field that the table cannot take."""
+    from sim2sg_lib.dataset import read_json
+    from sim2sg_lib.graph import InputError, is_number
+
+    def scores(value, *names):
+        return isinstance(value, dict) and all(name in value and (value[name] is None or is_number(value[name]))
+                                               for name in names)
+
+    metrics, config = read_json(run / "metrics.json"), read_json(run / "config.json")
+    source, gaps = config.get("source"), metrics.get("content_gap") or None
+    for field, fits in (("metrics.json: map50", "map50" not in metrics or scores(metrics, "map50")),
+                        ("metrics.json: recall", "recall" not in metrics or scores(metrics["recall"], "20", "50")),
+                        ("metrics.json: content_gap",
+                         gaps is None or scores(gaps, "objects_per_image", "categories", "predicates")),
+                        ("config.json: seconds", is_number(config.get("seconds"))),
+                        ("config.json: source", isinstance(source, list) and source and all(isinstance(s, str) for s in source))):
+        if not fits:
+            raise InputError(f"{run}/{field}: not what train.py and evaluate.py write")
+    return metrics | {"seconds": config["seconds"], "source": source}
 
 
 def verdict(tables: list[dict], names: list[str]) -> str:
@@ -280,29 +304,30 @@ def verdict(tables: list[dict], names: list[str]) -> str:
 
 def first_images(folder: Path, count: int) -> list[Path]:
     """Paths of a data set's first images; none if it is gone."""
-    return sorted((folder / "images").glob("*.png"))[:count]
+    from sim2sg_lib.graph import safe_join
+    return [safe_join(folder, f"images/{path.name}") for path in sorted((folder / "images").glob("*.png"))[:count]]
 
 
 def draw_loop(loop: Path, table: dict[str, dict]) -> None:
     """figures/loop.png: target images on top, what each iteration synthesised for them below (the paper's Figure 3)."""
-    from sim2sg_lib.dataset import read_image, read_json
-    from sim2sg_lib.graph import read_json_lines
+    from sim2sg_lib.dataset import read_image, read_info
+    from sim2sg_lib.graph import read_json_lines, safe_join
     from sim2sg_lib.picture import contact_sheet, to_tile
     lifted = {}  # data set -> the first row that learnt it
     for name in filter(ITERATION.fullmatch, table):
         lifted.setdefault(Path(table[name]["source"][-1]), row_title(name))
     first = next(iter(lifted), None)
-    if first is None or not (first / "dataset.json").exists():
+    if first is None or not os.path.exists(first / "dataset.json"):
         return
-    info = read_json(first / "dataset.json")
-    target, size = Path(info["target"] or ""), (info["width"], info["height"])
-    names = [row["image"] for _, row in read_json_lines(first / "predicted.jsonl")[:6]]
-    shown = [("target", [target / name for name in names])]
+    info, predicted = read_info(first, None), safe_join(first, "predicted.jsonl")
+    target, size = Path(str(info.get("target") or "")), (info["width"], info["height"])
+    names = [str(row.get("image")) for _, row in read_json_lines(predicted)[:6]]
+    shown = [("target", [safe_join(target, name, f"{predicted}: image") for name in names])]
     shown += [("SDR", first_images(Path(table["sdr"]["source"][0]), len(names)))] if "sdr" in table else []
     shown += [(title.replace(" + ", "\n+ ").replace(", ", ",\n"), first_images(folder, len(names)))
               for folder, title in lifted.items()]
     rows = [(caption, [to_tile(read_image(path, *size)) for path in paths])
-            for caption, paths in shown if paths and all(path.is_file() for path in paths)]
+            for caption, paths in shown if paths and all(map(os.path.isfile, paths))]
     if not rows:
         return
     (loop / "figures").mkdir(exist_ok=True)

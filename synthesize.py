@@ -169,7 +169,7 @@ def sample(images, num: int | None, seed: int):
 def open_graphs(path: Path, env) -> tuple[list, list]:
     """The graphs of a JSON Lines file and their cameras: those of a cameras.jsonl beside it, or the nominal one."""
     from sim2sg_lib.dataset import check_aspect, read_cameras
-    from sim2sg_lib.graph import InputError, read_graphs
+    from sim2sg_lib.graph import InputError, read_graphs, safe_join
     graphs = read_graphs(path, env.vocabulary)
     if not graphs:
         raise InputError(f"{path}: no graph in it")
@@ -177,7 +177,7 @@ def open_graphs(path: Path, env) -> tuple[list, list]:
         check_aspect(f"{path}: {graph.image}", graph.width, graph.height, env.camera)
     sizes = [(graph.width, graph.height) for graph in graphs]
     if (path.parent / "cameras.jsonl").exists():
-        return graphs, read_cameras(path.parent / "cameras.jsonl", [graph.image for graph in graphs], sizes)
+        return graphs, read_cameras(safe_join(path.parent, "cameras.jsonl"), [graph.image for graph in graphs], sizes)
     return graphs, [env.camera.resized(*size) for size in sizes]
 
 

@@ -11,7 +11,9 @@ Any folder of PNG or JPEG files is a valid unlabelled target too, and so is KITT
 Opening images never opens labels: what `train.py` and `synthesize.py` read of a target cannot depend on them.
 """
 import json
+import os
 import shutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +24,15 @@ from PIL import Image
 
 from sim2sg_lib.camera import Camera
 from sim2sg_lib.env import Env
-from sim2sg_lib.graph import (InputError, SceneGraph, load_json, read_graphs, read_json_lines, read_text,
-                              select_objects, write_graphs)
+from sim2sg_lib.graph import (MAX_PIXELS, InputError, SceneGraph, check_file, is_int, is_number, load_json, read_bytes,
+                              read_graphs, read_json_lines, read_text, safe_join, select_objects, write_graphs)
 from sim2sg_lib.kitti import camera_of, frame_objects, kitti_root, paper_camera, read_calib, to_graph
 from sim2sg_lib.scene import Scene
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 FORMAT = 1  # of dataset.json and the files beside it
+MAX_SCANS = 100  # of a JPEG; real ones have a dozen, and each takes as long as the whole image
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is MAX_PIXELS, and errors are one line
 
 
 @dataclass(frozen=True)
@@ -52,21 +56,25 @@ def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolde
     camera: KITTI's alone, "calib" (if None) for the calibration of each image, "paper" for the paper's assumption.
     """
     folder = Path(folder)
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such folder, expected one of images or a data set")
-    info = read_info(folder, env) if (folder / "dataset.json").exists() else None
+    info = read_info(folder, env) if os.path.lexists(folder / "dataset.json") else None
     kitti = kitti_root(folder)
     if folder.name == "image_2" and (folder.parent / "calib").is_dir():
         raise InputError(f"{folder}: holds the images of a KITTI folder without their cameras, expected {folder.parent}")
     if camera and not kitti:
         raise InputError(f"{folder}: --camera {camera} is for a KITTI folder, expected image_2/ or training/image_2/ in it")
     root = kitti / "image_2" if kitti else folder / "images" if (folder / "images").is_dir() else folder
-    names = sorted(str(p.relative_to(folder)) for p in root.iterdir() if p.suffix.lower() in SUFFIXES and p.is_file())
+    safe_join(folder, str(root.relative_to(folder)))
+    try:
+        names = sorted(str(p.relative_to(folder)) for p in root.iterdir() if p.suffix.lower() in SUFFIXES)
+    except OSError as error:
+        raise InputError(f"{root}: cannot be listed ({error.strerror})") from None
     if not names:
         raise InputError(f"{root}: no PNG or JPEG image in it" + ("" if root != folder else " or in its images/"))
     if info and info["count"] != len(names):
         raise InputError(f"{folder}: {len(names)} images, but dataset.json says {info['count']}")
-    sizes = [open_image(folder / name).size for name in names]
+    sizes = [open_image(safe_join(folder, name)).size for name in names]
     for name, (width, height) in zip(names, sizes):
         if info and (width, height) != (info["width"], info["height"]):
             raise InputError(f"{folder / name}: {width}x{height} pixels, dataset.json says {info['width']}x{info['height']}")
@@ -74,10 +82,10 @@ def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolde
     if kitti and camera == "paper":
         return ImageFolder(folder, names, [paper_camera(*size) for size in sizes])
     if kitti:
-        calibs = [read_calib(kitti / "calib" / f"{Path(name).stem}.txt") for name in names]
+        calibs = [read_calib(safe_join(kitti, f"calib/{Path(name).stem}.txt")) for name in names]
         return ImageFolder(folder, names, [camera_of(P2, *size) for P2, size in zip(calibs, sizes)])
-    if (folder / "cameras.jsonl").exists():
-        return ImageFolder(folder, names, read_cameras(folder / "cameras.jsonl", names, sizes))
+    if os.path.lexists(folder / "cameras.jsonl"):
+        return ImageFolder(folder, names, read_cameras(safe_join(folder, "cameras.jsonl"), names, sizes))
     return ImageFolder(folder, names, [env.camera.resized(*size) for size in sizes])
 
 
@@ -88,18 +96,20 @@ def check_aspect(where: Path | str, width: int, height: int, camera: Camera) -> 
                          "ratio")
 
 
-def read_info(folder: Path, env: Env) -> dict:
-    """dataset.json, checked against the environment. Errors: InputError."""
-    path = Path(folder) / "dataset.json"
+def read_info(folder: Path, env: Env | None) -> dict:
+    """dataset.json, checked against the environment if there is one. Errors: InputError."""
+    path = safe_join(folder, "dataset.json")
     info = read_json(path)
     if info.get("format") != FORMAT:
         raise InputError(f"{path}: format: {info.get('format')!r}, expected {FORMAT}")
     for name in ("width", "height", "count"):
-        if not isinstance(info.get(name), int) or info[name] <= 0:
+        if not is_int(info.get(name)) or info[name] <= 0:
             raise InputError(f"{path}: {name}: {info.get(name)!r}, expected a positive integer")
-    if info.get("env") != env.name:
+    if info["width"] * info["height"] > MAX_PIXELS:
+        raise InputError(f"{path}: width: {info['width']}x{info['height']} pixels, expected {MAX_PIXELS} at most")
+    if env and info.get("env") != env.name:
         raise InputError(f"{path}: env: {info.get('env')!r}, expected {env.name!r}")
-    for name in ("categories", "predicates"):
+    for name in ("categories", "predicates") if env else ():
         if info.get(name) != list(getattr(env.vocabulary, name)):
             raise InputError(f"{path}: {name}: {info.get(name)}, expected {list(getattr(env.vocabulary, name))}")
     return info
@@ -114,41 +124,63 @@ def read_cameras(path: Path, names: list[str], sizes: list[tuple[int, int]]) -> 
     """The camera of each named image, whose size in pixels (width, height) is known. Errors: InputError."""
     cameras = {}
     for line, row in read_json_lines(path):
-        arrays = []
-        for name, shape in (("K", (3, 3)), ("R", (3, 3)), ("t", (3,))):
-            try:
-                array = np.array(row.get(name), np.float64)
-            except (TypeError, ValueError, OverflowError):
-                array = np.empty(0)
-            if array.shape != shape or not np.isfinite(array).all():
-                raise InputError(f"{path}:{line}: {name}: expected finite numbers of shape {shape}")
-            arrays.append(array)
-        K, R, t = arrays
-        if K[0, 0] <= 0 or K[1, 1] <= 0 or not np.allclose(R @ R.T, np.eye(3), atol=1e-3) or np.linalg.det(R) < 0:
-            raise InputError(f"{path}:{line}: expected positive focal lengths in K and a rotation R")
+        K = _numbers(row.get("K"), (3, 3), f"{path}:{line}: K")
+        R = _numbers(row.get("R"), (3, 3), f"{path}:{line}: R")
+        t = _numbers(row.get("t"), (3,), f"{path}:{line}: t")
+        if min(K[0, 0], K[1, 1]) < 1 or K[0, 1] or K[1, 0] or K[2].tolist() != [0, 0, 1]:
+            raise InputError(f"{path}:{line}: K: expected rows f 0 cx, 0 f cy, 0 0 1 with f >= 1")
+        if not np.allclose(R @ R.T, np.eye(3), atol=1e-3) or np.linalg.det(R) < 0:
+            raise InputError(f"{path}:{line}: R: expected a rotation")
         if np.hypot(R[2, 0], R[2, 1]) < 1e-3:
             raise InputError(f"{path}:{line}: R: the camera looks straight up or down, so nothing is in front or behind")
-        cameras[str(row.get("image"))] = (K, R, t)
+        if not isinstance(row.get("image"), str) or row["image"] in cameras:
+            raise InputError(f"{path}:{line}: image: {row.get('image')!r}, expected a path that has no camera yet")
+        cameras[row["image"]] = (K, R, t)
     missing = [name for name in names if name not in cameras]
     if missing:
         raise InputError(f"{path}: no camera for {missing[0]}")
     return [Camera(*cameras[name], *size) for name, size in zip(names, sizes)]
 
 
+def _numbers(value, shape: tuple[int, ...], where: str) -> np.ndarray:
+    """A list of lists of JSON as an array. Errors: InputError, also for what numpy takes for a number: true, or "1"."""
+    def fits(value, shape):
+        if not shape:
+            return is_number(value)
+        return isinstance(value, list) and len(value) == shape[0] and all(fits(item, shape[1:]) for item in value)
+
+    if not fits(value, shape):
+        raise InputError(f"{where}: expected finite numbers of shape {shape}")
+    return np.array(value, np.float64)
+
+
 def open_image(path: Path) -> Image.Image:
     """The file's header, pixels not yet read. Errors: InputError."""
+    check_file(path, "a PNG or JPEG image")
     try:
-        return Image.open(path, formats=("PNG", "JPEG"))
-    except (OSError, Image.DecompressionBombError) as error:
+        image = Image.open(path, formats=("PNG", "JPEG"))
+    except Exception as error:  # Pillow passes on whatever its readers stumble over
         raise InputError(f"{path}: not a readable PNG or JPEG image ({error.__class__.__name__})") from None
+    if not 0 < image.width * image.height <= MAX_PIXELS:
+        raise InputError(f"{path}: {image.width}x{image.height} pixels, expected 1 to {MAX_PIXELS}")
+    return image
 
 
 def read_image(path: Path, width: int, height: int) -> np.ndarray:
-    """(height, width, 3) uint8, resized if need be. Errors: InputError for a truncated or broken file."""
+    """(height, width, 3) uint8, resized if need be. Errors: InputError for a truncated or broken file.
+
+    Grey, palette and CMYK become RGB, 16 bits become 8, alpha is dropped, an animation is its first picture; pixels are
+    where the file stores them, whatever EXIF says.
+    """
     image = open_image(path)
+    scans = 0 if image.format == "PNG" else read_bytes(path, "a JPEG image").count(b"\xff\xda")
+    if scans > MAX_SCANS:
+        raise InputError(f"{path}: {scans} scans, expected a JPEG of {MAX_SCANS} at most")
     try:
+        if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+            image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
         image = image.convert("RGB")
-    except (OSError, SyntaxError, ValueError) as error:
+    except Exception as error:
         raise InputError(f"{path}: truncated or broken image ({error})") from None
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BOX if image.width > width else Image.Resampling.BILINEAR)
@@ -158,7 +190,7 @@ def read_image(path: Path, width: int, height: int) -> np.ndarray:
 def has_labels(folder: Path) -> bool:
     """Whether read_labels has something to read: graphs.jsonl, or KITTI's label_2/."""
     kitti = kitti_root(folder)
-    return (kitti / "label_2").is_dir() if kitti else (Path(folder) / "graphs.jsonl").exists()
+    return (kitti / "label_2").is_dir() if kitti else os.path.exists(Path(folder) / "graphs.jsonl")
 
 
 def read_labels(images: ImageFolder, env: Env, van: str | None = None) -> list[SceneGraph]:
@@ -171,7 +203,7 @@ def read_labels(images: ImageFolder, env: Env, van: str | None = None) -> list[S
         return read_kitti_labels(kitti, images, env, van or "ignore")
     if van:
         raise InputError(f"{images.folder}: --van {van} is for a KITTI folder, expected image_2/ or training/image_2/ in it")
-    path = images.folder / "graphs.jsonl"
+    path = safe_join(images.folder, "graphs.jsonl")
     by_image = {graph.image: graph for graph in read_graphs(path, env.vocabulary, images.folder)}
     for name, camera in zip(images.names, images.cameras):
         graph = by_image.get(name)
@@ -190,7 +222,7 @@ def read_kitti_labels(root: Path, images: ImageFolder, env: Env, van: str) -> li
                          f"{', '.join(env.vocabulary.categories)}")
     stems = [Path(name).stem for name in images.names]
     for folder in ("label_2", "label_2_extra"):
-        without = sorted({path.stem for path in (root / folder).glob("*.txt")} - set(stems))
+        without = sorted({path.stem for path in safe_join(root, folder).glob("*.txt")} - set(stems))
         if without:
             raise InputError(f"{root / folder / without[0]}.txt: no image {without[0]} in {root / 'image_2'}")
     return [to_graph(name, frame_objects(root, stem), camera, env, van)
@@ -286,7 +318,7 @@ class LabelledImages(torch.utils.data.Dataset):
         for folder in map(Path, folders):
             read_info(folder, env)
             graphs = read_labels(open_images(folder, env), env)
-            self.paths += [folder / graph.image for graph in graphs]
+            self.paths += [safe_join(folder, graph.image) for graph in graphs]
             self.graphs += [select_objects(graph, graph.counted) for graph in graphs]
 
     def __len__(self) -> int:

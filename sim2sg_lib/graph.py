@@ -3,19 +3,34 @@
 A box is `x0, y0, x1, y1` in float pixels, half-open: x right, y down, the centre of the first pixel at (0.5, 0.5).
 A relation row (s, p, o) reads "object s is predicate p of object o": <laptop, on, table>. Several predicates may
 hold for one ordered pair. Numbers are numpy, so that reading a graph never needs torch.
+
+Whatever opens a file of the user's checks it here first: files from elsewhere may be anything.
 """
 import json
+import math
+import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import numpy as np
 
+MAX_FILE_BYTES = 256 * 2**20  # of an image, a mesh or a text, which is read whole
+MAX_PIXELS = 64 * 2**20       # of an image, beyond which it is not decoded
+MAX_DEPTH = 16                # of lists and objects inside one another in JSON
+MAX_OBJECTS = 1000            # of an image: relations grow with their square
+
 
 class InputError(click.ClickException):
     """A fault in what the user gave: printed as one line (what, where, what was expected), exit status 3."""
 
     exit_code = 3
+
+    def format_message(self) -> str:
+        """The message as one line that any terminal can show: it may quote what a file says, however long."""
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in self.message)
+        return line if len(line) <= 600 else f"{line[:400]} ... {line[-195:]}"
 
 
 @dataclass(frozen=True)
@@ -136,7 +151,7 @@ def read_graphs(path: Path, vocabulary: Vocabulary, folder: Path | None = None) 
             graph = _parse_graph(row, vocabulary)
             if folder and graph.image in seen:
                 raise ValueError(f"image: {graph.image} has a graph already")
-            if folder and not (folder / graph.image).is_file():
+            if folder and not os.path.isfile(safe_join(folder, graph.image, f"{path}:{line_number}: image")):
                 raise ValueError(f"image: {graph.image} is not in {folder}")
         except ValueError as error:
             raise InputError(f"{path}:{line_number}: {error}") from None
@@ -148,34 +163,92 @@ def read_graphs(path: Path, vocabulary: Vocabulary, folder: Path | None = None) 
 def read_json_lines(path: Path) -> list[tuple[int, dict]]:
     """Every non-empty line of a JSON Lines file as (line number from 1, object). Errors: InputError."""
     rows = []
-    for line_number, line in enumerate(read_text(path, "JSON Lines").splitlines(), 1):
+    for line_number, line in enumerate(read_text(path, "JSON Lines").split("\n"), 1):
         if line.strip():
             rows.append((line_number, load_json(line, f"{path}:{line_number}")))
     return rows
 
 
 def read_text(path: Path, expected: str) -> str:
-    """A file's text. Errors: InputError if it is missing, which says what was `expected`, or is no UTF-8."""
+    """A file's text. Errors: InputError if it is missing or too large, which says what was `expected`, or is no UTF-8."""
+    content = read_bytes(path, expected)
     try:
-        return Path(path).read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file, expected {expected}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error.__class__.__name__})") from None
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise InputError(f"{path}:{line}: cannot be read as UTF-8 text, expected {expected}") from None
+
+
+def read_bytes(path: Path, expected: str) -> bytes:
+    """A file's bytes. Errors: those of check_file; InputError if it cannot be read."""
+    check_file(path, expected)
+    try:
+        return Path(path).read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror}), expected {expected}") from None
+
+
+def check_file(path: Path, expected: str, max_bytes: int = MAX_FILE_BYTES) -> None:
+    """Errors: InputError unless there is a file of at most max_bytes; a pipe or a device might never end."""
+    if not os.path.isfile(path):  # which, unlike Path's, takes any name
+        raise InputError(f"{path}: {'not a regular' if os.path.exists(path) else 'no such'} file, expected {expected}")
+    if os.path.getsize(path) > max_bytes:
+        raise InputError(f"{path}: {os.path.getsize(path)} bytes, expected {expected}, of {max_bytes} at most")
+
+
+def safe_join(root: Path, name: str, where: str = "") -> Path:
+    """root / name, for a `name` that somebody else wrote or linked; `root` itself may be anywhere.
+
+    Errors: InputError, starting with `where` or else the path, if the name or a link on its way leads out of root.
+    """
+    path = Path(root) / name
+    if not _stays_inside(name) or not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root)):
+        raise InputError(f"{where or path}: {name!r} leads out of {root}, expected a path inside it")
+    return path
+
+
+def _stays_inside(name: str) -> bool:
+    """Whether a name is relative and without "..", backslash, NUL, or what is no character."""
+    return not re.search("[\0\\\\\ud800-\udfff]", name) and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def load_json(text: str, where: str) -> dict:
-    """Parse one JSON object; NaN and infinity are refused. Errors: InputError starting with `where`."""
-    def refuse(name):
-        raise ValueError(f"{name} is not a JSON number")
+    """Parse one JSON object. Errors: InputError starting with `where`.
 
+    Refused is also what Python reads and others do not: NaN, infinity, a name twice in an object, half a character, more
+    than MAX_DEPTH levels.
+    """
     try:
-        value = json.loads(text, parse_constant=refuse)
+        value = json.loads(text, parse_constant=_finite, parse_float=_finite, object_pairs_hook=_without_twins)
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # fails for half of a surrogate pair
     except (ValueError, RecursionError) as error:
         raise InputError(f"{where}: not valid JSON ({error})") from None
     if not isinstance(value, dict):
         raise InputError(f"{where}: expected a JSON object, found {type(value).__name__}")
+    if _deeper(value, MAX_DEPTH):
+        raise InputError(f"{where}: expected at most {MAX_DEPTH} lists and objects inside one another")
     return value
+
+
+def _finite(word: str) -> float:
+    if not math.isfinite(float(word)):
+        raise ValueError(f"{word} is not a finite number")
+    return float(word)
+
+
+def _without_twins(pairs: list[tuple]) -> dict:
+    row = {}
+    for name, value in pairs:
+        if name in row:
+            raise ValueError(f"{name!r} is there twice")
+        row[name] = value
+    return row
+
+
+def _deeper(value, levels: int) -> bool:
+    inner = value.values() if isinstance(value, dict) else value
+    return levels == 0 or any(_deeper(item, levels - 1) for item in inner if isinstance(item, (dict, list)))
 
 
 _OBJECT_FIELDS = {"category", "box", "score", "visible", "truncated", "ignore"}
@@ -186,12 +259,12 @@ def _parse_graph(row: dict, vocabulary: Vocabulary) -> SceneGraph:
     _expect(not unknown, f"{', '.join(sorted(unknown))}: unknown field")
     image = row.get("image")
     _expect(isinstance(image, str) and image != "", "image: expected a path")
-    # an absolute name, or one with "..", could read files outside the data set
-    _expect(not Path(image).is_absolute() and ".." not in Path(image).parts, "image: expected a path inside the data set")
+    _expect(_stays_inside(image), "image: expected a path inside the data set")
     for name in ("width", "height"):
-        _expect(_is_int(row.get(name)) and 0 < row[name] <= 65535, f"{name}: expected 1..65535 pixels")
+        _expect(is_int(row.get(name)) and 0 < row[name] <= 65535, f"{name}: expected 1..65535 pixels")
     objects, relations = row.get("objects"), row.get("relations", [])
     _expect(isinstance(objects, list), "objects: expected a list")
+    _expect(len(objects) <= MAX_OBJECTS, f"objects: {len(objects)}, expected {MAX_OBJECTS} at most")
     _expect(isinstance(relations, list), "relations: expected a list")
     for i, item in enumerate(objects):
         _check_object(item, f"objects[{i}]", row["width"], row["height"], vocabulary)
@@ -212,14 +285,14 @@ def _check_object(item, where: str, width: int, height: int, vocabulary: Vocabul
     _expect(item.get("category") in vocabulary.categories,
             f"{where}.category: {item.get('category')!r} is not one of {', '.join(vocabulary.categories)}")
     box = item.get("box")
-    _expect(isinstance(box, list) and len(box) == 4 and all(_is_number(v) for v in box),
+    _expect(isinstance(box, list) and len(box) == 4 and all(is_number(v) for v in box),
             f"{where}.box: expected four finite numbers x0, y0, x1, y1, found {box}")
     x0, y0, x1, y1 = box
     _expect(0 <= x0 < x1 <= width and 0 <= y0 < y1 <= height,
             f"{where}.box: {box} expected 0 <= x0 < x1 <= {width} and 0 <= y0 < y1 <= {height}")
     for name in ("score", "visible", "truncated"):
         value = item.get(name, 1.0)
-        _expect(_is_number(value) and 0 <= value <= 1, f"{where}.{name}: {value} expected a number from 0 to 1")
+        _expect(is_number(value) and 0 <= value <= 1, f"{where}.{name}: {value} expected a number from 0 to 1")
     _expect(isinstance(item.get("ignore", False), bool), f"{where}.ignore: expected true or false")
 
 
@@ -227,20 +300,22 @@ def _check_relation(item, where: str, count: int, vocabulary: Vocabulary) -> Non
     _expect(isinstance(item, list) and len(item) in (3, 4), f"{where}: expected [subject, predicate, object, score]")
     s, predicate, o = item[:3]
     for name, value in (("subject", s), ("object", o)):
-        _expect(_is_int(value) and 0 <= value < count,
+        _expect(is_int(value) and 0 <= value < count,
                 f"{where}: {name} {value} is not an index below {count}, the number of objects")
     _expect(s != o, f"{where}: subject and object are both {s}")
     _expect(predicate in vocabulary.predicates,
             f"{where}: {predicate!r} is not one of {', '.join(vocabulary.predicates)}")
     score = item[3] if len(item) > 3 else 1.0
-    _expect(_is_number(score) and 0 <= score <= 1, f"{where}: score {score} expected a number from 0 to 1")
+    _expect(is_number(score) and 0 <= score <= 1, f"{where}: score {score} expected a number from 0 to 1")
 
 
-def _is_int(value) -> bool:
+def is_int(value) -> bool:
+    """Whether a value of JSON is an integer; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _is_number(value) -> bool:
+def is_number(value) -> bool:
+    """Whether a value of JSON is a number below 1e9, beyond which nothing here is meant."""
     return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e9
 
 

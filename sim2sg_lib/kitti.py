@@ -12,6 +12,7 @@ Pixels: KITTI counts from the centre of the first pixel, this project from its c
 that its projections and scores are its own; half a pixel is less than its labels are good for.
 """
 import math
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -19,7 +20,7 @@ import numpy as np
 
 from sim2sg_lib.camera import Camera
 from sim2sg_lib.env import Env
-from sim2sg_lib.graph import InputError, SceneGraph, make_graph, read_text
+from sim2sg_lib.graph import MAX_OBJECTS, InputError, SceneGraph, make_graph, read_text, safe_join
 from sim2sg_lib.scene import SceneObject, relations
 
 CAMERA_HEIGHT_M = 1.65
@@ -70,7 +71,7 @@ class KittiObject:
 def kitti_root(folder: Path) -> Path | None:
     """The folder that holds image_2/: `folder` or its training/; None if this is not a KITTI folder."""
     for root in (Path(folder), Path(folder) / "training"):
-        if (root / "image_2").is_dir():
+        if os.path.isdir(root / "image_2"):
             return root
     return None
 
@@ -79,6 +80,8 @@ def read_objects(path: Path, results: bool = False) -> list[KittiObject]:
     """The objects of a label file (15 columns), or with `results` of a result file (16). Errors: InputError."""
     kind = "result" if results else "label"
     lines = read_text(path, f"a KITTI {kind} file").splitlines()
+    if len(lines) > MAX_OBJECTS:
+        raise InputError(f"{path}: {len(lines)} lines, expected {MAX_OBJECTS} at most")
     return [_parse_object(line, f"{path}:{number}", COLUMNS[:16 if results else 15])
             for number, line in enumerate(lines, 1) if line.strip()]
 
@@ -108,7 +111,7 @@ _TYPE_BY_NAME = {name.lower(): name for name in TYPES}  # KITTI's evaluator does
 
 def _number(word: str, where: str) -> float:
     try:
-        value = float(word)
+        value = float(word) if word.isascii() and "_" not in word else math.nan  # Python reads 1_0 as ten
     except ValueError:
         value = math.nan
     if not abs(value) < 1e9:  # false for NaN, too
@@ -133,16 +136,16 @@ def read_calib(path: Path) -> np.ndarray:
         if len(words) != 12:
             raise InputError(f"{path}:{number}: P2: {len(words)} numbers, expected 12")
         P2 = np.array([_number(word, f"{path}:{number}: P2") for word in words]).reshape(3, 4)
-        if P2[0, 0] <= 0 or P2[1, 1] <= 0 or P2[0, 1] != 0 or P2[1, 0] != 0 or P2[2, :3].tolist() != [0, 0, 1]:
-            raise InputError(f"{path}:{number}: P2: expected rows f 0 cx tx, 0 f cy ty, 0 0 1 tz with f > 0")
+        if P2[0, 0] < 1 or P2[1, 1] < 1 or P2[0, 1] != 0 or P2[1, 0] != 0 or P2[2, :3].tolist() != [0, 0, 1]:
+            raise InputError(f"{path}:{number}: P2: expected rows f 0 cx tx, 0 f cy ty, 0 0 1 tz with f >= 1")
         return P2
     raise InputError(f"{path}: no line P2:, expected one with 12 numbers")
 
 
 def frame_objects(root: Path, stem: str) -> list[KittiObject]:
     """A frame's labels, those of label_2_extra last if that folder is there. Errors: InputError."""
-    folders = [root / name for name in ("label_2", "label_2_extra") if name == "label_2" or (root / name).is_dir()]
-    return [item for folder in folders for item in read_objects(folder / f"{stem}.txt")]
+    folders = [name for name in ("label_2", "label_2_extra") if name == "label_2" or (root / name).is_dir()]
+    return [item for folder in folders for item in read_objects(safe_join(root, f"{folder}/{stem}.txt"))]
 
 
 def unlabelled_categories(root: Path, env: Env) -> tuple[str, ...]:

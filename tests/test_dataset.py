@@ -81,9 +81,27 @@ def test_truncated_and_disguised_images(folder):
     assert "not a readable PNG or JPEG" in complaint(read_image, path, 160, 120)
 
 
+def test_every_kind_of_image_becomes_rgb(tmp_path):
+    grey = np.array([[0, 255, 256, 65535]], np.uint16)
+    colour = np.array([[[200, 100, 50, 0]]], np.uint8)
+    for name, image, expected in (
+            ("deep.png", Image.fromarray(grey), [[0] * 3, [0] * 3, [1] * 3, [255] * 3]),  # 256 steps of 16 bits are one of 8
+            ("alpha.png", Image.fromarray(colour), [[200, 100, 50]]), ("one.png", Image.new("1", (1, 1), 1), [[255] * 3]),
+            ("palette.png", Image.fromarray(colour[..., :3]).quantize(), [[200, 100, 50]]),
+            ("cmyk.jpg", Image.new("CMYK", (1, 1), (0, 0, 0, 255)), [[0] * 3])):
+        image.save(tmp_path / name)
+        assert read_image(tmp_path / name, *image.size)[0].tolist() == expected
+    exif = Image.Exif()
+    exif[0x0112] = 6  # "turn me": pixels stay where they are stored
+    Image.new("RGB", (40, 30)).save(tmp_path / "turned.jpg", exif=exif)
+    assert read_image(tmp_path / "turned.jpg", 40, 30).shape == (30, 40, 3)
+
+
 @pytest.mark.parametrize("name, value, words", [
     ("K", [[1, 0], [0, 1]], "K: expected finite numbers of shape (3, 3)"), ("t", [0, 0, None], "t: expected"),
-    ("R", [[1, 0, 0], [0, 1, 0], [0, 0, -1]], "a rotation R"),
+    ("t", [0, 0, True], "t: expected"), ("t", ["0", "0", "0"], "t: expected"), ("t", [0, 0, 1e300], "t: expected"),
+    ("K", [[175, 1, 80], [0, 175, 60], [0, 0, 1]], "K: expected rows"), ("image", "images/000000.png", "has no camera yet"),
+    ("R", [[1, 0, 0], [0, 1, 0], [0, 0, -1]], "R: expected a rotation"),
     ("R", [[1, 0, 0], [0, -1, 0], [0, 0, -1]], "R: the camera looks straight"),
     ("image", "images/9.png", "no camera for images/000001.png")])
 def test_bad_cameras_are_named_by_line(folder, name, value, words):
@@ -92,7 +110,20 @@ def test_bad_cameras_are_named_by_line(folder, name, value, words):
     rows[1][name] = value
     path.write_text("\n".join(map(json.dumps, rows)))
     message = complaint(open_images, folder, ENV)
-    assert words in message and ("cameras.jsonl:2" in message or name == "image")
+    assert words in message and ("cameras.jsonl:2" in message or value == "images/9.png")
+
+
+def test_links_lead_into_a_data_set_but_not_out_of_it(folder, tmp_path):
+    (tmp_path / "link").symlink_to(folder)
+    assert len(LabelledImages([tmp_path / "link"], ENV, 80, 60)) == 2
+    image = folder / "images/000001.png"
+    image.rename(folder / "elsewhere.png")
+    image.symlink_to("../elsewhere.png")
+    assert len(LabelledImages([folder], ENV, 80, 60)) == 2
+    (folder / "elsewhere.png").rename(tmp_path / "elsewhere.png")
+    image.unlink()
+    image.symlink_to(tmp_path / "elsewhere.png")
+    assert f"{image}: 'images/000001.png' leads out of {folder}" in complaint(open_images, folder, ENV)
 
 
 def test_a_target_needs_no_labels_and_never_reads_them(folder):

@@ -72,12 +72,20 @@ def with_object(**fields):
     (with_object(visible=-0.1), "objects[0].visible"),
     (with_object(ignore=1), "objects[0].ignore"),
     (with_object(colour="red"), "objects[0].colour: unknown field"),
-    (with_object(box=[1, 2, 3, 4]).replace("3,", "NaN,", 1), "NaN is not a JSON number"),
+    (with_object(box=[1, 2, 3, 4]).replace("3,", "NaN,", 1), "NaN is not a finite number"),
     (changed(relations=[[0, "on", 2]]), "relations[0]: object 2 is not an index below 2"),
     (changed(relations=[[0, "on", 0]]), "relations[0]: subject and object are both 0"),
     (changed(relations=[[0, "under", 1]]), "relations[0]: 'under' is not one of left, on"),
     (changed(relations=[[0, "on", 1, 7]]), "relations[0]: score 7"),
     (changed(relations=[[True, "on", 1]]), "relations[0]: subject True"),
+    (changed(image="images\\0.png"), "image: expected a path inside"),
+    (changed(image="\0"), "image: expected a path inside"),
+    (changed(width=1).replace('"width": 1', '"width": 1, "width": 2'), "'width' is there twice"),
+    (with_object(box=[1, 2, 3, 4]).replace("3,", "1e999,", 1), "1e999 is not a finite number"),
+    (with_object(box=[1, 2, 3, 4]).replace("3,", "9" * 5000 + ",", 1), "not valid JSON"),
+    (changed(image="\ud800.png"), "not valid JSON"),
+    (changed(relations=json.loads("[" * 20 + "]" * 20)), "at most 16 lists and objects inside one another"),
+    (changed(objects=LINE["objects"] * 501), "objects: 1002, expected 1000 at most"),
 ])
 def test_bad_lines_are_named_by_file_line_and_field(tmp_path, text, complaint):
     path = tmp_path / "graphs.jsonl"
@@ -88,9 +96,25 @@ def test_bad_lines_are_named_by_file_line_and_field(tmp_path, text, complaint):
     assert message.startswith(f"{path}:2: ") and complaint in message and "\n" not in message
 
 
+def test_what_a_line_quotes_is_shown_as_one_short_line():
+    message = InputError("a\nb\x1b[2J\u202e\ud800" + "x" * 10**6 + "end").format_message()
+    assert message.startswith("a\\nb\\x1b[2J\\u202e\\ud800xxx") and message.endswith("xxxend") and len(message) == 600
+
+
+def test_a_byte_order_mark_and_any_line_end_are_read(tmp_path):
+    path = tmp_path / "graphs.jsonl"
+    text = json.dumps(LINE | {"image": "a\u2028b.png"}, ensure_ascii=False)
+    path.write_bytes(f"\ufeff{text}\r\n{text}".encode())
+    assert [graph.image for graph in read_graphs(path, VOCABULARY)] == ["a\u2028b.png"] * 2
+
+
 def test_missing_and_binary_files(tmp_path):
     with pytest.raises(InputError, match="no such file"):
         read_graphs(tmp_path / "none.jsonl", VOCABULARY)
-    (tmp_path / "b.jsonl").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(InputError, match="UTF-8"):
+    (tmp_path / "b.jsonl").write_bytes(b"{}\n\xff\xfe\x00")
+    with pytest.raises(InputError, match="b.jsonl:2: cannot be read as UTF-8"):
         read_graphs(tmp_path / "b.jsonl", VOCABULARY)
+    with open(tmp_path / "large.jsonl", "wb") as file:
+        file.truncate(2**28 + 1)  # takes no space
+    with pytest.raises(InputError, match="large.jsonl: 268435457 bytes, expected JSON Lines, of 268435456 at most"):
+        read_graphs(tmp_path / "large.jsonl", VOCABULARY)
