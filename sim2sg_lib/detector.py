@@ -5,7 +5,7 @@ size the configuration names, so nothing is resized or padded here. Boxes are `x
 network input. Labels in this file are torchvision's: 0 is background, 1..C are the categories.
 """
 from collections import OrderedDict
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +19,7 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FrozenBatchNorm2d, box_area, nms
 
-from sim2sg_lib.graph import InputError
+from sim2sg_lib.graph import MAX_PIXELS, InputError
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 ROI_SIZE = 7
@@ -87,6 +87,16 @@ class ModelConfig:
         # a round trip through JSON turns tuples into lists
         object.__setattr__(self, "returned_layers", tuple(self.returned_layers))
         object.__setattr__(self, "anchor_sizes", tuple(self.anchor_sizes))
+        for entry in fields(self):
+            value = getattr(self, entry.name)
+            if entry.type in (int, bool) and type(value) is not entry.type or entry.type is int and not 0 < value < 2**16:
+                raise ValueError(f"{entry.name}: {value!r} expected true or false, or an integer from 1 to 65535")
+        if self.width * self.height > MAX_PIXELS:
+            raise ValueError(f"width, height: {self.width}x{self.height} expected {MAX_PIXELS} pixels at most")
+        if not self.returned_layers or list(self.returned_layers) != sorted({1, 2, 3, 4} & set(self.returned_layers)):
+            raise ValueError(f"returned_layers: {self.returned_layers} expected some of 1, 2, 3, 4, rising")
+        if not all(type(size) is int and 0 < size < 2**16 for size in self.anchor_sizes):
+            raise ValueError(f"anchor_sizes: {self.anchor_sizes} expected integers from 1 to 65535")
         if self.backbone not in ("resnet18", "resnet50", "resnet101"):
             raise ValueError(f"backbone: {self.backbone!r} expected resnet18, resnet50 or resnet101")
         if self.input not in ("edges", "rgb"):
@@ -153,7 +163,7 @@ class PyramidAnchors(nn.Module):
             xs = torch.arange(-(-config.width // stride)) * stride
             y, x = torch.meshgrid(ys, xs, indexing="ij")
             centers = torch.stack([x, y, x, y], -1).reshape(-1, 1, 4)  # (cells, 1, 4)
-            anchors.append((centers + cell).reshape(-1, 4))  # (cells * ratios, 4)
+            anchors.append((centers + cell.to(centers.device)).reshape(-1, 4))  # (cells * ratios, 4)
         self.register_buffer("anchors", torch.cat(anchors), persistent=False)
 
     def forward(self, images: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
