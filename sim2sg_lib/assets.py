@@ -1,11 +1,12 @@
 """Meshes from files in the place of an environment's own: OBJ and GLB, ShapeNet's folders among them."""
+import io
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 
 from sim2sg_lib.env import Env
-from sim2sg_lib.graph import InputError
+from sim2sg_lib.graph import InputError, read_bytes, safe_join
 from sim2sg_lib.meshes import Mesh, to_unit
 
 MAX_FACES = 20_000
@@ -28,8 +29,8 @@ def replace_assets(env: Env, folder: Path) -> Env:
         rows = [env.asset_sizes_m[name] for name in env.category_assets[label]]
         lengths_m = [np.linalg.norm(size) for size in max(rows, key=lambda row: max(map(np.linalg.norm, row)))]
         names[label] = tuple(str(path.relative_to(folder)) for path in paths)
-        for name, path in zip(names[label], paths):
-            assets[name], extents = read_mesh(path)
+        for name in names[label]:
+            assets[name], extents = read_mesh(safe_join(folder, name))
             shape = np.array(extents) / np.linalg.norm(extents)
             sizes_m[name] = tuple(tuple(map(float, length * shape)) for length in lengths_m)
     if tuple(names) == env.category_assets:
@@ -52,14 +53,17 @@ def read_mesh(path: Path) -> tuple[Mesh, tuple[float, float, float]]:
         import trimesh
     except ImportError:
         raise InputError("--assets reads files with trimesh, which is not installed: pip install trimesh") from None
+    content = io.BytesIO(read_bytes(path, "an OBJ or GLB file"))  # no path: a file that names others opens none
     try:
-        pieces = [piece for piece in trimesh.load(path, force="scene", process=False).dump() if hasattr(piece, "faces")]
+        scene = trimesh.load(content, path.suffix.lower()[1:], force="scene", process=False)
+        pieces = [(np.asarray(piece.vertices) @ TO_WORLD[path.suffix.lower()].T)[piece.faces]  # (f, 3, 3)
+                  for piece in scene.dump() if hasattr(piece, "faces")]
     except Exception as error:  # trimesh passes on whatever its readers stumble over
         raise InputError(f"{path}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:100]})") from None
-    count = sum(len(piece.faces) for piece in pieces)
+    count = sum(map(len, pieces))
     if count > MAX_FACES:
         raise InputError(f"{path}: {count} faces, expected {MAX_FACES} at most")
-    corners = [turn_outward(np.asarray(piece.vertices)[piece.faces] @ TO_WORLD[path.suffix.lower()].T) for piece in pieces]
+    corners = [turn_outward(piece) for piece in pieces]
     triangles = np.concatenate([np.zeros((0, 3, 3)), *corners])  # (F, 3, 3)
     part = np.repeat(np.arange(len(corners)), [len(piece) for piece in corners])
     normals = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
