@@ -149,6 +149,7 @@ bench: .venv/ready
 
 faults: .venv/ready
 	$(RUN) tests/faults.py
+	$(RUN) tests/kills.py
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv

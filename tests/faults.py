@@ -34,7 +34,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-import evaluate
 from envs.clevr import ENV
 from envs.drive import ENV as STREET
 from sim2sg_lib import checkpoint
@@ -43,6 +42,7 @@ from sim2sg_lib.dataset import LabelledImages, open_images, read_cameras, read_i
 from sim2sg_lib.detector import quick_config
 from sim2sg_lib.graph import make_graph, read_graphs, to_json
 from sim2sg_lib.kitti import camera_of, read_calib, read_objects, to_graph
+from sim2sg_lib.report import draw_sheet, read_row
 from sim2sg_lib.scene import Material, Scene, Sky
 
 SECONDS = 2.0
@@ -465,7 +465,7 @@ def mutated_json(trials: int, rng: random.Random) -> list[str]:
 
         readers = {"graphs.jsonl": lambda: again(read_labels(images, ENV)), "dataset.json": lambda: read_info(folder, ENV),
                    "cameras.jsonl": lambda: finite(read_cameras(folder / "cameras.jsonl", images.names, sizes)),
-                   "metrics.json": lambda: evaluate.read_row(folder), "config.json": lambda: evaluate.read_row(folder),
+                   "metrics.json": lambda: read_row(folder), "config.json": lambda: read_row(folder),
                    "predicted.jsonl": lambda: again(read_graphs(folder / "predicted.jsonl", ENV.vocabulary))}
         whole = {file: (folder / file).read_bytes() for file in readers}
         for trial in range(trials):
@@ -533,7 +533,7 @@ def hostile_names(trials: int, rng: random.Random) -> list[str]:
             path, loop = folder / "graphs.jsonl", {"label1": {"source": [str(folder)]}}
             failures += complaint(folder, lambda: read_graphs(path, ENV.vocabulary, folder), f"{path}:1: image: ", False)
             with redirect_stdout(StringIO()):
-                failures += complaint(folder, lambda: evaluate.draw_loop(folder, loop))
+                failures += complaint(folder, lambda: draw_sheet(folder, loop))
     return failures
 
 
