@@ -2,6 +2,7 @@
 
 The page draws what train.py logged and evaluate.py measured (log.jsonl, metrics.json, curves.json) and computes no score.
 """
+import os
 import re
 import statistics
 from pathlib import Path
@@ -134,7 +135,7 @@ def sheet_rows(table: dict[str, dict]) -> list[tuple[str, list[np.ndarray]]]:
                                  for path in sorted((folder / "images").glob("*.png"))[:len(names)]])
               for folder, name in (sdr | lifted).items()]
     return [(caption, [read_image(path, info["width"], info["height"]) for path in paths])
-            for caption, paths in shown if paths and all(path.is_file() for path in paths)]
+            for caption, paths in shown if paths and all(map(os.path.isfile, paths))]
 
 
 def draw_sheet(loop: Path, table: dict[str, dict]) -> Path | None:
