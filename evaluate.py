@@ -123,9 +123,9 @@ def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | 
       python evaluate.py predict photo.jpg --checkpoint runs/clevr/full/model.pt --out predicted
       python evaluate.py predict photos/ --threshold 0.3
 
-    Reads PNG and JPEG. Writes OUT/NAME.png, boxes on the image and the graph beside it; OUT/NAME.dot, the graph for Graphviz; OUT/graphs.jsonl,
-    all graphs, boxes in each image's own pixels; OUT/predict.json, which file is which NAME. No camera is needed and any
-    size will do, but the network sees every image stretched to its own input.
+    Reads PNG and JPEG. Writes OUT/NAME.png, boxes on the image and the graph beside it; OUT/NAME.dot, the graph for
+    Graphviz; OUT/graphs.jsonl, all graphs, boxes in each image's own pixels; OUT/predict.json, which file is which NAME.
+    No camera is needed and any size will do, but the network sees every image stretched to its own input.
     """
     from sim2sg_lib import checkpoint
     from sim2sg_lib.dataset import find_images, publish_folder, read_image, refuse_used, start_folder, write_json
@@ -170,9 +170,9 @@ def report(loop: Path) -> None:
     \b
       python evaluate.py report runs/clevr
 
-    One file that opens without a network: the loop's table, training curves, precision over recall, recall@K, content, what each iteration made of the target, and
-    scene graphs with what is right, wrong and missed. Scores are those of metrics.json and curves.json, graphs those
-    of predictions.jsonl.
+    One file that opens without a network: the loop's table, training curves, precision over recall, recall@K, content,
+    what each iteration made of the target, and scene graphs with what is right, wrong and missed. Scores are those of
+    metrics.json and curves.json, graphs those of predictions.jsonl.
     """
     from sim2sg_lib.dataset import read_json
     from sim2sg_lib.graph import InputError, read_graphs
