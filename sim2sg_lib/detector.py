@@ -90,8 +90,9 @@ class ModelConfig:
         object.__setattr__(self, "anchor_sizes", tuple(self.anchor_sizes))
         for entry in fields(self):
             value = getattr(self, entry.name)
-            if entry.type in (int, bool) and type(value) is not entry.type or entry.type is int and not 0 < value < 2**16:
-                raise ValueError(f"{entry.name}: {value!r} expected true or false, or an integer from 1 to 65535")
+            least = 0 if entry.name == "gcn_steps" else 1
+            if entry.type in (int, bool) and type(value) is not entry.type or entry.type is int and not least <= value < 2**16:
+                raise ValueError(f"{entry.name}: {value!r} expected true or false, or an integer from {least} to 65535")
         if self.width * self.height > MAX_PIXELS:
             raise ValueError(f"width, height: {self.width}x{self.height} expected {MAX_PIXELS} pixels at most")
         if not self.returned_layers or list(self.returned_layers) != sorted({1, 2, 3, 4} & set(self.returned_layers)):
