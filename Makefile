@@ -76,7 +76,7 @@ TRAIN := $(RUN) train.py --preset $(PRESET) --device $(DEVICE) --seed $(SEED) --
 $(if $(filter strong,$(PROTOCOL)),--augment colour)
 EVALUATE := $(RUN) evaluate.py --device $(DEVICE) --overwrite
 
-.PHONY: loop options test bench
+.PHONY: loop options test bench faults
 .DELETE_ON_ERROR:
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
@@ -136,7 +136,7 @@ $(eval $(call learn,full,$(call LIFTED,appearance,$(ITERATIONS)),appearance$(com
 $(RUNS:%=$(OUT)/%/metrics.json): $(OUT)/%/metrics.json: $(OUT)/%/model.pt $(TARGET_READY)
 	$(EVALUATE) --checkpoint $< --data $(TEST_IMAGES) --out $(OUT)/$*
 
-# --- tests, speed -----------------------------------------------------------------------------------------------------
+# --- tests, speed, faults ---------------------------------------------------------------------------------------------
 
 test: .venv/ready
 	$(RUN) -m pytest -q
@@ -144,6 +144,9 @@ test: .venv/ready
 bench: .venv/ready
 	$(RUN) tests/bench.py
 	$(RUN) tests/bench_raster.py
+
+faults: .venv/ready
+	$(RUN) tests/faults.py
 
 .venv/ready: requirements.txt
 	$(PYTHON) -m venv .venv

@@ -1,0 +1,41 @@
+"""A fortieth of `make faults`, and the words of what is refused outside data sets."""
+import json
+import random
+
+import pytest
+import torch
+
+import evaluate
+from envs.clevr import ENV
+from faults import FAULTS, archive_of, content_of, data_set
+from sim2sg_lib import checkpoint
+from sim2sg_lib.graph import InputError
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("fault, trials", [entry[1:] for entry in FAULTS], ids=[entry[1].__name__ for entry in FAULTS])
+def test_broken_files_are_read_or_refused_in_one_line(fault, trials):
+    assert fault(max(trials // 40, min(trials, 50)), random.Random(0)) == []
+
+
+@pytest.mark.parametrize("file, field, value", [
+    ("metrics.json", "map50", "0.5"), ("metrics.json", "recall", {"20": 0.5}), ("metrics.json", "content_gap", [1]),
+    ("config.json", "seconds", None), ("config.json", "source", [])])
+def test_a_table_s_wrong_field_is_named(tmp_path, file, field, value):
+    run = data_set(tmp_path / "run")
+    assert evaluate.read_row(run)["seconds"] == 1.5
+    (run / file).write_text(json.dumps(json.loads((run / file).read_text()) | {field: value}))
+    with pytest.raises(InputError, match=f"run/{file}: {field}: not what"):
+        evaluate.read_row(run)
+
+
+@pytest.mark.parametrize("fields, words", [
+    ({"options": {"source": "data", "target": None}}, "options.source: not what train.py writes, format 1"),
+    ({"format": 2}, "format: not what"), ({"model": content_of()["model"] | {"width": "160"}}, "model: width: '160' expected"),
+    ({"model": content_of()["model"] | {"categories": 5}}, "model: 5 categories and 4 predicates, expected as many"),
+    ({"weights": {"w": torch.ones(1)}}, "its weights do not fit")])
+def test_a_checkpoint_s_wrong_field_is_named(tmp_path, fields, words):
+    (tmp_path / "model.pt").write_bytes(archive_of(content_of(**fields)))
+    with pytest.raises(InputError, match="model.pt: ") as error:
+        checkpoint.load(tmp_path / "model.pt", ENV)
+    assert words in error.value.format_message()
