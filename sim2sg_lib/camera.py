@@ -115,10 +115,10 @@ class Cameras:
         """(B, 3) optical centres, metres."""
         return -(self.R * self.t[:, :, None]).sum(1)
 
-    def rays_world(self) -> torch.Tensor:
-        """(B, H, W, 3) directions through every pixel's centre; one unit of each is one metre of depth."""
+    def rays_world(self, rows: tuple[int, int] | None = None) -> torch.Tensor:
+        """(B, H, W, 3) directions through the centres of all pixels or of some rows; one unit of each is one metre of depth."""
         like = {"dtype": self.K.dtype, "device": self.K.device}
-        u, v = torch.arange(self.width, **like) + 0.5, torch.arange(self.height, **like) + 0.5
+        u, v = torch.arange(self.width, **like) + 0.5, torch.arange(*(rows or (0, self.height)), **like) + 0.5
         x = (u[None, :] - self.K[:, 0, 2, None]) / self.K[:, 0, 0, None]  # (B, W)
         y = (v[None, :] - self.K[:, 1, 2, None]) / self.K[:, 1, 1, None]  # (B, H)
         R = self.R[:, None, None]  # (B, 1, 1, 3, 3)

@@ -1,5 +1,5 @@
 """Procedural unit meshes, and a batch of scenes packed into one."""
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 import torch
@@ -183,6 +183,12 @@ class Textures:
     scale_m: torch.Tensor
     amount: torch.Tensor
     seed: torch.Tensor
+
+    def select(self, index: torch.Tensor) -> "Textures":
+        """One for each of an index (N,); of a single texture views, nothing is copied."""
+        values = (getattr(self, field.name) for field in fields(self))
+        return Textures(*(value.expand(len(index), *value.shape[1:]) if len(value) == 1 else value.index_select(0, index)
+                          for value in values))
 
 
 @dataclass(frozen=True)

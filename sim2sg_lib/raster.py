@@ -1,16 +1,16 @@
 """The rasteriser, in pure torch: which faces a pixel sees, how deep, and how far it is from their edges.
 
-Pairs of face and pixel are enumerated from each face's (blurred) bounding box, so that work and memory grow with the
-sum of the boxes and never with faces x pixels. Which pairs count is decided without gradient; what counts is computed
-once more, with it. Fragments mean what PyTorch3D's mean (Ravi et al. 2020), the soft silhouette is SoftRas' (Liu et al.
-2019). Rows of the batch are worked off in bands that fit a memory budget; a band's size changes no bit of the result.
+Pairs of face and pixel are enumerated row by row between each face's (blurred) edges, so that work and memory grow with
+the area that faces cover and never with faces x pixels. Which pairs count is decided without gradient; what counts is
+computed once more, with it. Fragments mean what PyTorch3D's mean (Ravi et al. 2020), the soft silhouette is SoftRas' (Liu
+et al. 2019). Rows of the batch are worked off in bands that fit a memory budget; a band's size changes no bit of the result.
 
 A face with corners q_i = z_i (u_i, v_i, 1), z depth and u, v pixels, covers the pixel h = (u, v, 1) with barycentrics
 b_i / sum(b), b = h M^-1, M the matrix of rows q_i, at depth 1 / sum(b) (Olano and Greer 1997). b is affine in the pixel and
 needs no division by a corner's depth: a face that crosses the camera's plane is as good as any other.
 """
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +21,7 @@ from sim2sg_lib.meshes import Meshes
 
 NEAR_M = 0.05       # nothing nearer than this is drawn; faces that cross it are clipped
 PAIR_BYTES = 200    # of one pair of face and pixel at the widest point
-GRID_PIXELS = 1 << 17  # pairs tested at once: few enough to stay in the cache
+FRESH_MB = 256      # of pairs at once where none needs a gradient: more bands take less time than more memory
 TINY = 1e-12        # squared pixels below which an edge is a point
 OPAQUE = 1e-4       # a face adds less than this to a silhouette beyond the distance where it is cut off
 
@@ -179,8 +179,8 @@ class Pairs:
     inside: torch.Tensor
 
     def select(self, chosen: torch.Tensor) -> "Pairs":
-        """Those of an index or mask."""
-        return Pairs(self.face[chosen], self.offset[chosen], self.pixel[chosen], self.inside[chosen])
+        """Those of an index."""
+        return Pairs(*(values.index_select(0, chosen) for values in (self.face, self.offset, self.pixel, self.inside)))
 
 
 def row_bands(faces: ScreenFaces, rows: int, memory_mb: float) -> list[tuple[int, int]]:
@@ -189,6 +189,7 @@ def row_bands(faces: ScreenFaces, rows: int, memory_mb: float) -> list[tuple[int
     change.index_add_(0, faces.first[:, 1], faces.span[:, 0])
     change.index_add_(0, faces.first[:, 1] + faces.span[:, 1], -faces.span[:, 0])
     total = change.cumsum(0).cumsum(0)[:rows].cpu()  # pairs in the rows up to each one
+    memory_mb = memory_mb if faces.inverse.requires_grad else min(memory_mb, FRESH_MB)
     budget, bands, start, before = memory_mb * 2 ** 20 / PAIR_BYTES, [], 0, 0
     while start < rows:
         end = max(int(torch.searchsorted(total, int(before + budget), right=True)), start + 1)
@@ -200,59 +201,67 @@ def row_bands(faces: ScreenFaces, rows: int, memory_mb: float) -> list[tuple[int
 def covered(faces: ScreenFaces, band: tuple[int, int], width: int, blur_px: float) -> Pairs:
     """The pairs of a band's rows whose pixel lies in the face or nearer than `blur_px` to its edges.
 
-    Faces of like size, within an octave, are tested together, on one grid as large as the largest: dense arithmetic on a
-    few pixels too many is faster than picking out each face's own. The order of pairs depends on the faces alone, not on
+    Small faces come first, by octaves, then the faces' order, rows and columns: the order depends on the faces alone, not on
     the band.
     """
     top = faces.first[:, 1].clamp(min=band[0])
     rows = ((faces.first[:, 1] + faces.span[:, 1]).clamp(max=band[1]) - top).clamp(min=0)
-    size = faces.span.amax(1).float().log2().ceil()
-    parts = []
-    for number in size[rows > 0].unique():
-        own = ((size == number) & (rows > 0)).nonzero()[:, 0]
-        grid = (int(rows[own].max()), int(faces.span[own, 0].max()))
-        for some in own.split(max(GRID_PIXELS // (grid[0] * grid[1]), 1)):
-            parts.append(covered_on_grid(faces, some, top[some], rows[some], grid, band[0], width, blur_px))
-    if not parts:
-        none = torch.zeros(0, dtype=torch.int64, device=top.device)
-        return Pairs(none, faces.inverse.new_zeros(0, 2), none, none.bool())
-    return Pairs(*(torch.cat(column) for column in zip(*parts)))
-
-
-def covered_on_grid(faces: ScreenFaces, own: torch.Tensor, top: torch.Tensor, rows: torch.Tensor, grid: tuple[int, int],
-                    first_row: int, width: int, blur_px: float) -> tuple[torch.Tensor, ...]:
-    """`covered` for the faces `own` (N,), of which `rows` rows from `top` on are in the band: the fields of Pairs."""
-    skipped = top - faces.first[own, 1]
-    x = torch.arange(grid[1], device=own.device, dtype=faces.inverse.dtype)  # (w,)
-    line = torch.arange(grid[0], device=own.device)[:, None]  # (h, 1)
-    y = (line + skipped[:, None, None]).to(x.dtype)  # (N, h, 1)
-    inverse = faces.inverse[own][..., None, None]  # (N, 3, 3, 1, 1)
-    bary = [inverse[:, 0, i] * x + (inverse[:, 1, i] * y + inverse[:, 2, i]) for i in range(3)]  # 3 x (N, h, w)
-    total = bary[0] + bary[1] + bary[2]
+    order = faces.span.amax(1).float().log2().ceil().sort(stable=True).indices
+    owner, line = spread(rows[order])
+    face = order[owner]  # (R,), one entry a row of a face
+    y = (line + (top - faces.first[:, 1])[face]).to(faces.inverse.dtype)
+    begin, end = row_columns(faces, face, y, width, blur_px)
+    first_pixel = (line + top[face] - band[0]) * width + faces.first[face, 0]
+    row, column = spread((end - begin).clamp(min=0))
+    column = column + begin.index_select(0, row)
+    pairs = Pairs(face.index_select(0, row), torch.stack([column.to(y.dtype), y.index_select(0, row)], 1),
+                  column + first_pixel.index_select(0, row), torch.ones_like(row, dtype=torch.bool))
+    if blur_px == 0 and (faces.depth_m > 2 * NEAR_M).all():
+        return pairs  # whole rows, as they are
+    a, b, c = barycentrics(faces, pairs)
+    total = a + b + c
     # in the face, and no nearer than the near plane
-    inside = (torch.minimum(torch.minimum(bary[0], bary[1]), bary[2]) >= 0) & (total > 0) & (total < 1 / NEAR_M)
-    hit = inside.clone()
-    for edge in range(faces.ends.shape[1] if blur_px > 0 else 0):
-        drawn = faces.drawn[own, edge, None, None]
-        if not drawn.any():
-            continue
-        start = faces.ends[own, edge, 0]
-        along = faces.ends[own, edge, 1] - start
-        length = (along ** 2).sum(1).clamp(min=TINY)[:, None, None]
-        (sx, sy), (ax, ay) = (vector.T[..., None, None] for vector in (start, along))
-        share = ((x - sx) * (ax / length) + (y - sy) * (ay / length)).clamp_(0, 1)
-        hit |= (((x - sx) - share * ax) ** 2 + ((y - sy) - share * ay) ** 2 < blur_px ** 2) & drawn
-    hit &= (x < faces.span[own, 0, None, None]) & (line < rows[:, None, None])
-    index, row, column = hit.nonzero().unbind(1)
-    face = own[index]
-    pixel = (row + top[index] - first_row) * width + column + faces.first[face, 0]
-    return face, torch.stack([column, row + skipped[index]], 1).to(x.dtype), pixel, inside[index, row, column]
+    inside = (torch.minimum(torch.minimum(a, b), c) >= 0) & (total > 0) & (total < 1 / NEAR_M)
+    hit = inside | (squared_distance_px(faces, pairs) < blur_px ** 2) if blur_px > 0 else inside
+    return replace(pairs, inside=inside).select(hit.nonzero()[:, 0])
 
 
-def barycentrics(faces: ScreenFaces, pairs: Pairs) -> torch.Tensor:
-    """(P, 3) barycentric coordinates over depth: positive inside a face that lies before the camera."""
-    affine = faces.inverse.index_select(0, pairs.face)  # (P, 3, 3)
-    return affine[:, 0] * pairs.offset[:, :1] + (affine[:, 1] * pairs.offset[:, 1:] + affine[:, 2])
+def spread(counts: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """(N,) counts -> of each of their sum the index of its owner, and its number among the owner's."""
+    owner = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
+    return owner, torch.arange(len(owner), device=counts.device) - (counts.cumsum(0) - counts).index_select(0, owner)
+
+
+def row_columns(faces: ScreenFaces, face: torch.Tensor, y: torch.Tensor, width: int, blur_px: float
+                ) -> tuple[torch.Tensor, torch.Tensor]:
+    """First column (R,) and the one after the last, of the pixels of rows y (R,) that lie in the faces (R,).
+
+    To the bit those at which no barycentric is negative: rounded, too, each only grows or only falls along a row, so
+    two columns tell where it changes its sign. With a blur, all that may be near enough and some more.
+    """
+    begin, end = torch.zeros_like(y), faces.span[:, 0].to(y.dtype).index_select(0, face)
+    affine = faces.inverse + 0.0  # which leaves no negative zero
+    reach = (blur_px + 1) * (affine[:, 0] ** 2 + affine[:, 1] ** 2).sqrt() if blur_px > 0 else torch.zeros_like(affine[:, 0])
+    for i in range(3):
+        slope, down, rest = affine[..., i].index_select(0, face).unbind(1)
+        rest = down * y + rest + reach[:, i].index_select(0, face)
+        column = (-rest / slope).nan_to_num(0.0).clamp(-3, width + 1).floor()
+        outside = (slope * column + rest < 0).to(y.dtype) + (slope * (column + 1) + rest < 0)
+        begin = torch.where(slope >= 0, torch.maximum(begin, column + outside), begin)
+        end = torch.where(slope < 0, torch.minimum(end, column + 2 - outside), end)
+    return begin.long(), end.long()
+
+
+def barycentrics(faces: ScreenFaces, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Three (P,), barycentric coordinates over depth: positive inside a face that lies before the camera."""
+    x, y = pairs.offset.unbind(1)
+    a, b, c, d, e, f, g, h, i = of_face(faces.inverse.flatten(1), pairs)
+    return a * x + (d * y + g), b * x + (e * y + h), c * x + (f * y + i)
+
+
+def of_face(values: torch.Tensor, pairs: Pairs) -> list[torch.Tensor]:
+    """The columns of values (F, C) at each pair's face, C times (P,): alone each is gathered and worked with faster."""
+    return [column.index_select(0, pairs.face) for column in values.unbind(1)]
 
 
 def squared_distance_px(faces: ScreenFaces, pairs: Pairs) -> torch.Tensor:
@@ -265,7 +274,7 @@ def squared_distance_px(faces: ScreenFaces, pairs: Pairs) -> torch.Tensor:
         start, end = faces.ends[:, edge].unbind(1)
         along = end - start  # (F, 2)
         length = (along ** 2).sum(1, keepdim=True).clamp(min=TINY)
-        sx, sy, ax, ay, tx, ty = torch.cat([start, along, along / length], 1).index_select(0, pairs.face).unbind(1)
+        sx, sy, ax, ay, tx, ty = of_face(torch.cat([start, along, along / length], 1), pairs)
         x, y = pairs.offset[:, 0] - sx, pairs.offset[:, 1] - sy
         share = (x * tx + y * ty).clamp(0, 1)
         squared = (x - share * ax) ** 2 + (y - share * ay) ** 2
@@ -277,14 +286,15 @@ def squared_distance_px(faces: ScreenFaces, pairs: Pairs) -> torch.Tensor:
 
 def depth_and_barycentrics(faces: ScreenFaces, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
     """(P,) metres and (P, 3), of the face's point seen at the pixel; beyond the face clipped to it, as PyTorch3D does."""
-    bary = barycentrics(faces, pairs).clamp(min=0)
-    total = bary.sum(1, keepdim=True)
-    bary = bary / total.clamp(min=1e-12)
-    lost = total[:, 0] == 0  # beyond the line where a face that reaches behind the camera vanishes: farthest away
+    bary = [values.clamp(min=0) for values in barycentrics(faces, pairs)]
+    total = bary[0] + bary[1] + bary[2]
+    bary = [values / total.clamp(min=1e-12) for values in bary]
+    lost = total == 0  # beyond the line where a face that reaches behind the camera vanishes: farthest away
     if lost.any():
-        farthest = F.one_hot(faces.depth_m.argmax(1), 3).to(bary.dtype)[pairs.face]
-        bary = torch.where(lost[:, None], farthest, bary)
-    return (bary * faces.depth_m[pairs.face]).sum(1).clamp(min=NEAR_M), bary
+        farthest = of_face(F.one_hot(faces.depth_m.argmax(1), 3).to(total.dtype), pairs)
+        bary = [torch.where(lost, far, values) for far, values in zip(farthest, bary)]
+    a, b, c = (values * depth_m for values, depth_m in zip(bary, of_face(faces.depth_m, pairs)))
+    return (a + b + c).clamp(min=NEAR_M), torch.stack(bary, 1)
 
 
 # --- which faces a pixel sees -----------------------------------------------------------------------------------------
@@ -304,16 +314,24 @@ def rasterize(meshes: Meshes, cameras: Cameras, blur_radius: float = 0.0, faces_
     def rasterize_band(low: int, high: int) -> tuple[torch.Tensor, ...]:
         with torch.no_grad():
             pairs = covered(faces, (low, high), cameras.width, blur_px)
-            depth_m, _ = depth_and_barycentrics(faces, pairs)
+            depth_m, bary = depth_and_barycentrics(faces, pairs)
             chosen, rank = nearest(pairs.pixel, depth_m, faces_per_pixel, (high - low) * cameras.width)
-            pairs = pairs.select(chosen)
-        return fill(faces, pairs, rank, (high - low, cameras.width, faces_per_pixel), cameras)
+            pairs, depth_m, bary = pairs.select(chosen), depth_m.index_select(0, chosen), bary.index_select(0, chosen)
+        if faces.inverse.requires_grad:
+            depth_m, bary = depth_and_barycentrics(faces, pairs)
+        place = (pairs.pixel + low * cameras.width) * faces_per_pixel + rank
+        return place, faces.face[pairs.face], depth_m, bary, signed_distance(faces, pairs, cameras)
 
     bands = row_bands(faces, meshes.scenes * cameras.height, memory_mb)
     parts = [in_band(rasterize_band, band, faces, len(bands)) for band in bands]
+    place, *columns = (torch.cat(column) for column in zip(*parts))
     shape = (meshes.scenes, cameras.height, cameras.width, faces_per_pixel)
-    pix_to_face, zbuf, bary, dists = parts[0] if len(parts) == 1 else (torch.cat(column) for column in zip(*parts))
-    return Fragments(pix_to_face.view(shape), zbuf.view(shape), bary.view(*shape, 3), dists.view(shape))
+
+    def image(values: torch.Tensor) -> torch.Tensor:
+        blank = values.new_full((math.prod(shape), *values.shape[1:]), -1)
+        return blank.index_put_((place,), values).view(*shape, *values.shape[1:])
+
+    return Fragments(*map(image, columns))
 
 
 def in_band(work, band: tuple[int, int], faces: ScreenFaces, bands: int):
@@ -342,25 +360,22 @@ def nearest(pixel: torch.Tensor, depth_m: torch.Tensor, count: int, pixels: int)
     return chosen[rank < count], rank[rank < count]
 
 
-def fill(faces: ScreenFaces, pairs: Pairs, rank: torch.Tensor, shape: tuple[int, int, int], cameras: Cameras
-         ) -> tuple[torch.Tensor, ...]:
-    """The fields of Fragments for one band, (rows, W, K), with gradient to the faces."""
-    depth_m, bary = depth_and_barycentrics(faces, pairs)
-    dists = signed_distance(faces, pairs, cameras)
-    place = pairs.pixel * shape[2] + rank
-    pix_to_face = torch.full((math.prod(shape),), -1, dtype=torch.int64, device=place.device)
-    pix_to_face = pix_to_face.index_put((place,), faces.face[pairs.face])
-    values = torch.cat([depth_m[:, None], bary, dists[:, None]], 1)  # (P, 5)
-    filled = values.new_full((math.prod(shape), 5), -1.0).index_put((place,), values)
-    return (pix_to_face.view(shape), filled[:, 0].reshape(shape), filled[:, 1:4].reshape(*shape, 3),
-            filled[:, 4].reshape(shape))
-
-
 def signed_distance(faces: ScreenFaces, pairs: Pairs, cameras: Cameras) -> torch.Tensor:
     """(P,) squared NDC distance to the nearest edge, negative inside."""
     to_ndc = (2 / min(cameras.width, cameras.height)) ** 2
     squared = squared_distance_px(faces, pairs) * to_ndc
     return torch.where(pairs.inside, -squared, squared)
+
+
+@torch.no_grad()
+def depth_map(meshes: Meshes, cameras: Cameras, cull_backfaces: bool = False, memory_mb: float = 512) -> torch.Tensor:
+    """(B, H, W) metres to the nearest face at each pixel's centre, inf where there is none; without gradient."""
+    faces = screen_faces(meshes, cameras, 0.0, cull_backfaces)
+    depth_m = faces.depth_m.new_full((meshes.scenes * cameras.height, cameras.width), torch.inf)
+    for low, high in row_bands(faces, len(depth_m), memory_mb):
+        pairs = covered(faces, (low, high), cameras.width, 0.0)
+        depth_m[low:high].view(-1).scatter_reduce_(0, pairs.pixel, depth_and_barycentrics(faces, pairs)[0], "amin")
+    return depth_m.view(meshes.scenes, cameras.height, cameras.width)
 
 
 def object_pixels(meshes: Meshes, cameras: Cameras, cull_backfaces: bool = False, memory_mb: float = 512) -> torch.Tensor:

@@ -3,22 +3,25 @@
 Every sum runs over a fixed number of terms: a scene renders to the same bytes alone and in any batch.
 """
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sim2sg_lib.camera import Cameras
-from sim2sg_lib.light import Lighting, contact_shade, dot, ground_light, incoming, lit_share, pack_lighting, sky
+from sim2sg_lib.light import (Lighting, contact_shade, dot, ground_light, incoming, lit_share, mix, of_scene, pack_lighting,
+                              pick, sky)
 from sim2sg_lib.meshes import Meshes, pack_textures
 from sim2sg_lib.raster import Fragments, soft_blend
 from sim2sg_lib.scene import Material, Scene, Strip
 from sim2sg_lib.texture import noise, textured
 
 SUPERSAMPLE = 2          # samples per pixel and axis
-SHARED_FROM = 200_000    # in images of so many pixels, samples of one pixel and face share their shading
+SHARED_FROM = 200_000    # in images of so many pixels, samples of a pixel and face share their shading, columns their light
 PENUMBRA_PX = 3          # width of the box that softens shadows on the ground: lamps are areas, not points
 BLOCK = 1 << 15          # samples shaded at once: what they need stays in the processor's cache
+BAND_PIXELS = 1 << 17    # of the background of a large image at once, to reuse memory instead of having new given
 DIELECTRIC = 0.04        # reflectance of what is no metal, seen from above
 SHOULDER = 0.8           # display values from here on are compressed, so that no highlight clips
 
@@ -32,35 +35,41 @@ def shade(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[S
     gradients reach lamps, sky, ground and exposure.
     """
     light = light or pack_lighting(scenes, meshes, cameras.K)
-    ground = display(shade_background(meshes, cameras, light), light.exposure[:, None, None, None])  # (B, H, W, 3)
     _, fine_height, fine_width, _ = fragments.pix_to_face.shape
-    fine = fine_width // cameras.width
-    nearest = fragments.pix_to_face[..., 0].reshape(-1)
+    fine, nearest = fine_width // cameras.width, fragments.pix_to_face[..., 0].reshape(-1)
+    hidden = (nearest >= 0).view(-1, cameras.height, fine, cameras.width, fine).all(-1).all(2) if is_large(cameras) else None
+    ground = display(shade_background(meshes, cameras, light, hidden), light.exposure[:, None, None, None])  # (B, H, W, 3)
     hit = torch.nonzero(nearest >= 0)[:, 0]
     row, column = hit // fine_width % fine_height // fine, hit % fine_width // fine
     scene = hit // (fine_height * fine_width)
     pixel = (scene * cameras.height + row) * cameras.width + column
     shaded, among = torch.arange(len(hit), device=hit.device), None
-    if fine > 1 and cameras.width * cameras.height >= SHARED_FROM:
-        shaded, among = share_samples(nearest[hit], pixel, len(ground.view(-1, 3)))
-    columns = nearest[hit[shaded]], fragments.bary_coords[..., 0, :].reshape(-1, 3)[hit[shaded]], scene[shaded]
-    objects = torch.cat([display(shade_objects(f, w, meshes, cameras, light), light.exposure[s, None])  # (N, 3)
+    if fine > 1 and is_large(cameras):
+        shaded, among = share_samples(nearest.index_select(0, hit), pixel, len(ground.view(-1, 3)))
+    own, scene = pick(shaded, hit, scene)
+    columns = *pick(own, nearest, fragments.bary_coords[..., 0, :].reshape(-1, 3)), scene
+    objects = torch.cat([display(shade_objects(f, w, meshes, cameras, light), of_scene(light.exposure[:, None], s))  # (N, 3)
                          for f, w, s in zip(*(column.split(BLOCK) for column in columns))])
-    objects = objects if among is None else objects[among]
+    objects = objects if among is None else objects.index_select(0, among)
     # the display curve comes before the average: the other way round leaves jagged edges at highlights
-    difference = (objects - ground.view(-1, 3)[pixel]) / fine ** 2
+    difference = (objects - ground.view(-1, 3).index_select(0, pixel)) / fine ** 2
     images = ground.view(-1, 3).index_add(0, pixel, difference).view(len(scenes), cameras.height, cameras.width, 3)
     return stylise(images.permute(0, 3, 1, 2), [scene.style_seed for scene in scenes])
+
+
+def is_large(cameras: Cameras) -> bool:
+    """Whether images are so large that nobody sees what is spared in them."""
+    return cameras.width * cameras.height >= SHARED_FROM
 
 
 def share_samples(face: Tensor, pixel: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
     """Which of N samples to shade, (M,), and which of those each one shows, (N,): one a pixel and face that it begins with."""
     number = torch.arange(len(face), device=face.device)
-    first = torch.full((pixels,), len(face), device=face.device).scatter_reduce(0, pixel, number, "amin")[pixel]
-    stand_in = torch.where(face == face[first], first, number)
+    first = torch.full((pixels,), len(face), device=face.device).scatter_reduce(0, pixel, number, "amin").index_select(0, pixel)
+    stand_in = torch.where(face == face.index_select(0, first), first, number)
     shaded = torch.nonzero(stand_in == number)[:, 0]
     place = torch.zeros_like(number).index_put((shaded,), torch.arange(len(shaded), device=face.device))
-    return shaded, place[stand_in]
+    return shaded, place.index_select(0, stand_in)
 
 
 def shade_soft(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[Scene], sigma: float, gamma: float,
@@ -91,17 +100,18 @@ def display(radiance: Tensor, exposure: Tensor) -> Tensor:
 
 def shade_objects(face: Tensor, bary: Tensor, meshes: Meshes, cameras: Cameras, light: Lighting) -> Tensor:
     """(N, 3) radiance of points on faces (N,) at barycentrics (N, 3): light from all around, and from the lamps."""
-    corner, skin = meshes.faces[face], meshes.face_material[face]
-    scene = meshes.object_scene[meshes.face_object[face]]
+    corner, skin, thing = pick(face, meshes.faces, meshes.face_material, meshes.face_object)
+    scene = meshes.object_scene.index_select(0, thing)
 
     def interpolate(values):
-        return (values[corner] * bary[..., None]).sum(1)
+        first, second, third = (values.index_select(0, corner.view(-1)).view(-1, 3, 3) * bary[..., None]).unbind(1)
+        return first + second + third
 
     point, normal = interpolate(meshes.verts_world), F.normalize(interpolate(meshes.normals_world), dim=-1)
-    view = F.normalize(cameras.positions_world()[scene] - point, dim=-1)
-    colour = textured(meshes.colour[skin], meshes.texture, skin, interpolate(meshes.verts_object))
-    metallic, roughness = meshes.metallic[skin, None], meshes.roughness[skin, None]
-    matte, mirror = (1 - metallic) * colour, torch.lerp(torch.full_like(colour, DIELECTRIC), colour, metallic)
+    view = F.normalize(of_scene(cameras.positions_world(), scene) - point, dim=-1)
+    colour, metallic, roughness = pick(skin, meshes.colour, meshes.metallic[:, None], meshes.roughness[:, None])
+    colour = textured(colour, meshes.texture, skin, interpolate(meshes.verts_object))
+    matte, mirror = (1 - metallic) * colour, mix(torch.full_like(colour, DIELECTRIC), colour, metallic)
 
     radiance = surroundings(light, scene, point, normal, view, matte, mirror, roughness)
     for i in range(light.lamp_world.shape[1]):
@@ -117,14 +127,14 @@ def surroundings(light: Lighting, scene: Tensor, point: Tensor, normal: Tensor, 
     """(N, 3) light from sky and ground: evenly for what is matte, along the mirrored ray for what shines."""
     above = 0.5 + 0.5 * normal[:, 2:]
     every = torch.arange(len(light.scenes), device=scene.device)
-    diffuse = matte * torch.lerp(ground_light(light, every, point.new_zeros(len(every), 3))[scene],
-                                 (light.zenith + light.horizon)[scene] / 2, above)
+    diffuse = matte * mix(of_scene(ground_light(light, every, point.new_zeros(len(every), 3)), scene),
+                          of_scene(light.zenith + light.horizon, scene) / 2, above)
     mirrored = 2 * dot(normal, view) * normal - view
     distance = point[:, 2:] / (-mirrored[:, 2:]).clamp(min=0.1)
     below = ground_light(light, scene, point + mirrored * distance)
     # a rough surface sees a blurred horizon
     share = (0.5 + mirrored[:, 2:] / (0.2 + 2 * roughness ** 2)).clamp(0, 1)
-    return diffuse + mirror * torch.lerp(below, sky(light, scene, mirrored), share)
+    return diffuse + mirror * mix(below, sky(light, scene, mirrored), share)
 
 
 def ggx(normal: Tensor, view: Tensor, to_lamp: Tensor, mirror: Tensor, roughness: Tensor) -> Tensor:
@@ -150,53 +160,115 @@ def ggx(normal: Tensor, view: Tensor, to_lamp: Tensor, mirror: Tensor, roughness
 
 # --- what is behind the objects ---------------------------------------------------------------------------------------
 
-def shade_background(meshes: Meshes, cameras: Cameras, light: Lighting) -> Tensor:
-    """(B, H, W, 3) radiance of what is behind the objects: the ground z = 0 under every pixel, walls, and the sky."""
-    eye, rays = cameras.positions_world(), cameras.rays_world()
-    shape = rays.shape
-    every = torch.arange(len(eye), device=eye.device).repeat_interleave(shape[1] * shape[2])
+def shade_background(meshes: Meshes, cameras: Cameras, light: Lighting, hidden: Tensor | None = None) -> Tensor:
+    """(B, H, W, 3) radiance of what is behind the objects: the ground z = 0 under every pixel, walls, and the sky.
+
+    hidden: (B, H, W) bool, pixels that a large image may leave black.
+    """
+    if not is_large(cameras):
+        return shade_rows(meshes, cameras, light, (0, cameras.height))
+    coarse, step = coarse_light(meshes, cameras, light), max(BAND_PIXELS // cameras.width, 1)
+    bands = [(low, min(low + step, cameras.height)) for low in range(0, cameras.height, step)]
+    return torch.cat([shade_rows(meshes, cameras, light, (low, high), coarse[:, low:high],
+                                 None if hidden is None else hidden[:, low:high]) for low, high in bands], 1)
+
+
+def shade_rows(meshes: Meshes, cameras: Cameras, light: Lighting, rows: tuple[int, int], coarse: Tensor | None = None,
+               hidden: Tensor | None = None) -> Tensor:
+    """`shade_background` of some rows: all of a small image, or a band of a large one with its part of `coarse_light`."""
+    scene, rays, points, normal, wall, solid = behind(cameras, light, rows)
+    shape = (len(cameras.K), rows[1] - rows[0], cameras.width)
+    shown = torch.ones_like(wall) if hidden is None else ~hidden.reshape(-1)
+    ground, walls, above = (part.nonzero()[:, 0] for part in (shown & solid & ~wall, shown & wall, shown & ~solid))
+    colour = colour_ground(*pick(ground, points, rays, scene), light, cameras)
+    colour = paper_walls(torch.zeros_like(rays).index_copy(0, ground, colour), points, scene, walls, light)
+    if coarse is None:
+        received, lit = torch.zeros_like(rays), solid.nonzero()[:, 0]
+    else:  # where the coarse light mixes surfaces it is worked out anew
+        received, blended = coarse.reshape(-1, 6).split(3, dim=1)
+        lit = (shown & solid & (dot(blended, blended)[:, 0] < 0.99)).nonzero()[:, 0]
+
+    own = received_light(meshes, light, *pick(lit, scene, points, normal),
+                         softener(lit, shape, PENUMBRA_PX) if coarse is None else None)
+    background = colour * received.index_copy(0, lit, own)
+    if len(above):
+        ray, scene = pick(above, rays, scene)
+        background = background.index_copy(0, above, cloudy(sky(light, scene, F.normalize(ray, dim=-1)), ray, scene, light))
+    return background.view(*shape, 3)
+
+
+def behind(cameras: Cameras, light: Lighting, rows: tuple[int, int]) -> tuple[Tensor, ...]:
+    """What the N pixels of some rows see: scene (N,), ray, point and normal (N, 3), whether on a wall, on wall or ground (N,)."""
+    eye, rays = cameras.positions_world(), cameras.rays_world(rows)
+    scene = torch.arange(len(eye), device=eye.device).repeat_interleave(rays.shape[1] * rays.shape[2])
     rays = rays.reshape(-1, 3)
-    down = rays[:, 2] < -1e-4
-    distance = torch.where(down, -eye[every, 2] / torch.where(down, rays[:, 2], -1.0), 0.0)
-    points = eye[every] + rays * distance[:, None]  # (N, 3)
-    points, normal, wall = raise_walls(points, eye, rays, light)
-    seen = (down | wall).nonzero()[:, 0]
-    scene, points, normal, wall = every[seen], points[seen], normal[seen], wall[seen]
-    colour = textured(light.ground_colour[scene], light.ground, scene, points)
-    colour = paint_strips(colour, points, rays[seen], scene, wall, light, cameras)
-    colour = paper_walls(colour, points, scene, wall, light)
+    own_eye, down = of_scene(eye, scene), rays[:, 2] < -1e-4
+    distance = torch.where(down, -own_eye[:, 2] / torch.where(down, rays[:, 2], -1.0), 0.0)
+    points, normal, wall = raise_walls(own_eye + rays * distance[:, None], eye, rays, light)
+    return scene, rays, points, normal, wall, down | wall
+
+
+def received_light(meshes: Meshes, light: Lighting, scene: Tensor, points: Tensor, normal: Tensor,
+                   soften: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+    """(N, 3) light at points (N, 3) of ground and walls with normals (N, 3); `soften` is done to a lamp's lit shares (N,)."""
     # half of the sky's light comes from near the horizon
-    received = (light.zenith + light.horizon)[scene] / 2 * contact_shade(meshes, scene, points)[:, None]
+    received = of_scene(light.zenith + light.horizon, scene) / 2 * contact_shade(meshes, scene, points)[:, None]
     for i in range(light.lamp_world.shape[1]):
         to_lamp, sent = incoming(light, i, scene, points)
-        lit = torch.ones_like(rays[:, 0]).index_put((seen,), lit_share(light.shadows[i], scene, points))
-        lit = F.avg_pool2d(lit.view(shape[:3]), PENUMBRA_PX, 1, PENUMBRA_PX // 2, count_include_pad=False).reshape(-1, 1)
-        received = received + sent * dot(to_lamp, normal).clamp(min=0) * lit[seen]
-    background = torch.zeros_like(rays).index_put((seen,), colour * received)
-    if len(seen) < len(rays):
-        above = torch.ones_like(down).index_fill(0, seen, False).nonzero()[:, 0]
-        heavens = cloudy(sky(light, every[above], F.normalize(rays[above], dim=-1)), rays[above], every[above], light)
-        background = background.index_put((above,), heavens)
-    return background.view(shape)
+        lit = lit_share(light.shadows[i], scene, points)
+        lit = soften(lit) if soften else lit
+        received = received + sent * dot(to_lamp, normal).clamp(min=0) * lit[:, None]
+    return received
 
 
-def paint_strips(colour: Tensor, points: Tensor, rays: Tensor, scene: Tensor, wall: Tensor, light: Lighting,
-                 cameras: Cameras) -> Tensor:
-    """Ground colours (N, 3) at points (N, 3) with each scene's strips painted over, edges a pixel wide."""
+def softener(lit: Tensor, shape: tuple[int, int, int], columns: int) -> Callable[[Tensor], Tensor]:
+    """What softens a lamp's lit shares (M,) at the pixels `lit` of images (B, H, W), in a box so many columns wide."""
+    def soften(share: Tensor) -> Tensor:
+        image = share.new_ones(math.prod(shape)).index_copy(0, lit, share).view(shape)  # all is lit in the sky
+        box = F.avg_pool2d(image, (PENUMBRA_PX, columns), 1, (PENUMBRA_PX // 2, columns // 2), count_include_pad=False)
+        return box.view(-1).index_select(0, lit)
+    return soften
+
+
+def coarse_light(meshes: Meshes, cameras: Cameras, light: Lighting) -> Tensor:
+    """(B, H, W, 6) of ground and walls, worked out in every other column: the light received, and the normal.
+
+    Every row, since neighbours in a column lie far apart on ground that is seen at a low angle. Blending columns softens
+    shadows across them. Where surfaces meet, it shortens the normal.
+    """
+    half = Cameras(cameras.K * cameras.K.new_tensor([0.5, 1.0, 1.0])[:, None], cameras.R, cameras.t,
+                   (cameras.width + 1) // 2, cameras.height)
+    scene, _, points, normal, _, solid = behind(half, light, (0, half.height))
+    solid, shape = solid.nonzero()[:, 0], (len(half.K), half.height, half.width)
+    normal = normal.index_select(0, solid)
+    received = received_light(meshes, light, *pick(solid, scene, points), normal, softener(solid, shape, 1))
+    values = points.new_zeros(len(points), 6).index_copy(0, solid, torch.cat([received, normal], 1)).view(*shape, 6)
+    fine = F.interpolate(values.permute(0, 3, 1, 2), size=(half.height, 2 * half.width), mode="bilinear")
+    return fine[..., :cameras.width].permute(0, 2, 3, 1)
+
+
+def colour_ground(points: Tensor, rays: Tensor, scene: Tensor, light: Lighting, cameras: Cameras) -> Tensor:
+    """(N, 3) colours of the ground at points (N, 3), each scene's strips painted over it, edges a pixel wide."""
+    if is_large(cameras):
+        points = points * points.new_tensor([1.0, 1.0, 0.0])  # not just nearly: noise then takes half as long
+    colour = textured(of_scene(light.ground_colour, scene), light.ground, scene, points)
     for b, strips in enumerate(own.strips for own in light.scenes):
         if not strips:
             continue
-        seen = ((scene == b) & ~wall).nonzero()[:, 0]
-        ray, place = rays[seen], points[seen]
+        seen = (scene == b).nonzero()[:, 0]
+        ray, place = pick(seen, rays, points)
         slant = -1 / ray[:, 2]  # how many times more ground a pixel spans along the view than across it
         pixel_m = cameras.positions_world()[b, 2] * slant / cameras.K[b, 0, 0]
         ahead = F.normalize(ray[:, :2], dim=1)
+        reach_m = 0.51 * pixel_m * slant.clamp(min=1)  # half of a pixel, however it lies, and a little
         for strip in strips:
-            share = strip_share(strip, place, pixel_m, slant, ahead)
-            chosen = (share > 0).nonzero()[:, 0]
-            rows = seen[chosen]
-            own = plain_texture(strip.material, place[chosen])
-            colour = colour.index_copy(0, rows, torch.lerp(colour[rows], own, share[chosen, None]))
+            along, across = along_strip(strip, place)
+            near = (along.abs() - strip.size_m[0] / 2 < reach_m) & (across.abs() - strip.size_m[1] / 2 < reach_m)
+            near = near.nonzero()[:, 0]
+            share = strip_share(strip, *pick(near, along, across, pixel_m, slant, ahead))
+            rows, spot = pick(near, seen, place)
+            own = mix(colour.index_select(0, rows), plain_texture(strip.material, spot), share[:, None])
+            colour = colour.index_copy(0, rows, own)
     return colour
 
 
@@ -207,14 +279,19 @@ def plain_texture(material: Material, points: Tensor) -> Tensor:
     return textured(colour, pack_textures([material], points.device, points.dtype), one, points)
 
 
-def strip_share(strip: Strip, points: Tensor, pixel_m: Tensor, slant: Tensor, ahead: Tensor) -> Tensor:
-    """(N,) share of the pixels at ground points (N, 3) that a strip covers.
+def along_strip(strip: Strip, points: Tensor) -> tuple[Tensor, Tensor]:
+    """(N,) and (N,), how far along and across a strip the points (N, 3) lie, metres from its centre."""
+    cos, sin = math.cos(strip.yaw_rad), math.sin(strip.yaw_rad)
+    dx, dy = points[:, 0] - strip.position_world[0], points[:, 1] - strip.position_world[1]
+    return cos * dx + sin * dy, cos * dy - sin * dx
+
+
+def strip_share(strip: Strip, along: Tensor, across: Tensor, pixel_m: Tensor, slant: Tensor, ahead: Tensor) -> Tensor:
+    """(N,) share of the pixels that a strip covers, at points along and across it (N,).
 
     pixel_m: (N,) metres that a pixel spans across the view; slant: (N,) how many times more along `ahead` (N, 2).
     """
     cos, sin = math.cos(strip.yaw_rad), math.sin(strip.yaw_rad)
-    dx, dy = points[:, 0] - strip.position_world[0], points[:, 1] - strip.position_world[1]
-    along, across = cos * dx + sin * dy, cos * dy - sin * dx
     along_m, across_m = (pixel_m * (1 + (slant - 1) * (ahead @ ahead.new_tensor(axis)).abs())
                          for axis in ((cos, sin), (-sin, cos)))
 
@@ -240,22 +317,24 @@ def raise_walls(points: Tensor, eye: Tensor, rays: Tensor, light: Lighting) -> t
         for axis in (0, 1):
             limit = torch.where(ray[:, axis] > 0, room.high_m[axis], room.low_m[axis])
             steps.append(torch.where(ray[:, axis].abs() > 1e-9, (limit - eye[b, axis]) / ray[:, axis], torch.inf))
-        nearest, axis = torch.stack(steps).min(0)
-        met = eye[b] + ray * nearest[:, None]
-        on_wall = ((met[:, 2] > 0) & (met[:, 2] < room.height_m)).nonzero()[:, 0]
-        rows, axis = b * size + on_wall, axis[on_wall, None]
-        inward = torch.zeros_like(met[on_wall]).scatter(1, axis, -ray[on_wall].gather(1, axis).sign())
-        points, normal = points.index_copy(0, rows, met[on_wall]), normal.index_copy(0, rows, inward)
+        nearest = torch.minimum(*steps)
+        height_m = eye[b, 2] + ray[:, 2] * nearest
+        met = ((height_m > 0) & (height_m < room.height_m)).nonzero()[:, 0]
+        ray, nearest, along_x, along_y = pick(met, ray, nearest, *steps)
+        axis = (along_y < along_x).long()[:, None]
+        inward = torch.zeros_like(ray).scatter(1, axis, -ray.gather(1, axis).sign())
+        rows = b * size + met
+        points, normal = points.index_copy(0, rows, eye[b] + ray * nearest[:, None]), normal.index_copy(0, rows, inward)
         wall = wall.index_fill(0, rows, True)
     return points, normal, wall
 
 
-def paper_walls(colour: Tensor, points: Tensor, scene: Tensor, wall: Tensor, light: Lighting) -> Tensor:
-    """Colours (N, 3) with those of each room's walls."""
+def paper_walls(colour: Tensor, points: Tensor, scene: Tensor, walls: Tensor, light: Lighting) -> Tensor:
+    """Colours (N, 3) with those of each room's walls, which are its `walls` (M,), indices."""
     for b, room in enumerate(own.room for own in light.scenes):
         if room is not None:
-            rows = ((scene == b) & wall).nonzero()[:, 0]
-            colour = colour.index_copy(0, rows, plain_texture(room.wall, points[rows]))
+            rows = walls[scene.index_select(0, walls) == b]
+            colour = colour.index_copy(0, rows, plain_texture(room.wall, points.index_select(0, rows)))
     return colour
 
 
@@ -269,7 +348,7 @@ def cloudy(background: Tensor, rays: Tensor, scene: Tensor, light: Lighting) -> 
         shape = noise(high * high.new_tensor([1.5, 1.5, 0.0]), torch.full_like(up, own.seed))
         share = ((shape - 1 + own.clouds) * 4 + 0.5).clamp(0, 1)[:, None]
         white = light.horizon[b].expand(len(up), 3) * 1.1
-        background = background.index_copy(0, up, torch.lerp(background[up], white, 0.9 * share))
+        background = background.index_copy(0, up, mix(background[up], white, 0.9 * share))
     return background
 
 

@@ -4,6 +4,7 @@ import math
 import torch
 from torch import Tensor
 
+from sim2sg_lib.light import mix
 from sim2sg_lib.meshes import Textures
 from sim2sg_lib.scene import PATTERNS
 
@@ -11,17 +12,22 @@ from sim2sg_lib.scene import PATTERNS
 def textured(colour: Tensor, textures: Textures, index: Tensor, points: Tensor) -> Tensor:
     """colour (N, 3) with the texture index (N,) of `textures` blended in at points (N, 3) metres of its own space."""
     worn = set(textures.pattern.tolist())
-    for number, name in enumerate(PATTERNS):
-        if number not in worn:
-            continue
-        chosen = (textures.pattern[index] == number).nonzero()[:, 0]
-        if len(chosen) == 0:
-            continue
-        own = index[chosen]
-        share = PATTERN[name](points[chosen] / textures.scale_m[own, None], textures.seed[own])
-        blended = torch.lerp(colour[chosen], textures.colour[own], (share * textures.amount[own])[:, None])
-        colour = colour.index_copy(0, chosen, blended)
+    if len(worn) == 1:
+        return patterned(worn.pop(), colour, index, points, textures)
+    for number in worn:
+        chosen = (textures.pattern.index_select(0, index) == number).nonzero()[:, 0]
+        own = patterned(number, *(values.index_select(0, chosen) for values in (colour, index, points)), textures)
+        colour = colour.index_copy(0, chosen, own)
     return colour
+
+
+def patterned(number: int, colour: Tensor, index: Tensor, points: Tensor, textures: Textures) -> Tensor:
+    """`textured` where all textures have the same pattern, PATTERNS[number]; -1 for none."""
+    if number < 0 or len(points) == 0:
+        return colour
+    own = textures.select(index)
+    share = PATTERN[PATTERNS[number]](points / own.scale_m[:, None], own.seed)
+    return mix(colour, own.colour, (share * own.amount)[:, None])
 
 
 def noise(points: Tensor, seed: Tensor) -> Tensor:
@@ -65,19 +71,25 @@ PATTERN = {"noise": noise, "checks": checks, "wood": wood, "brick": brick, "asph
 
 def value_noise(points: Tensor, seed: Tensor) -> Tensor:
     """(N, 3) points, (N,) seeds -> (N,) in [0, 1]: random values on the integer lattice, blended by smoothstep."""
-    cell = points.floor()
-    blend = (points - cell) ** 2 * (3 - 2 * (points - cell))  # (N, 3)
+    cell, blend = [], []
+    for along in points.movedim(-1, 0).contiguous():
+        cell.append(along.floor())
+        blend.append((along - cell[-1]) ** 2 * (3 - 2 * (along - cell[-1])))
     # what each corner adds to the hash, in 32 bits: products that overflow keep the bits that count
-    x, y, z = ([n * factor, (n + 1) * factor] for n, factor in zip(cell.long().int().unbind(-1), LATTICE))
+    x, y, z = ([n * factor, (n + 1) * factor] for n, factor in zip((c.long().int() for c in cell), LATTICE))
     seed = seed.int() * SEED_FACTOR
 
     def edge(dy, dz):
         rest = y[dy] + (z[dz] + seed)
         low, high = (scramble(x[dx] + rest).to(points.dtype) for dx in (0, 1))
-        return torch.lerp(low, high, blend[..., 0])
+        return torch.lerp(low, high, blend[0])
 
-    low, high = (torch.lerp(edge(0, dz), edge(1, dz), blend[..., 1]) for dz in (0, 1))
-    return torch.lerp(low, high, blend[..., 2])
+    def layer(dz):
+        return torch.lerp(edge(0, dz), edge(1, dz), blend[1])
+
+    if not blend[2].any():  # all points lie on one layer of the lattice, as those of the ground do
+        return layer(0)
+    return torch.lerp(layer(0), layer(1), blend[2])
 
 
 LATTICE, SEED_FACTOR = (374761393, 668265263, 2147483647), 144269504

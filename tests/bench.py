@@ -1,8 +1,8 @@
-"""`make bench`: how fast the quick preset is on this machine, each figure beside a peer's from the same run.
+"""`make bench`: how fast the quick preset is on this machine, each figure beside a peer's from the same run, and rendering.
 
     training   one optimiser step of the whole network against torchvision's own Faster R-CNN with the same backbone,
                anchors and numbers of proposals and RoIs, in turn, medians
-    rendering  `synthesize.py`, images written to disk a second
+    rendering  `synthesize.py`, images written to disk a second: CLEVR's quick preset, the others at native size
 """
 import statistics
 import subprocess
@@ -101,18 +101,26 @@ def bench_training():
         print(f"  {name:<26}{1000 * statistics.median(values):8.1f} ms   {statistics.median(values) / base:5.2f} x")
 
 
-def bench_rendering(num=1500):  # the loop's own number
+def rendering_seconds(num, options):
+    """Of one synthesize.py, start of Python and torch included."""
     root = Path(__file__).resolve().parents[1]
+    with tempfile.TemporaryDirectory() as folder:
+        start = time.perf_counter()
+        subprocess.run([sys.executable, root / "synthesize.py", "--num", str(num), "--out", f"{folder}/x", *options],
+                       cwd=root, check=True, stdout=subprocess.DEVNULL)
+        return time.perf_counter() - start
+
+
+def bench_rendering(num=1500, few=4, many=24):  # num is the loop's own number
     print(f"synthesize.py --num {num}, written to disk, start of Python and torch included")
     for name, options in (("source", []), ("source, strong", ["--randomise", "strong"]), ("target", ["--domain", "target"])):
-        rates = []
-        for _ in range(3):
-            with tempfile.TemporaryDirectory() as folder:
-                start = time.perf_counter()
-                subprocess.run([sys.executable, root / "synthesize.py", "--num", str(num), "--out", f"{folder}/x", *options],
-                               cwd=root, check=True, stdout=subprocess.DEVNULL)
-                rates.append(num / (time.perf_counter() - start))
+        rates = [num / rendering_seconds(num, options) for _ in range(3)]
         print(f"  {name:<26}{statistics.median(rates):8.1f} images/s")
+    print(f"synthesize.py --preset paper --num {many}, at native size, less the time of --num {few}: start excluded")
+    for env, domain in (("dining", "source"), ("dining", "target"), ("drive", "source"), ("drive", "target")):
+        options = ["--preset", "paper", "--env", env, "--domain", domain]
+        rates = [(many - few) / (rendering_seconds(many, options) - rendering_seconds(few, options)) for _ in range(3)]
+        print(f"  {env + ', ' + domain:<26}{statistics.median(rates):8.1f} images/s")
 
 
 if __name__ == "__main__":

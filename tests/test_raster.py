@@ -14,7 +14,8 @@ from envs.clevr import ENV
 from sim2sg_lib import raster_pytorch3d
 from sim2sg_lib.camera import Cameras, stack_cameras
 from sim2sg_lib.meshes import Meshes, build, pack_textures
-from sim2sg_lib.raster import NEAR_M, OPAQUE, rasterize, scale_cameras, silhouette, soft_blend
+from sim2sg_lib.raster import (NEAR_M, OPAQUE, Pairs, barycentrics, covered, rasterize, scale_cameras, screen_faces, silhouette,
+                               soft_blend)
 from sim2sg_lib.render import SUPERSAMPLE, shade
 from sim2sg_lib.scene import Material, Scene, Sky
 
@@ -146,6 +147,29 @@ def test_the_silhouette_agrees_with_a_per_pixel_twin_over_all_faces(behind):
             cut *= 1 - (share if share > OPAQUE else 0)
         assert found[0, y, x].item() == pytest.approx(1 - cut, abs=1e-6)
         assert found[0, y, x].item() == pytest.approx(1 - clear, abs=12 * OPAQUE)  # all that the cut-off may take
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_whole_rows_are_those_whose_barycentrics_are_not_negative(dtype):
+    """To the bit, also where edges run through pixels' centres and along rows: whole, large and needle-like triangles."""
+    rng = np.random.default_rng(6)
+    corners = np.concatenate([rng.integers(0, 24, (60, 3, 2)) + 0.5, rng.uniform(-20, 44, (60, 3, 2)),
+                              rng.uniform(0, 24, (60, 1, 2)) + rng.normal(0, [[[0.01, 9.0]], [[9.0, 0.01]]] * 30, (60, 3, 2))])
+    depth_m = rng.uniform(1, 3, (180, 3, 1))
+    verts = torch.from_numpy(np.concatenate([corners * depth_m, depth_m], 2).reshape(-1, 3)).to(dtype)
+    eye = torch.eye(3, dtype=dtype)[None]
+    faces = screen_faces(pack(verts, torch.arange(540).view(-1, 3)), Cameras(eye, eye, torch.zeros(1, 3, dtype=dtype), 24, 24),
+                         0.0, False)
+    pairs = covered(faces, (0, 24), 24, 0.0)
+    found = set(zip(pairs.face.tolist(), pairs.pixel.tolist()))
+    expected = set()
+    for i in range(len(faces.face)):
+        (x0, y0), (width, height) = faces.first[i].tolist(), faces.span[i].tolist()
+        y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
+        every = Pairs(torch.full((x.numel(),), i), torch.stack([x.flatten(), y.flatten()], 1).to(dtype), None, None)
+        inside = (torch.stack(barycentrics(faces, every)) >= 0).all(0).view(height, width)
+        expected |= {(i, (y0 + row) * 24 + x0 + column) for row, column in inside.nonzero().tolist()}
+    assert found == expected and len(found) == len(pairs.face) > 5000
 
 
 # --- gradients --------------------------------------------------------------------------------------------------------

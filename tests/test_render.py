@@ -322,17 +322,42 @@ def test_clouds_cover_what_they_say_and_the_clear_sky_stays():
     assert (some > clear + 0.02).float().mean() < (many > clear + 0.02).float().mean()
 
 
+def both_ways(scene, monkeypatch):
+    """(H, W) largest difference of a small picture's channels from those of the same as if it were large."""
+    size = scene.camera.width, scene.camera.height
+    every = picture(scene, *size)
+    monkeypatch.setattr(render, "SHARED_FROM", 0)
+    return (every - picture(scene, *size)).abs().amax(0)
+
+
 def test_large_pictures_share_samples_and_look_the_same(monkeypatch):
     """A ball and a box, shaded once a sample and once a pixel and face: silhouettes alike, insides nearly."""
     objects = (SceneObject(0, "sphere", (-0.6, 0.0, 0.0), (1.0,) * 3, 0.0),
                SceneObject(0, "cube", (0.7, 0.2, 0.0), (0.8,) * 3, 0.4))
-    scene = Scene(objects, look_at((0, -4, 2), (0, 0, 0.4), 70, 64, 48), (Light((2.0, -3.0, 4.0), (9.0,) * 3),),
-                  Sky((0.2,) * 3, (0.3,) * 3), Material((0.4,) * 3))
-    every = picture(scene)
+    difference = both_ways(Scene(objects, look_at((0, -4, 2), (0, 0, 0.4), 70, 64, 48), (Light((2.0, -3.0, 4.0), (9.0,) * 3),),
+                                 Sky((0.2,) * 3, (0.3,) * 3), Material((0.4,) * 3)), monkeypatch)
+    assert difference.median() < 0.0005 and difference.mean() < 0.003 and 0 < difference.max() < 0.15
+
+
+@pytest.mark.parametrize("size", [(128, 96), (129, 97)])
+def test_large_pictures_light_no_surface_by_what_its_neighbour_gets(size, monkeypatch):
+    """Two walls, the floor and a strip of sky, a lamp in the corner between the walls: each is as bright as it is alone."""
+    room = Room((-3.0, -2.0), (3.0, 2.5), 2.0, Material((0.6, 0.5, 0.4)))
+    scene = Scene((), look_at((-1.0, -1.5, 1.2), (1.5, 2.0, 0.9), 80, *size), (Light((2.0, 1.5, 1.6), (2.0,) * 3),),
+                  Sky((0.1,) * 3, (0.2,) * 3), Material((0.4,) * 3), room=room)
+    difference = both_ways(scene, monkeypatch)
+    assert 0 < difference.max() < 0.01
+
+
+def test_a_large_picture_is_the_same_alone_and_in_a_batch(monkeypatch):
     monkeypatch.setattr(render, "SHARED_FROM", 0)
-    shared = picture(scene)
-    difference = (every - shared).abs().amax(0)
-    assert difference.median() == 0 and difference.mean() < 0.002 and 0 < difference.max() < 0.15
+    monkeypatch.setattr(render, "BAND_PIXELS", 700)
+    rng = np.random.default_rng(0)
+    scenes = [ENV.dress(*ENV.layout(ENV, domain, rng), domain, "strong", rng) for domain in ("source", "target", "source")]
+    meshes, cameras = build(scenes, ENV.assets), stack_cameras([scene.camera for scene in scenes], 64, 48)
+    fragments = rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
+    for scene, together in zip(scenes, shade(fragments, meshes, cameras, scenes)):
+        assert torch.equal((255 * picture(scene)).round(), (255 * together).round())
 
 
 def test_shared_samples_are_the_first_of_their_pixel_and_face():
