@@ -11,6 +11,7 @@ options: `evaluate.py predict --help`.
 """
 import os
 import shlex
+import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -40,32 +41,31 @@ OVERLAY_PX = (640, 1600)  # the longer side of an image that predict draws on: i
               help="Instead: the table of a finished loop; given several times, mean and spread over loops.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--overwrite", is_flag=True, help="Replace metrics of another checkpoint or data set.")
+@click.option("--resume/--no-resume", default=True, help="Go on where the same command was interrupted, or start anew.")
 @output_options
 @click.pass_context
 def main(context: click.Context, checkpoint_path: Path | None, data: Path | None, out: Path | None, split: str,
-         van: str | None, summary: tuple[Path, ...], device: str, overwrite: bool) -> None:
+         van: str | None, summary: tuple[Path, ...], device: str, overwrite: bool, resume: bool) -> None:
     given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
     if context.invoked_subcommand:
         if given:
             raise click.UsageError(f"options of {context.invoked_subcommand} go behind it")
     elif summary:
         if set(given) - {"summary", "device"}:
-                    raise InputError("--summary prints the tables of finished loops and takes no other option")
+            raise InputError("--summary prints the tables of finished loops and takes no other option")
         summarise(summary)
     else:
-        evaluate(checkpoint_path, data, out, split, van, device, overwrite)
+        evaluate(checkpoint_path, data, out, split, van, device, overwrite, resume)
 
 
 def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, split: str, van: str | None, device: str,
-             overwrite: bool) -> None:
+             overwrite: bool, resume: bool) -> None:
     """One checkpoint on one folder, see the options of main."""
     # --- setup: the library is imported here, so that --help answers at once
+    import torch
     from sim2sg_lib import checkpoint
-    from sim2sg_lib.files import write_json
+    from sim2sg_lib.files import digest, partial_folder, write_json
     from sim2sg_lib.graph import write_graphs
-    from sim2sg_lib.kitti import kitti_root
-    from sim2sg_lib.kitti_eval import folder_scores
-    from sim2sg_lib.metrics import CURVES, KITTI_ROWS, content, content_gap, evaluate_graphs
 
     checkpoint_path = checkpoint_path or latest_run()
     saved = checkpoint.read(checkpoint_path)
@@ -79,27 +79,24 @@ def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, 
 
     # --- predict
     images, truth, missing = open_test_set(data, env, van)
-    model = checkpoint.rebuild(saved, checkpoint_path, env, device)
-    predicted = checkpoint.predict_folder(model, images, 0.0, 0.0)
+    options = record | {"images": len(images.names), "threads": torch.get_num_threads(), "torch": str(torch.__version__),
+                        "device": str(device), "input": digest(checkpoint_path, *(images.folder / n for n in images.names))}
+    with partial_folder(out / ".evaluate.partial", out, options, overwrite, resume) as partial:
+        model = checkpoint.rebuild(saved, checkpoint_path, env, device)
+        predicted = checkpoint.predict_folder(model, images, 0.0, 0.0, partial / "predicted.jsonl")
 
-    # --- score
-    metrics, curves = record | {"split": split, "images": len(images.names)}, {}
-    if truth is not None:
-        scores = evaluate_graphs(truth, labelled_only(predicted, missing, env), env.vocabulary, split)
-        curves = {name: scores.pop(name) for name in CURVES}
-        newest = newest_source(saved["options"]["source"], env, missing)
-        gone = newest is None
-        metrics |= scores | {"content_gap": None if gone else content_gap(newest, truth, env.vocabulary)}
-        curves["content"] = {"source": None if gone else content(newest, env.vocabulary),
-                             "target": content(truth, env.vocabulary)}
-    if truth is not None and kitti_root(data) and all(camera.height in KITTI_ROWS for camera in images.cameras):
-        metrics |= {"kitti": folder_scores(kitti_root(data), predicted, env.vocabulary)}
+        # --- score
+        metrics, curves = record | {"split": split, "images": len(images.names)}, {}
+        if truth is not None:
+            scores, curves = score(images, truth, missing, predicted, saved["options"]["source"], env, split)
+            metrics |= scores
 
-    # --- save and show
-    write_graphs(out / "predictions.jsonl", predicted, env.vocabulary)
-    write_json(out / f"curves{suffix}.json", curves)
-    write_json(out / f"metrics{suffix}.json", metrics)
-    save_pictures(out / "figures" / "predictions.png", images, truth, predicted, env)
+        # --- save and show
+        write_graphs(out / "predictions.jsonl", predicted, env.vocabulary)
+        write_json(out / f"curves{suffix}.json", curves)
+        write_json(out / f"metrics{suffix}.json", metrics)
+        save_pictures(out / "figures" / "predictions.png", images, truth, predicted, env)
+        shutil.rmtree(partial)
     say(f"{checkpoint_path} on {data}, {len(images.names)} images, split {split}")
     if missing and truth:
         labelled = [name for name in env.vocabulary.categories if name not in missing]
@@ -268,6 +265,24 @@ def open_test_set(data: Path, env, van: str | None) -> tuple:
     images = open_images(data, env)
     truth = read_labels(images, env, van) if has_labels(data) or van else None
     return images, truth, unlabelled_categories(kitti_root(data), env) if kitti_root(data) else ()
+
+
+def score(images, truth: list, missing: tuple[str, ...], predicted: list, sources: list[str], env, split: str
+          ) -> tuple[dict, dict]:
+    """What metrics.json and curves.json say. sources: the data sets that the network learned from, the newest last."""
+    from sim2sg_lib.kitti import kitti_root
+    from sim2sg_lib.kitti_eval import folder_scores
+    from sim2sg_lib.metrics import CURVES, KITTI_ROWS, content, content_gap, evaluate_graphs
+    scores = evaluate_graphs(truth, labelled_only(predicted, missing, env), env.vocabulary, split)
+    curves = {name: scores.pop(name) for name in CURVES}
+    newest = newest_source(sources, env, missing)
+    scores["content_gap"] = None if newest is None else content_gap(newest, truth, env.vocabulary)
+    curves["content"] = {"source": None if newest is None else content(newest, env.vocabulary),
+                         "target": content(truth, env.vocabulary)}
+    root = kitti_root(images.folder)
+    if root and all(camera.height in KITTI_ROWS for camera in images.cameras):
+        scores["kitti"] = folder_scores(root, predicted, env.vocabulary)
+    return scores, curves
 
 
 def newest_source(sources: list[str], env, missing: tuple[str, ...]) -> list | None:

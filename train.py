@@ -55,6 +55,7 @@ SCHEDULES = {
 }
 STATE = "state.pt"  # in a half-made run: all that a resumption needs
 CLIP = 10.0  # largest gradient norm, of the network and of the discriminators
+HEALTHY = (0.05, 2.0)  # beyond this loss a discriminator has won or come apart; undecided is ln 2 = 0.69
 
 
 @click.command(help=__doc__, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -334,6 +335,7 @@ class TrainingLog:
     def __init__(self, path: Path, batch: int) -> None:
         self.file, self.batch = open(path, "ab"), batch
         self.rows, self.step, self.since, self.last_loss = [], 0, time.perf_counter(), float("nan")
+        self.warned: set[str] = set()
 
     def add(self, step: int, row: dict[str, float]) -> None:
         self.rows.append(row)
@@ -351,6 +353,18 @@ class TrainingLog:
         self.file.write(json.dumps(line).encode() + b"\n")
         self.file.flush()
         self.rows, self.since = [], now
+        self.warn(mean)
+
+    def warn(self, mean: dict[str, float]) -> None:
+        """Say once of a discriminator that it does not play the game any more (docs/tutorial.md, section 4)."""
+        for term in ("appearance", "prediction"):
+            loss = mean.get(f"loss_{term}", 1.0)
+            if term in self.warned or HEALTHY[0] <= loss <= HEALTHY[1]:
+                continue
+            self.warned.add(term)
+            state, remedy = ("is always right", "larger") if loss < HEALTHY[0] else ("has come apart", "smaller")
+            say(f"step {self.step + 1}: loss_{term} {loss:.3g}, undecided is 0.69: the discriminator {state}, try a {remedy} "
+                f"--{term}-factor")
 
     def state(self) -> dict:
         """How long the file is, on the disk, and the rows that are not in it yet."""

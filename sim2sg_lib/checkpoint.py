@@ -3,16 +3,18 @@ import io
 import pickletools
 import re
 import zipfile
+from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from sim2sg_lib.dataset import ImageFolder, load_tensor
 from sim2sg_lib.detector import ModelConfig
 from sim2sg_lib.env import Env
-from sim2sg_lib.files import write_bytes
-from sim2sg_lib.graph import SceneGraph, check_file
+from sim2sg_lib.files import add_line, open_growing, write_bytes
+from sim2sg_lib.graph import SceneGraph, check_file, make_graph
 from sim2sg_lib.relations import SceneGraphNet, to_graph
 from sim2sg_lib.terminal import InputError, progress
 
@@ -147,17 +149,30 @@ def pick_device(name: str) -> torch.device:
 
 
 def predict_folder(model: SceneGraphNet, images: ImageFolder, object_threshold: float, predicate_threshold: float,
-                   batch: int = 16) -> list[SceneGraph]:
-    """The network's scene graph of every image, in order; boxes in the pixels of the image's camera."""
+                   kept: Path | None = None, batch: int = 16) -> list[SceneGraph]:
+    """The network's scene graph of every image, in order; boxes in the pixels of the image's camera.
+
+    kept: a file for the graphs so far, batch by batch: after an interruption those are not predicted again.
+    """
     device = next(model.parameters()).device
-    graphs = []
-    with progress(len(images.names), "predict", "image", leave=False) as bar:
-        for start in range(0, len(images.names), batch):
-            names = images.names[start:start + batch]
+    file, rows = open_growing(kept) if kept else (None, [])
+    graphs = [make_graph(**graph) for row in rows for graph in row["graphs"]]
+    with progress(len(images.names), "predict", "image", leave=False) as bar, file or nullcontext():
+        bar.update(len(graphs))
+        for start in range(len(graphs), len(images.names), batch):
+            names, cameras = images.names[start:start + batch], images.cameras[start:start + batch]
             pixels = torch.stack([load_tensor(images.folder / n, model.config.width, model.config.height) for n in names])
             with torch.no_grad():
                 predictions = model.predict(model.features(pixels.to(device).float() / 255))
-            for name, camera, prediction in zip(names, images.cameras[start:start + batch], predictions):
-                graphs.append(to_graph(prediction, name, camera.width, camera.height, object_threshold, predicate_threshold))
+            new = [to_graph(prediction, name, camera.width, camera.height, object_threshold, predicate_threshold)
+                   for name, camera, prediction in zip(names, cameras, predictions)]
+            if file:
+                add_line(file, {"graphs": [_every_digit(graph) for graph in new]})
+            graphs += new
             bar.update(len(names))
     return graphs
+
+
+def _every_digit(graph: SceneGraph) -> dict:
+    """For JSON; unlike `graph.to_json` nothing is rounded."""
+    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(graph).items()}

@@ -25,7 +25,7 @@ from PIL import Image
 
 from sim2sg_lib.camera import Camera
 from sim2sg_lib.env import Env
-from sim2sg_lib.files import write_bytes, write_json, write_json_lines
+from sim2sg_lib.files import add_line, open_growing, write_bytes, write_json, write_json_lines
 from sim2sg_lib.graph import (MAX_PIXELS, SceneGraph, Vocabulary, check_file, from_json, is_int, is_number, load_json, read_bytes,
                               read_graphs, read_json_lines, read_text, safe_join, select_objects, to_json, write_graphs)
 from sim2sg_lib.kitti import camera_of, frame_objects, kitti_root, paper_camera, read_calib, to_graph
@@ -286,39 +286,31 @@ class Rendered:
     Opening it after an interruption drops whatever was not written whole, images included.
     graphs:   the labels of the images so far.
     labelled: for each of them which of its scene's objects they label; empty where nobody needs to know.
-    chunks:   how many chunks that is.
+    chunks:   how many chunks there were when it was opened.
     """
 
     def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
+        def images_are_written(row: dict) -> bool:
+            return all(zlib.crc32((folder / name).read_bytes()) == crc for name, crc in row["crcs"].items())
+
         self.path, self.vocabulary = Path(folder) / "rendered.jsonl", vocabulary
         self.graphs: list[SceneGraph] = []
         self.labelled: list[list[int]] = []
-        self.chunks = whole = 0
-        for line in self.path.read_bytes().splitlines(keepends=True) if self.path.exists() else []:
-            try:
-                row = json.loads(line)
-                written = all(zlib.crc32((folder / name).read_bytes()) == crc for name, crc in row["crcs"].items())
-            except (ValueError, OSError):
-                break
-            if not written or not line.endswith(b"\n"):
-                break
+        self.file, rows = open_growing(self.path, images_are_written)
+        for row in rows:
             self._keep(row)
-            whole += len(line)
-        self.file = open(self.path, "ab")
-        self.file.truncate(whole)
+        self.chunks = len(rows)
 
     def add(self, graphs: list[SceneGraph], labelled: list[list[int]], crcs: dict[str, int]) -> None:
         """A chunk whose images, by name with their CRCs, are written."""
         row = {"graphs": [to_json(graph, self.vocabulary) for graph in graphs], "labelled": labelled, "crcs": crcs}
-        self.file.write(json.dumps(row).encode() + b"\n")
-        self.file.flush()
+        add_line(self.file, row)
         self._keep(row)
 
     def _keep(self, row: dict) -> None:
         # read from JSON in both cases, so that an interruption changes no digit
         self.graphs += [from_json(graph, self.vocabulary) for graph in row["graphs"]]
         self.labelled += row["labelled"]
-        self.chunks += 1
 
     def close(self) -> None:
         """All is rendered: what is known goes to the files that a data set keeps."""

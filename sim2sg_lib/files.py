@@ -10,6 +10,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 from sim2sg_lib.terminal import InputError, say
 
@@ -54,6 +55,33 @@ def write_json_lines(path: Path, rows: list[dict]) -> None:
     write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
 
 
+def open_growing(path: Path, is_whole=lambda row: True) -> tuple[BinaryIO, list[dict]]:
+    """A JSON Lines file to which long work adds a row (`add_line`) whenever a part of it is done, and the rows so far.
+
+    The first row that an interruption left half written goes, and all behind it. is_whole: whether what a row speaks of is
+    there, too; a KeyError, TypeError, ValueError or OSError means no.
+    """
+    rows, size = [], 0
+    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
+        try:
+            row = json.loads(line)
+            if not line.endswith(b"\n") or not is_whole(row):
+                break
+        except (KeyError, TypeError, ValueError, OSError):
+            break
+        rows.append(row)
+        size += len(line)
+    file = open(path, "ab")
+    file.truncate(size)
+    return file, rows
+
+
+def add_line(file: BinaryIO, row: dict) -> None:
+    """A row at the end of a file of `open_growing`."""
+    file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
+    file.flush()
+
+
 def digest(*paths: Path) -> str:
     """SHA-256 of files, in hexadecimal; what is missing counts as empty."""
     total = hashlib.sha256()
@@ -77,12 +105,20 @@ def work_folder(out: Path, options: dict, overwrite: bool, resume: bool) -> Iter
     options. resume: go on with a half-made one. Errors: InputError if OUT is in use, is being made by another process,
     or is half made with other options; click.ClickException leaves what is there for the next time.
     """
-    from filelock import FileLock, Timeout
     out = Path(out)
     partial, old = out.parent / f".{out.name}.partial", out.parent / f".{out.name}.old"
     if old.exists() and not out.exists():  # ended between the two renames of `publish`
         old.rename(out)
     refuse_used(out, overwrite)
+    with partial_folder(partial, out, options, overwrite, resume):
+        yield partial
+        publish(partial, out, old)
+
+
+@contextmanager
+def partial_folder(partial: Path, out: Path, options: dict, overwrite: bool, resume: bool) -> Iterator[Path]:
+    """`partial`, in which something for `out` grows, prepared and held against other processes. See `work_folder`."""
+    from filelock import FileLock, Timeout
     try:
         partial.mkdir(parents=True, exist_ok=True)
         lock = FileLock(partial / LOCK)
@@ -94,7 +130,6 @@ def work_folder(out: Path, options: dict, overwrite: bool, resume: bool) -> Iter
     try:
         prepare(partial, out, options | {"code": digest_of_code()}, overwrite, resume)
         yield partial
-        publish(partial, out, old)
     finally:
         lock.release()
 

@@ -100,3 +100,22 @@ def test_no_network_no_home_and_no_optional_package_is_needed(data, tmp_path):
     (tmp_path / "assets/chair/a.obj").write_text("v 0 0 0")
     line = run(tmp_path, "synthesize.py", "--env", "dining", "--assets", "assets", "--out", "c", environment=bare, code=3)
     assert "pip install trimesh" in line
+
+
+def test_evaluation_goes_on_after_a_kill(data, tmp_path):
+    run(tmp_path, "train.py", "--source", data / "sdr", "--steps", 2, "--out", "run")
+    run(tmp_path, "synthesize.py", "--num", 96, "--out", "test")
+    arguments = ["evaluate.py", "--checkpoint", "run/model.pt", "--data", "test", "--out", "scores"]
+    code, _ = interrupt(tmp_path, arguments, "scores/.evaluate.partial/predicted.jsonl", signal.SIGKILL)
+    kept = tmp_path / "scores/.evaluate.partial/predicted.jsonl"
+    assert code == -9 and 0 < len(kept.read_bytes().splitlines()) < 6 and not (tmp_path / "scores/metrics.json").exists()
+    elsewhere = [data / "sdr" if word == "test" else word for word in arguments]
+    assert "was begun with data 'test', not" in run(tmp_path, *elsewhere, code=3)
+    assert "goes on where it was interrupted" in run(tmp_path, *arguments)
+    whole = run(tmp_path, *arguments[:-1], "whole")
+    assert "goes on" not in whole
+    for name in ("predictions.jsonl", "curves.json", "figures/predictions.png"):
+        assert (tmp_path / "scores" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    scores = [json.loads((tmp_path / folder / "metrics.json").read_text()) for folder in ("scores", "whole")]
+    assert scores[0] | {"command": 0} == scores[1] | {"command": 0}
+    assert {path.name for path in (tmp_path / "scores").iterdir()} == {"metrics.json", "curves.json", "predictions.jsonl", "figures"}

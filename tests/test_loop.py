@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from conftest import ENVIRONMENT, ROOT, run
+from train import TrainingLog
 
 
 def fingerprint(folder: Path, *skip: str) -> dict[str, str]:
@@ -283,3 +284,13 @@ def test_help_needs_no_torch(script):
                             env=ENVIRONMENT)
     assert result.returncode == 0, result.stderr
     assert result.stdout.count(f"python {script}") == 2 and "default" in result.stdout
+
+
+def test_training_says_once_when_a_discriminator_has_come_apart_or_won(tmp_path, capsys):
+    log = TrainingLog(tmp_path / "log.jsonl", batch=4)
+    for step, (appearance, prediction) in enumerate([(0.7, 0.68)] * 10 + [(3.2, 0.6)] * 10 + [(3.3, 0.01)] * 10):
+        log.add(step, {"loss_obj": 1.0, "loss_appearance": appearance, "loss_prediction": prediction})
+    log.close()
+    first, second = capsys.readouterr().out.splitlines()
+    assert first.startswith("step 20: loss_appearance 3.2,") and first.endswith("try a smaller --appearance-factor")
+    assert second.startswith("step 30: loss_prediction 0.01,") and second.endswith("try a larger --prediction-factor")
