@@ -83,7 +83,7 @@ def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, 
                         "device": str(device), "input": digest(checkpoint_path, *(images.folder / n for n in images.names))}
     with partial_folder(out / ".evaluate.partial", out, options, overwrite, resume) as partial:
         model = checkpoint.rebuild(saved, checkpoint_path, env, device)
-        predicted = checkpoint.predict_folder(model, images, 0.0, 0.0, partial / "predicted.jsonl")
+        predicted = checkpoint.predict_folder(model, images, env, 0.0, 0.0, partial / "predicted.jsonl")
 
         # --- score
         metrics, curves = record | {"split": split, "images": len(images.names)}, {}
@@ -144,7 +144,7 @@ def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | 
     names = different_names(found.names)
     model = checkpoint.rebuild(saved, checkpoint_path, env, device)
     graphs = [replace(graph, image=name) for name, graph in
-              zip(names, checkpoint.predict_folder(model, found, threshold, threshold))]
+              zip(names, checkpoint.predict_folder(model, found, env, threshold, threshold))]
 
     options = {"checkpoint": str(checkpoint_path), "env": env.name, "threshold": threshold,
                "command": "python " + shlex.join(sys.argv), "images": dict(zip(names, found.names))}

@@ -163,8 +163,8 @@ def predict_graphs(checkpoint: Path, target: Path, camera: str | None, env, thre
     model, images = load(checkpoint, env, device), open_images(target, env, camera)
     chosen = sample(images, num, seed)
     if not env.adaptive:
-        return predict_folder(model, chosen, threshold, threshold), chosen.cameras, thresholds([], env, threshold)
-    graphs = predict_folder(model, images, 0.0, threshold)  # of all, so that an image's graph does not depend on --num
+        return predict_folder(model, chosen, env, threshold, threshold), chosen.cameras, thresholds([], env, threshold)
+    graphs = predict_folder(model, images, env, 0.0, threshold)  # of all, so that an image's graph does not depend on --num
     by_name = dict(zip(images.names, graphs))
     return [by_name[name] for name in chosen.names], chosen.cameras, thresholds(graphs, env, threshold)
 

@@ -148,13 +148,17 @@ def pick_device(name: str) -> torch.device:
         raise InputError(f"device {name!r} is not available, expected auto, cpu or cuda") from None
 
 
-def predict_folder(model: SceneGraphNet, images: ImageFolder, object_threshold: float, predicate_threshold: float,
+def predict_folder(model: SceneGraphNet, images: ImageFolder, env: Env, object_threshold: float, predicate_threshold: float,
                    kept: Path | None = None, batch: int = 16) -> list[SceneGraph]:
     """The network's scene graph of every image, in order; boxes in the pixels of the image's camera.
+
+    Relations that the environment's rules exclude (a chair beside a chair, where one end must be a table) are left out.
 
     kept: a file for the graphs so far, batch by batch: after an interruption those are not predicted again.
     """
     device = next(model.parameters()).device
+    vocabulary = env.vocabulary
+    possible = torch.from_numpy(env.rules.possible(len(vocabulary.categories), vocabulary.predicates)).to(device)
     file, rows = open_growing(kept) if kept else (None, [])
     graphs = [make_graph(**graph) for row in rows for graph in row["graphs"]]
     with progress(len(images.names), "predict", "image", leave=False) as bar, file or nullcontext():
@@ -163,7 +167,7 @@ def predict_folder(model: SceneGraphNet, images: ImageFolder, object_threshold: 
             names, cameras = images.names[start:start + batch], images.cameras[start:start + batch]
             pixels = torch.stack([load_tensor(images.folder / n, model.config.width, model.config.height) for n in names])
             with torch.no_grad():
-                predictions = model.predict(model.features(pixels.to(device).float() / 255))
+                predictions = model.predict(model.features(pixels.to(device).float() / 255), possible)
             new = [to_graph(prediction, name, camera.width, camera.height, object_threshold, predicate_threshold)
                    for name, camera, prediction in zip(names, cameras, predictions)]
             if file:

@@ -360,10 +360,13 @@ class SceneGraphNet(nn.Module):
         return losses
 
     @torch.no_grad()
-    def predict(self, features: dict[str, Tensor]) -> list[Prediction]:
-        """One Prediction per image; whether the module is in training mode makes no difference."""
+    def predict(self, features: dict[str, Tensor], possible: Tensor | None = None) -> list[Prediction]:
+        """One Prediction per image; whether the module is in training mode makes no difference.
+
+        possible: (P, C, C) bool of `RelationRules.possible`: what is never labelled is not predicted either. None: all is.
+        """
         detections, nodes, pairs, relatedness, predicates = self._infer(
-            features, self.config.nodes_test, self.config.pairs_test)
+            features, self.config.nodes_test, self.config.pairs_test, possible)
         counts = _counts(nodes.image[pairs[:, 0]], len(nodes.counts))
         starts = np.cumsum([0, *nodes.counts])
         return [Prediction(self.config.width, self.config.height, boxes, labels - 1, scores, own - int(start),
@@ -396,15 +399,21 @@ class SceneGraphNet(nn.Module):
         union_features = self.union_head(self.detector.pool(features, list(unions.split(counts))))
         return self.graph(nodes.features, union_features, nodes, pairs)
 
-    def _infer(self, features: dict[str, Tensor], max_nodes: int, max_pairs: int
+    def _infer(self, features: dict[str, Tensor], max_nodes: int, max_pairs: int, possible: Tensor | None = None
                ) -> tuple[Detections, Nodes, Tensor, Tensor, Tensor]:
         detections = self.detector.detect(features, max_nodes)
         nodes = self._nodes(features, detections.boxes)
         candidates = ordered_pairs(nodes.image)
+        if possible is not None:  # before the choice, so that impossible pairs take nobody's place
+            ends = torch.cat(detections.labels)[candidates] - 1  # (E, 2)
+            allowed = possible[:, ends[:, 0], ends[:, 1]].T  # (E, P)
+            candidates, allowed = candidates[allowed.any(1)], allowed[allowed.any(1)]
         scores = self.proposal(nodes.class_logits.softmax(1), nodes.boxes, candidates)
-        chosen = top_pairs(scores, nodes.pair_counts(), max_pairs)
+        chosen = top_pairs(scores, _counts(nodes.image[candidates[:, 0]], len(nodes.counts)), max_pairs)
         pairs = candidates[chosen]
         _, predicates = self._relate(features, nodes, pairs)
+        if possible is not None:
+            predicates = predicates.masked_fill(~allowed[chosen], -torch.inf)
         return detections, nodes, pairs, scores[chosen], predicates
 
 
@@ -412,15 +421,15 @@ def to_graph(prediction: Prediction, image: str, width: int, height: int, object
              predicate_threshold: float) -> SceneGraph:
     """The prediction as a SceneGraph of an image of width x height pixels.
 
-    Keeps objects with score >= object_threshold and relations with probability >= predicate_threshold whose two objects
-    are kept. Boxes are scaled from network input to image pixels and clipped; what is thinner than 0.01 px then goes.
+    Keeps objects with score >= object_threshold and relations with probability >= predicate_threshold, but not 0, whose
+    two objects are kept. Boxes are scaled from network input to image pixels and clipped; what is thinner than 0.01 px then goes.
     """
     scale = np.array([width / prediction.width, height / prediction.height] * 2)
     boxes_px = prediction.boxes_px.cpu().numpy() * scale  # (N, 4)
     boxes_px = boxes_px.clip(0, [width, height, width, height])
     scores = prediction.scores.cpu().numpy()
     probs = prediction.predicate_probs.cpu().numpy()  # (K, P)
-    pair, predicate = np.nonzero(probs >= predicate_threshold)
+    pair, predicate = np.nonzero((probs >= predicate_threshold) & (probs > 0))
     subject, object_ = prediction.pairs.cpu().numpy()[pair].T
     graph = make_graph(image, width, height, prediction.labels.cpu().numpy(), boxes_px,
                        np.stack([subject, predicate, object_], 1), scores, relation_scores=probs[pair, predicate])

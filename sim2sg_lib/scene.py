@@ -176,6 +176,16 @@ class RelationRules:
     supports: dict[int, int] = field(default_factory=dict)
     reach_m: float = math.inf
 
+    def possible(self, categories: int, predicates: tuple[str, ...]) -> np.ndarray:
+        """(P, C, C) bool, whether a predicate may hold between a subject and an object of these categories at all."""
+        table = np.ones((len(predicates), categories, categories), bool)
+        if self.hub is not None:
+            table[:] = np.arange(categories)[:, None] == self.hub
+            table |= table.transpose(0, 2, 1)
+        if "on" in predicates:
+            table[predicates.index("on")] = [[self.supports.get(s) == o for o in range(categories)] for s in range(categories)]
+        return table
+
 
 def relations(objects: Sequence[SceneObject], camera: Camera, predicates: tuple[str, ...], rules: RelationRules) -> np.ndarray:
     """All relations that hold between N objects: (R, 3) int64 rows (s, p, o), ordered by s, then o, then p.

@@ -16,7 +16,7 @@ from sim2sg_lib.lift import lift, projected_box
 from sim2sg_lib.meshes import build, place
 from sim2sg_lib.raster import rasterize, scale_cameras
 from sim2sg_lib.render import SUPERSAMPLE, shade
-from sim2sg_lib.scene import SceneObject, relations, to_footprint
+from sim2sg_lib.scene import RelationRules, SceneObject, relations, to_footprint
 
 ON = ENV.vocabulary.predicates.index("on")
 
@@ -367,3 +367,13 @@ def test_faulty_asset_files_are_named_in_one_line(tmp_path):
     (tmp_path / "table" / "bad.glb").write_bytes(b"glTF nonsense")
     with pytest.raises(InputError, match="bad.glb: cannot be read"):
         replace_assets(ENV, tmp_path)
+
+
+def test_possible_relations_are_those_that_the_rules_may_label():
+    chair, table, laptop = range(3)
+    possible = ENV.rules.possible(3, ENV.vocabulary.predicates)
+    for p, name in enumerate(ENV.vocabulary.predicates):
+        pairs = {(int(s), int(o)) for s, o in zip(*np.nonzero(possible[p]))}
+        beside_a_table = {(table, chair), (table, laptop), (table, table), (chair, table), (laptop, table)}
+        assert pairs == ({(laptop, table)} if name == "on" else beside_a_table), name
+    assert RelationRules({}).possible(2, ("left",)).all()

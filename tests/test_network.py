@@ -486,3 +486,27 @@ def test_missing_imagenet_weights_are_one_line(monkeypatch):
     # a checkpoint brings its own weights
     frozen = SceneGraphNet(config, pretrained=False).detector.backbone.body
     assert not frozen.layer1[0].conv1.weight.requires_grad and frozen.layer2[0].conv1.weight.requires_grad
+
+
+def test_relations_that_the_rules_exclude_are_neither_predicted_nor_in_the_way(overfitted):
+    """Of the three objects one is a hub: its 4 ordered pairs are left of 6, and `on` for one pair of categories only."""
+    net, image = copy.deepcopy(overfitted), three_objects()[0]
+    features = net.features(image[None])
+    free = net.predict(features)[0]
+    hub = int(free.labels[0])
+    possible = torch.zeros(4, 3, 3, dtype=torch.bool)
+    possible[:, hub] = possible[:, :, hub] = True
+    possible[3] = False
+    possible[3, hub, (hub + 1) % 3] = True
+    net.config = dataclasses.replace(net.config, pairs_test=len(free.pairs))
+    bound = net.predict(features, possible)[0]
+    ends = bound.labels[bound.pairs]
+    assert 0 < len(bound.pairs) < len(free.pairs) and (ends == hub).any(1).all()
+    kept = (free.labels[free.pairs] == hub).any(1)
+    assert set(map(tuple, bound.pairs.tolist())) == set(map(tuple, free.pairs[kept].tolist()))
+    holds = bound.predicate_probs[:, 3] > 0
+    assert torch.equal(holds, (ends[:, 0] == hub) & (ends[:, 1] == (hub + 1) % 3)) and (bound.predicate_probs[:, :3] > 0).all()
+    written = to_graph(bound, "a.png", image.shape[2], image.shape[1], 0.0, 0.0)
+    assert len(written.relations) == 3 * len(bound.pairs) + int(holds.sum())
+    net.config = dataclasses.replace(net.config, pairs_test=1)  # the only place goes to a pair that may be related
+    assert (free.labels[net.predict(features, possible)[0].pairs] == hub).any()
