@@ -35,6 +35,7 @@ LARGEST = 1e18       # a number in a log: TensorBoard's are of 32 bits, its step
 CONTENT = ("objects_per_image", "categories", "predicates")  # the histograms of metrics.content
 CASES = 4            # example images, and as many of the worst
 CURVE_POINTS = 150   # of a training curve; longer ones are averaged in as many blocks
+CASE_INCHES = 3.6    # 346 pixels: a phone shows a scene graph at its own size
 PHOTO_WIDTH = 640    # pixels, the most an image has on the page
 
 
@@ -344,16 +345,15 @@ def draw_case(images: ImageFolder, index: int, truth: list[SceneGraph] | None, s
     height = max(1, round(width * graph.height / graph.width))
     pixels = read_image(images.folder / images.names[index], width, height)
     pictures = []
-    side = min(max(3.2, 0.6 * max(len(half.graph) for _, half in halves)), 6.4)  # inches
     for what, half in halves:
-        photo = Figure((side, side * height / width))
+        photo = Figure((CASE_INCHES, CASE_INCHES * height / width))
         draw_objects(photo.add_axes((0, 0, 1, 1)), pixels, half, env.vocabulary)
-        drawing = Figure((side, side))
+        drawing = Figure((CASE_INCHES, CASE_INCHES))
         draw_relations(drawing.add_axes((0, 0, 1, 1)), half, env.vocabulary)
         pictures += [picture(photo, f"{what}objects: {tally(half.objects)}"),
                      picture(drawing, f"{what}relations: {tally(half.relations)}")]
     note = f"recall@20 {spread([recall[index]], 3)}" if recall else ""
-    return {"name": graph.image, "note": note, "pictures": pictures, "width": round(96 * side)}
+    return {"name": graph.image, "note": note, "pictures": pictures}
 
 
 def tally(verdicts: list[str]) -> str:
