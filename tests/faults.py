@@ -80,7 +80,8 @@ def ring(*_) -> None:
 def complaint(inside: Path, read, begins: str = "", may_read: bool = True, seconds: float = SECONDS) -> list[str]:
     """What is wrong with how `read` takes its file, at most one line.
 
-    begins: a pattern that a refusal starts with. may_read: whether the file may be read, rather than refused. seconds: the most it may take.
+    begins: a pattern that a refusal starts with. may_read: whether the file may be read, rather than refused. seconds: the
+    most it may take.
     """
     watched.update(inside=inside, broken=[])
     alarm = signal.signal(signal.SIGALRM, ring)

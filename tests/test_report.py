@@ -16,7 +16,8 @@ from PIL import Image
 
 import conftest
 from conftest import ENVIRONMENT, ROOT, run
-from sim2sg_lib.graph import Vocabulary, make_graph, read_graphs
+from evaluate import different_names
+from sim2sg_lib.graph import Vocabulary, make_graph, read_graphs, write_graphs
 from sim2sg_lib.metrics import (MISSED, RIGHT, WRONG, compare, content, content_gap, detection_scores, recall_scores,
                                 unjudged)
 from sim2sg_lib.picture import (MAX_ARROWS, arrows, draw_histograms, draw_objects, draw_relations, free_place, places_of,
@@ -336,6 +337,27 @@ def test_predict_reads_any_size_and_keeps_equal_names_apart(toy, tmp_path):
     assert "1 images, 0 objects and 0 relations" in printed and not (tmp_path / "out/X_2.png").exists()
     line = run(toy, "evaluate.py", "predict", tmp_path / "a", *arguments[:-1], tmp_path / "b", "--overwrite", code=3)
     assert "is not overwritten" in line
+
+
+def test_what_predict_calls_an_image_can_be_read(tmp_path):
+    names = different_names(["a/x.png", "b\\x.png", "caf\udce9.png", "X.jpg"])
+    assert names == ["x.png", "b_x.png", "caf_.png", "X_2.jpg"]
+    write_graphs(tmp_path / "graphs.jsonl", [make_graph(name, 9, 9, [], []) for name in names], VOCABULARY)
+    assert [graph.image for graph in read_graphs(tmp_path / "graphs.jsonl", VOCABULARY)] == names
+
+
+def test_every_command_concludes_with_one_object(loop, toy, tmp_path):
+    def concluded(*arguments):
+        return json.loads(run(toy, "evaluate.py", *arguments))
+
+    image, checkpoint = toy / "data/target/test/images/000000.png", toy / "runs/0/model.pt"
+    arguments = ["predict", image, "--checkpoint", checkpoint, "--threshold", 1, "--out", tmp_path / "out"]
+    assert concluded("--json", *arguments) == {"out": str(tmp_path / "out"), "threshold": 1, "images": 1, "objects": 0,
+                                               "relations": 0}
+    assert concluded("tensorboard", loop, "--json")["runs"] == [str(loop / name) for name in ("appearance1", "start")]
+    assert concluded("report", loop, "--json") == {"report": str(loop / "report.html"), "rows": ["start", "appearance1"]}
+    assert list(concluded("--summary", loop, "--json")["rows"]) == ["start", "appearance1"]
+    assert run(toy, "evaluate.py", "-q", "tensorboard", loop) == ""
 
 
 @pytest.mark.parametrize("arguments, words", [
