@@ -19,6 +19,7 @@ from sim2sg_lib.files import write_json_lines
 from sim2sg_lib.terminal import InputError
 
 MAX_FILE_BYTES = 256 * 2**20  # of an image, a mesh or a text, which is read whole
+MAX_LINE = 8 * 2**20          # characters of JSON Lines, which in memory take forty times as much
 MAX_PIXELS = 64 * 2**20       # of an image, beyond which it is not decoded
 MAX_SIDE = 65535              # pixels, of an image in either direction
 MAX_DEPTH = 16                # of lists and objects inside one another in JSON
@@ -154,6 +155,8 @@ def read_json_lines(path: Path) -> list[tuple[int, dict]]:
     """Every non-empty line of a JSON Lines file as (line number from 1, object). Errors: InputError."""
     rows = []
     for line_number, line in enumerate(read_text(path, "JSON Lines").split("\n"), 1):
+        if len(line) > MAX_LINE:
+            raise InputError(f"{path}:{line_number}: {len(line)} characters, expected {MAX_LINE} a line at most")
         if line.strip():
             rows.append((line_number, load_json(line, f"{path}:{line_number}")))
     return rows
