@@ -28,7 +28,7 @@ from sim2sg_lib.env import Env
 from sim2sg_lib.files import add_line, open_growing, write_bytes, write_json, write_json_lines
 from sim2sg_lib.graph import (MAX_PIXELS, SceneGraph, Vocabulary, check_file, from_json, is_int, is_number, load_json, read_bytes,
                               read_graphs, read_json_lines, read_text, safe_join, select_objects, to_json, write_graphs)
-from sim2sg_lib.kitti import camera_of, frame_objects, kitti_root, paper_camera, read_calib, to_graph
+from sim2sg_lib.kitti import TYPES, camera_of, frame_objects, kitti_root, paper_camera, read_calib, to_graph
 from sim2sg_lib.scene import Scene
 from sim2sg_lib.terminal import InputError
 
@@ -109,6 +109,9 @@ def image_names(folder: Path) -> list[str]:
         names = sorted(str(p.relative_to(folder)) for p in root.iterdir() if p.suffix.lower() in SUFFIXES)
     except OSError as error:
         raise InputError(f"{root}: cannot be listed ({error.strerror})") from None
+    labels = [path for name in ("label_2", "calib") for path in (folder / name, folder / "training" / name) if path.is_dir()]
+    if not names and labels and not kitti:
+        raise InputError(f"{labels[0].parent}: has {labels[0].name}/ and no image_2/, expected image_2/ with PNG or JPEG images")
     if not names:
         raise InputError(f"{root}: no PNG or JPEG image in it" + ("" if root != folder else " or in its images/"))
     return names
@@ -242,8 +245,8 @@ def read_labels(images: ImageFolder, env: Env, van: str | None = None) -> list[S
 
 def read_kitti_labels(root: Path, images: ImageFolder, env: Env, van: str) -> list[SceneGraph]:
     """The graphs of label_2/ and, if it is there, label_2_extra/. Errors: InputError, also for labels without an image."""
-    if not {"car", "pedestrian", "house", "vegetation"} & set(env.vocabulary.categories):
-        raise InputError(f"{root}: KITTI labels car and pedestrian, the environment {env.name} has only "
+    if not set(map(str.lower, TYPES)) & set(env.vocabulary.categories):
+        raise InputError(f"{root}: KITTI labels {', '.join(TYPES)}, the environment {env.name} has only "
                          f"{', '.join(env.vocabulary.categories)}")
     stems = [Path(name).stem for name in images.names]
     for folder in ("label_2", "label_2_extra"):

@@ -144,9 +144,17 @@ def read_calib(path: Path) -> np.ndarray:
 
 
 def frame_objects(root: Path, stem: str) -> list[KittiObject]:
-    """A frame's labels, those of label_2_extra last if that folder is there. Errors: InputError."""
+    """A frame's labels, those of label_2_extra last if it is there. Errors: InputError, also for a type in the wrong folder."""
     folders = [name for name in ("label_2", "label_2_extra") if name == "label_2" or (root / name).is_dir()]
-    return [item for folder in folders for item in read_objects(safe_join(root, f"{folder}/{stem}.txt"))]
+    objects = []
+    for folder in folders:
+        found = read_objects(safe_join(root, f"{folder}/{stem}.txt"))
+        for item in found:  # what is labelled is told from the folders, so each type has one
+            if (item.type in EXTRA_TYPES) != (folder == "label_2_extra"):
+                raise InputError(f"{item.where}: type: {item.type!r}, expected {' and '.join(EXTRA_TYPES)} in label_2_extra/, "
+                                 "all others in label_2/")
+        objects += found
+    return objects
 
 
 def unlabelled_categories(root: Path, env: Env) -> tuple[str, ...]:

@@ -29,8 +29,8 @@ from sim2sg_lib.detector import quick_config
 from sim2sg_lib.export import calib_text, occlusion_state, write_coco, write_kitti
 from sim2sg_lib.terminal import InputError
 from sim2sg_lib.graph import Vocabulary, make_graph, read_graphs
-from sim2sg_lib.kitti import (CAMERA_HEIGHT_M, KittiObject, camera_of, format_object, kitti_root, paper_camera, read_calib,
-                              read_objects, rotation_y_of, to_graph, unlabelled_categories, world_of, yaw_of)
+from sim2sg_lib.kitti import (CAMERA_HEIGHT_M, TYPES, KittiObject, camera_of, format_object, kitti_root, paper_camera,
+                              read_calib, read_objects, rotation_y_of, to_graph, unlabelled_categories, world_of, yaw_of)
 from sim2sg_lib.kitti_eval import (DIFFICULTIES, count_hits, kitti_score, make_frame, match_by_score, sample_thresholds,
                                    to_results)
 from sim2sg_lib.meshes import box_mesh, place
@@ -348,8 +348,7 @@ def test_what_is_missing_or_too_much_is_named(folder, tmp_path):
     (root / "calib/000007.txt").unlink()
     assert "calib/000007.txt: no such file, expected a KITTI calibration file" in complaint(open_images, folder, ENV)
     assert len(open_images(folder, ENV, "paper").names) == 2  # which needs none
-    assert "KITTI labels car and pedestrian, the environment clevr has only cube" in complaint(
-        read_labels, images, clevr.ENV)
+    assert f"KITTI labels {', '.join(TYPES)}, the environment clevr has only cube" in complaint(read_labels, images, clevr.ENV)
     plain = tmp_path / "plain"
     plain.mkdir()
     Image.new("RGB", (1242, 375)).save(plain / "a.png")
@@ -374,6 +373,37 @@ def test_houses_and_vegetation_come_from_label_2_extra(folder):
     assert graph.labels.tolist() == [CAR, HOUSE, VEGETATION] and graph.visible.tolist() == [1, 0.35, 1]
     # the house's place is unknown, so it has no relations
     assert graph.relations.tolist() == [[0, RIGHT, 2], [0, FRONT, 2], [2, LEFT, 0], [2, BEHIND, 0]]
+
+
+def test_each_type_has_its_folder(folder):
+    """Which categories are labelled is told from the folders: a house in label_2/ would be a fault that nobody can avoid."""
+    root, images = folder / "training", open_images(folder, ENV)
+    for kind in TYPES[:-2]:  # all of KITTI's own
+        (root / "label_2/000007.txt").write_text(CAR_LINE.replace("Car", kind))
+        assert len(read_labels(images, ENV)) == 2
+    (root / "label_2/000007.txt").write_text(f"{CAR_LINE}\n{CAR_LINE.replace('Car', 'House')}\n")
+    words = "expected House and Vegetation in label_2_extra/, all others in label_2/"
+    assert f"{root}/label_2/000007.txt:2: type: 'House', {words}" in complaint(read_labels, images, ENV)
+    shutil.rmtree(root / "label_2")
+    shutil.copytree(write_frames(folder / "more", {"000000": CAR_LINE, "000007": ""}) / "label_2", root / "label_2")
+    shutil.copytree(root / "label_2", root / "label_2_extra")  # every car twice
+    assert f"{root}/label_2_extra/000000.txt:1: type: 'Car', {words}" in complaint(read_labels, images, ENV)
+
+
+def test_any_of_kitti_s_types_may_be_a_category(folder):
+    env = replace(ENV, vocabulary=Vocabulary(("cyclist", "truck"), VOCABULARY.predicates))
+    (folder / "training/label_2/000007.txt").write_text(f"{CAR_LINE}\n{CAR_LINE.replace('Car', 'Cyclist')}\n")
+    assert [graph.labels.tolist() for graph in read_labels(open_images(folder, env), env)] == [[], [0]]
+    assert unlabelled_categories(folder / "training", env) == ()
+
+
+@pytest.mark.parametrize("kept", ["label_2", "calib"])
+def test_labels_without_images_are_told_from_a_folder_of_photos(folder, kept):
+    for name in {"image_2", "label_2", "calib"} - {kept}:
+        shutil.rmtree(folder / "training" / name)
+    for given in (folder, folder / "training"):
+        assert complaint(open_images, given, ENV) == (
+            f"{folder}/training: has {kept}/ and no image_2/, expected image_2/ with PNG or JPEG images")
 
 
 def test_the_real_frames_open_and_their_labels_are_graphs(real_data):
