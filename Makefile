@@ -59,8 +59,9 @@ ifeq ($(wildcard $(TARGET)/.),)
 $(error TARGET=$(TARGET): no such folder, expected one of images)
 endif
 TRAIN_IMAGES := $(if $(wildcard $(TARGET)/train/.),$(TARGET)/train,$(TARGET))
-# a data set of ours, or KITTI's
-LABELLED := $(foreach split,test val,$(wildcard $(TARGET)/$(split)/graphs.jsonl $(TARGET)/$(split)/label_2))
+# a data set of ours, or KITTI's with or without its training/
+LABELLED := $(foreach split,test val,$(wildcard $(foreach labels,graphs.jsonl label_2 training/label_2,\
+$(TARGET)/$(split)/$(labels))))
 TEST_IMAGES := $(firstword $(patsubst %/,%,$(dir $(LABELLED))) $(TRAIN_IMAGES))
 endif
 
