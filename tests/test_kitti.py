@@ -775,6 +775,19 @@ def test_a_tilted_camera_is_refused_before_anything_is_rendered(tmp_path):
     assert "the camera is tilted by 28.3 degrees" in line and not (tmp_path / "x").exists()
 
 
+def test_a_later_graph_s_tilted_camera_is_refused_before_anything_is_rendered(street, tmp_path):
+    rows = [{"image": f"{i}.png", "width": 1242, "height": 375, "objects": [], "relations": []} for i in range(3)]
+    level = {name: matrix.tolist() for name, matrix in (("K", STREET.K), ("R", STREET.R), ("t", STREET.t))}
+    tilted = level | {"R": [[1, 0, 0], [0, -0.6, -0.8], [0, 0.8, -0.6]]}
+    (tmp_path / "graphs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "cameras.jsonl").write_text("\n".join(json.dumps({"image": row["image"], **camera}) for row, camera in
+                                                      zip(rows, (level, level, tilted))))
+    out = tmp_path / "x"
+    line = command(synthesize, "--graphs", tmp_path / "graphs.jsonl", "--export", "kitti", "--out", out, code=3)
+    assert "the camera of 2.png is tilted by 36.9 degrees" in line and not list(tmp_path.glob("*x*"))
+    command(synthesize, "--graphs", tmp_path / "graphs.jsonl", "--num", 2, "--export", "kitti", "--out", out)
+
+
 def test_a_calibration_of_ours_reads_back(tmp_path):
     (tmp_path / "c.txt").write_text(calib_text(STREET))
     assert read_calib(tmp_path / "c.txt").tolist() == np.hstack([STREET.K, np.zeros((3, 1))]).tolist()
