@@ -52,21 +52,15 @@ class ImageFolder:
     cameras: list[Camera]
 
 
-def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolder:
-    """Open a dataset folder, KITTI's or any folder of images. Errors: InputError (missing, empty, other environment, sizes).
+def list_images(folder: Path, env: Env) -> tuple[list[str], list[tuple[int, int]]]:
+    """The image paths relative to a dataset folder, KITTI's or any folder of images, sorted; their (width, height) in pixels.
 
-    A camera counts pixels of its own image: the nominal view is brought to each image's size.
-    camera: KITTI's alone, "calib" (if None) for the calibration of each image, "paper" for the paper's assumption.
+    Errors: InputError (missing, empty, other environment, sizes).
     """
     folder = Path(folder)
     if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such folder, expected one of images or a data set")
     info = read_info(folder, env) if os.path.lexists(folder / "dataset.json") else None
-    kitti = kitti_root(folder)
-    if folder.name == "image_2" and (folder.parent / "calib").is_dir():
-        raise InputError(f"{folder}: holds the images of a KITTI folder without their cameras, expected {folder.parent}")
-    if camera and not kitti:
-        raise InputError(f"{folder}: --camera {camera} is for a KITTI folder, expected image_2/ or training/image_2/ in it")
     names = image_names(folder)
     if info and info["count"] != len(names):
         raise InputError(f"{folder}: {len(names)} images, but dataset.json says {info['count']}")
@@ -75,6 +69,22 @@ def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolde
         if info and (width, height) != (info["width"], info["height"]):
             raise InputError(f"{folder / name}: {width}x{height} pixels, dataset.json says {info['width']}x{info['height']}")
         check_aspect(folder / name, width, height, env.camera)
+    return names, sizes
+
+
+def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolder:
+    """The images of list_images and their cameras. Errors: its own, and InputError for cameras that are missing or broken.
+
+    A camera counts pixels of its own image: the nominal view is brought to each image's size.
+    camera: KITTI's alone, "calib" (if None) for the calibration of each image, "paper" for the paper's assumption.
+    """
+    folder = Path(folder)
+    names, sizes = list_images(folder, env)
+    kitti = kitti_root(folder)
+    if folder.name == "image_2" and (folder.parent / "calib").is_dir():
+        raise InputError(f"{folder}: holds the images of a KITTI folder without their cameras, expected {folder.parent}")
+    if camera and not kitti:
+        raise InputError(f"{folder}: --camera {camera} is for a KITTI folder, expected image_2/ or training/image_2/ in it")
     if kitti and camera == "paper":
         return ImageFolder(folder, names, [paper_camera(*size) for size in sizes])
     if kitti:
@@ -352,10 +362,10 @@ class LabelledImages(torch.utils.data.Dataset):
 
 
 class TargetImages(torch.utils.data.Dataset):
-    """The images of a target folder at the network's input size. It has no label field: none can leak."""
+    """The images of a target folder at the network's input size. It has no label field: none can leak. No camera is needed."""
 
-    def __init__(self, images: ImageFolder, width: int, height: int) -> None:
-        self.paths, self.size = [images.folder / name for name in images.names], (width, height)
+    def __init__(self, folder: Path, env: Env, width: int, height: int) -> None:
+        self.paths, self.size = [Path(folder) / name for name in list_images(folder, env)[0]], (width, height)
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -26,6 +26,7 @@ from sim2sg_lib.terminal import InputError
 
 CAMERA_HEIGHT_M = 1.65
 CAMERA_FROM_WORLD = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
+CALIB_FILE = "a KITTI calibration file, or --camera paper, which needs none"
 EXTRA_TYPES = ("House", "Vegetation")
 TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc", "DontCare") + EXTRA_TYPES
 NEIGHBOURS = {"Van": "car", "Person_sitting": "pedestrian"}  # too alike to punish the confusion, but not to be found
@@ -130,7 +131,7 @@ def format_object(item: KittiObject) -> str:
 
 def read_calib(path: Path) -> np.ndarray:
     """(3, 4) float64 P2, from rectified camera 0 to pixels of image_2. Errors: InputError."""
-    for number, line in enumerate(read_text(path, "a KITTI calibration file").splitlines(), 1):
+    for number, line in enumerate(read_text(path, CALIB_FILE).splitlines(), 1):
         name, *words = line.split() or [""]
         if name != "P2:":
             continue

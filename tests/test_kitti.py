@@ -738,6 +738,34 @@ def test_kitti_s_images_without_their_cameras_are_refused(street, network, folde
     assert f"holds the images of a KITTI folder without their cameras, expected {folder / 'training'}" in line
 
 
+def test_a_loop_with_the_paper_s_camera_needs_no_calibration(street, network, folder, tmp_path):
+    scores = []
+    for camera in ([], ["--camera", "paper"]):  # the ground's axes are the same
+        if camera:
+            shutil.rmtree(folder / "training/calib")
+            line = command(evaluate, "--checkpoint", network, "--data", folder, "--out", tmp_path / "x", code=3)
+            assert "calib/000000.txt: no such file, expected a KITTI calibration file, or --camera paper" in line
+        out = tmp_path / f"scores{len(camera)}"
+        command(evaluate, "--checkpoint", network, "--data", folder, *camera, "--out", out)
+        scores.append(json.loads((out / "metrics.json").read_text()))
+    assert [row.pop("camera") for row in scores] == ["calib", "paper"]
+    assert scores[0] | {"command": 0} == scores[1] | {"command": 0} and scores[0]["objects"] == 1
+    assert "holds the metrics of camera paper" in command(evaluate, "--checkpoint", network, "--data", folder, "--camera",
+                                                          "calib", "--out", out, code=3)
+    command(synthesize, "--checkpoint", network, "--target", folder, "--camera", "paper", "--out", tmp_path / "lifted")
+    command(train, "--source", tmp_path / "lifted", "--target", folder, "--align", "appearance", "--init", network,
+            "--steps", 1, "--out", tmp_path / "aligned")
+    # the report opens the test set with the camera that it was evaluated with
+    loop = tmp_path / "loop/start"
+    loop.mkdir(parents=True)
+    for source, names in ((out, ("metrics.json", "curves.json", "predictions.jsonl")), (tmp_path / "aligned", ("config.json",
+                                                                                                          "log.jsonl"))):
+        for name in names:
+            shutil.copy(source / name, loop / name)
+    command(evaluate, "report", tmp_path / "loop")
+    assert (tmp_path / "loop/report.html").is_file()
+
+
 def test_kitti_is_a_target_to_lift_and_to_align_with(street, network, folder, tmp_path):
     shutil.rmtree(folder / "training/label_2")  # neither of the two opens labels
     for camera, focal_px in (([], 700), (["--camera", "paper"], 621)):
