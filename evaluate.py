@@ -68,6 +68,7 @@ def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, 
     from sim2sg_lib import checkpoint
     from sim2sg_lib.files import digest, partial_folder, write_json
     from sim2sg_lib.graph import write_graphs
+    from sim2sg_lib.kitti import written_by_export
 
     checkpoint_path = checkpoint_path or latest_run()
     saved = checkpoint.read(checkpoint_path)
@@ -103,6 +104,8 @@ def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, 
     if missing and truth:
         labelled = [name for name in env.vocabulary.categories if name not in missing]
         say(f"no labels of {' and '.join(missing)} (label_2_extra/): scores are for {' and '.join(labelled)} only")
+    if metrics.get("kitti") and written_by_export(data):
+        say(f"{data} is one of our data sets in KITTI's format: its AP11 and AP40 are no scores on KITTI")
     say(metrics_table(metrics) if truth else f"no labels in {data}: predictions written, no scores without labels")
     conclude(metrics)
 
@@ -342,13 +345,13 @@ def metrics_table(metrics: dict) -> str:
 
 
 def kitti_table(scores: dict) -> list[str]:
-    """KITTI's own AP11 and AP40, a line a category."""
+    """AP11 and AP40 by KITTI's own rules, a line a category."""
     from sim2sg_lib.kitti_eval import MIN_OBJECTS, MIN_OVERLAP
     lines = []
     for category, levels in scores.items():
         cells = [f"{level} {number(s['ap11'])} / {number(s['ap40'])}" + ("" if s["ap11"] is not None else
                  f" ({s['objects']} objects, it takes {MIN_OBJECTS})") for level, s in levels.items()]
-        lines.append(f"KITTI's AP11 / AP40 at overlap {MIN_OVERLAP[category]}, {category}:  " + "   ".join(cells))
+        lines.append(f"AP11 / AP40 by KITTI's rules at overlap {MIN_OVERLAP[category]}, {category}:  " + "   ".join(cells))
     return lines
 
 

@@ -78,6 +78,12 @@ def kitti_root(folder: Path) -> Path | None:
     return None
 
 
+def written_by_export(folder: Path) -> bool:
+    """Whether a folder is the kitti/ that `synthesize.py --export kitti` puts beside a data set's dataset.json."""
+    root = (kitti_root(folder) or Path(folder)).resolve()  # its training/
+    return root.parent.name == "kitti" and os.path.exists(root.parents[1] / "dataset.json")
+
+
 def read_objects(path: Path, results: bool = False) -> list[KittiObject]:
     """The objects of a label file (15 columns), or with `results` of a result file (16). Errors: InputError."""
     kind = "result" if results else "label"

@@ -687,7 +687,7 @@ def network(tmp_path):
 def test_evaluate_on_kitti(street, network, folder, tmp_path):
     printed = command(evaluate, "--checkpoint", network, "--data", folder)
     assert "no labels of house and vegetation (label_2_extra/): scores are for car and pedestrian only" in printed
-    assert "KITTI's AP11 / AP40 at overlap 0.7, car:  easy     - /     - (1 objects, it takes 41)" in printed
+    assert "AP11 / AP40 by KITTI's rules at overlap 0.7, car:  easy     - /     - (1 objects, it takes 41)" in printed
     metrics = json.loads((network.parent / "metrics.json").read_text())
     assert metrics["kitti"]["car"]["easy"] == {"objects": 1, "ap11": None, "ap40": None} and metrics["van"] == "ignore"
     assert set(metrics["kitti"]) == {"car", "pedestrian"} and metrics["objects"] == 1
@@ -707,12 +707,17 @@ def test_evaluate_on_kitti(street, network, folder, tmp_path):
 
 def test_kitti_scores_of_enough_objects_are_printed(street, network, tmp_path, monkeypatch):
     """41 cars, all found, by a stand-in for the network."""
-    data = write_frames(tmp_path / "many", {f"{i:06d}": CAR_LINE for i in range(41)})
+    data = write_frames(tmp_path / "many/kitti/training", {f"{i:06d}": CAR_LINE for i in range(41)})
     found = {"labels": [CAR], "boxes_px": [[603.93, 152.73, 915.81, 308.23]], "scores": [0.5]}
     monkeypatch.setattr(checkpoint, "predict_folder", lambda model, images, *_: [
         make_graph(name, 1242, 375, **found) for name in images.names])
     printed = command(evaluate, "--checkpoint", network, "--data", data)
-    assert "KITTI's AP11 / AP40 at overlap 0.7, car:  easy 1.000 / 1.000   moderate 1.000 / 1.000" in printed
+    assert "AP11 / AP40 by KITTI's rules at overlap 0.7, car:  easy 1.000 / 1.000   moderate 1.000 / 1.000" in printed
+    assert "our data sets" not in printed
+    (tmp_path / "many/dataset.json").write_text("{}")  # beside it: then it is a stand-in that was exported
+    for given in (data, data.parent):
+        printed = command(evaluate, "--checkpoint", network, "--data", given, "--overwrite")
+        assert f"{given} is one of our data sets in KITTI's format: its AP11 and AP40 are no scores on KITTI\n" in printed
     metrics = json.loads((network.parent / "metrics.json").read_text())
     assert metrics["kitti"]["car"]["hard"] == {"objects": 41, "ap11": 1, "ap40": 1} and metrics["ap50"]["car"] == 1
     assert to_results(make_graph("a.png", 1242, 375, **found), VOCABULARY) == [
