@@ -91,7 +91,9 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     graphs = [confident(graph, levels, threshold) for graph in graphs]
     num = num or len(graphs) or 400
     if "kitti" in formats:  # again image by image when it is written, but nobody should wait for that
-        check_level(cameras[0] if graphs else env.camera, "the camera")
+        views = [(camera, f"the camera of {graph.image}") for graph, camera in zip(graphs[:num], cameras)]
+        for view in views or [(env.camera, "the camera")]:
+            check_level(*view)
 
     # --- scenes: one of a domain, or a lifted graph in the source's look
     method = "label" if graphs else "sdr" if domain == "source" else domain

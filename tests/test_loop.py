@@ -122,7 +122,16 @@ def test_the_makefile_names_every_stage_once(tmp_path):
     assert [line.split("--align ")[1].split()[0] for line in aligned] == 3 * ["appearance"] + ["appearance,prediction"]
     lifts = [line for line in stages if "--checkpoint" in line and "synthesize.py" in line]
     assert all("--randomise strong --refine 20" in line for line in lifts) and len(lifts) == 5
-    assert "no such folder" in plan("TARGET=/nowhere", code=2)
+    assert all((" --camera paper " in line) == ("--data " in line or "--checkpoint" in line)
+               for line in plan("CAMERA=paper").splitlines() if ".py " in line) and "--camera" not in "".join(lines)
+    for labels in ("graphs.jsonl", "label_2", "training/label_2"):  # a data set of ours, and KITTI's folder in both forms
+        target = tmp_path / labels.replace("/", "_")
+        for split in ("train", "test"):
+            (target / split / labels).mkdir(parents=True)
+        lines = [line for line in plan(f"TARGET={target}").splitlines() if "--target" in line or "--data" in line]
+        folders = {line.split("--data " if "--data" in line else "--target ")[1].split()[0] for line in lines}
+        assert folders == {f"{target}/train", str((target / "test" / labels).parent)}
+    assert "no such folder" in plan(f"TARGET={tmp_path}/nowhere", code=2)
     assert "without spaces" in plan("TARGET=a b", code=2)
 
 
