@@ -18,7 +18,7 @@ DOMAINS = {  # those of the paper: name -> whose content, whose appearance; the 
 class Env:
     """One environment.
 
-    name:               as in `--env`.
+    name:               as in `--env`, that of its file.
     vocabulary:         its categories and predicates.
     rules:              when the predicates hold.
     image_sizes:        preset -> (width, height) in pixels of synthetic images and of the network's input.

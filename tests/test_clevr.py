@@ -1,7 +1,11 @@
 """CLEVR's domains against the appendix's numbers, and the labels of scenes whose answer is known."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+import envs
+from envs import clevr
 from envs.clevr import ENV
 from sim2sg_lib.camera import look_at, stack_cameras
 from sim2sg_lib.labels import annotate
@@ -9,6 +13,7 @@ from sim2sg_lib.meshes import build
 from sim2sg_lib.raster import rasterize, scale_cameras
 from sim2sg_lib.render import SUPERSAMPLE
 from sim2sg_lib.scene import Material, Scene, SceneObject, Sky, predicate_axes
+from sim2sg_lib.terminal import InputError
 
 SOURCE_RGB = {(42, 75, 215), (29, 125, 20), (210, 40, 180), (255, 238, 51)}  # blue, green, magenta, yellow
 TARGET_RGB = {(242, 130, 160), (129, 74, 25), (235, 235, 235)}               # pink, brown, white
@@ -73,6 +78,16 @@ def test_strong_randomises_what_no_graph_holds_and_nothing_else():
     assert {len(scene.objects) for scene in strong} == {4}
     # the target's look is what it is
     assert {o.material.metallic for scene in draw("target", randomise="strong") for o in scene.objects} == {0.0}
+
+
+def test_a_copied_environment_needs_its_own_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(envs, "__path__", [*envs.__path__, str(tmp_path)])
+    text = Path(clevr.__file__).read_text()
+    (tmp_path / "mars.py").write_text(text)
+    (tmp_path / "venus.py").write_text(text.replace('name="clevr"', 'name="venus"'))
+    with pytest.raises(InputError, match="^envs/mars.py: ENV: name: 'clevr', expected 'mars'$"):
+        envs.find("mars")
+    assert envs.find("venus").name == "venus" and envs.find("clevr") is ENV
 
 
 def label(*things):
