@@ -9,14 +9,15 @@ import torch
 from blender import read_scenes
 from envs.clevr import CATEGORIES, ENV
 from sim2sg_lib.camera import Camera, look_at, stack_cameras
-from sim2sg_lib.graph import make_graph
+from sim2sg_lib.graph import Vocabulary, make_graph
 from sim2sg_lib.labels import annotate, truncated_share
-from sim2sg_lib.lift import aim, bottom_up, confident, lift, refine_by_relations, thresholds
+from sim2sg_lib.lift import aim, bottom_up, confident, find_supports, lift, refine_by_relations, thresholds
 from sim2sg_lib.meshes import box_mesh, build, cylinder_mesh, place, sphere_mesh
 from sim2sg_lib.raster import rasterize, scale_cameras
 from sim2sg_lib.render import SUPERSAMPLE, shade
 from sim2sg_lib.scene import (Light, Material, RelationRules, Scene, SceneObject, Sky, predicate_axes,
                               relations)
+from sim2sg_lib.terminal import InputError
 
 LEVEL = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0.0]])  # camera looks along world y, x to the right
 
@@ -343,6 +344,23 @@ def test_what_stands_on_a_stack_is_lifted_after_what_it_stands_on():
     # a cup (0) on a book (2) on a table (1), the cup first in the graph
     assert bottom_up(np.array([2, -1, 1])) == [2, 0]
     assert bottom_up(np.array([-1, -1])) == []
+
+
+def test_of_supports_in_a_circle_the_least_certain_does_not_count():
+    """Cubes may stand on cubes: 0 on 1, 1 on 2, 2 on 0 and 0 on itself are believed as far as they can be."""
+    piles = replace(ENV, vocabulary=Vocabulary(CATEGORIES, ("on",)), rules=RelationRules({"on": 0.03}, supports={0: 0}))
+    boxes = [[100, 100 + 20 * i, 140, 140 + 20 * i] for i in range(3)]
+    graph = graph_of(boxes, [0, 0, 0], [[0, 0, 0], [0, 0, 1], [1, 0, 2], [2, 0, 0]], relation_scores=[0.9, 0.8, 0.6, 0.7])
+    assert find_supports(graph, piles).tolist() == [1, -1, 0]
+    objects, kept = lift(graph, ENV.camera, piles, np.random.default_rng(0))
+    heights = {int(box[1]): o.position_world[2] for box, o in zip(kept.boxes_px, objects)}
+    assert heights[120] == 0 < heights[100] < heights[140]
+
+
+def test_a_category_without_spread_has_no_say_where_depths_are_weighed():
+    with pytest.raises(InputError, match="envs/clevr.py: ENV: size_spreads: 0.0 of sphere, expected more than 0 where"):
+        replace(ENV, pitch_spread_rad=0.01, size_spreads=(0.1, 0.0, 0.1))
+    assert replace(ENV, pitch_spread_rad=0.01, size_spreads=(0.1, 0.1, 0.1)).pitch_spread_rad == 0.01
 
 
 def test_two_detections_of_one_object_lift_to_one():
