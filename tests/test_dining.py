@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from envs import clevr
+from envs import clevr, drive
 from envs.dining import ASSETS, CHAIR, DOMAINS, ENV, FINISH, KINDS, LAPTOP, TABLE, named
 from sim2sg_lib.assets import replace_assets
 from sim2sg_lib.camera import look_at, stack_cameras
@@ -331,9 +331,9 @@ def test_files_replace_the_source_s_assets(tmp_path):
     for name in env.category_assets[CHAIR] + env.category_assets[LAPTOP]:
         check_spike(env.assets[name])
     for label in (CHAIR, LAPTOP):
-        longest = max(math.hypot(*size) for name in ENV.category_assets[label] for size in ENV.asset_sizes_m[name])
+        longest = sorted(max(math.hypot(*size) for size in ENV.asset_sizes_m[name]) for name in ENV.category_assets[label])
         sizes = env.asset_sizes_m[env.category_assets[label][0]]
-        assert max(math.hypot(*size) for size in sizes) == pytest.approx(longest)
+        assert max(math.hypot(*size) for size in sizes) == pytest.approx(longest[len(longest) // 2])
         np.testing.assert_allclose(np.array(sizes) / np.array(sizes)[:, 2:], [[4, 2, 1]] * len(sizes))
     for domain in ("source", "target-content"):
         drawn = {o.asset for objects, _ in layouts(domain, 8, env) for o in objects}
@@ -351,12 +351,29 @@ def test_files_replace_clevr_s_assets_too(tmp_path):
     assert lengths == {0.8573, 1.2247, 1.7146}  # a cube's diagonals: 2 r x the root of 3 / 2
 
 
-def test_faulty_asset_files_are_named_in_one_line(tmp_path):
+def test_a_saloon_from_a_file_is_as_large_as_the_simulator_s(tmp_path):
+    trimesh = pytest.importorskip("trimesh")
+    (tmp_path / "car").mkdir()
+    trimesh.creation.box((1.75, 1.45, 4.4)).export(tmp_path / "car" / "saloon.glb")
+    env = replace_assets(drive.ENV, tmp_path)
+    np.testing.assert_allclose(env.asset_sizes_m["car/saloon.glb"], drive.ENV.asset_sizes_m["source saloon"])
+
+
+def test_models_of_too_many_faces_are_left_out(tmp_path, capsys):
     pytest.importorskip("trimesh")
     strip = "".join(f"v {i} 0 0\nv {i} 1 {i % 2}\n" for i in range(10_002)) + "".join(
         f"f {i} {i + 1} {i + 2}\n" for i in range(1, 20_002))
-    for text, expected in (("hello\n", "cannot be read|no faces"), ("v 0 0 0\nv 1 0 0\n", "cannot be read|no faces"),
-                           (strip, "20001 faces, expected 20000 at most")):
+    write(tmp_path / "chair" / "huge.obj", strip)
+    with pytest.raises(InputError, match="chair: every model has more than 20000 faces, expected one of fewer"):
+        replace_assets(ENV, tmp_path)
+    write(tmp_path / "chair" / "spike.obj", OBJ)
+    assert replace_assets(ENV, tmp_path).category_assets[CHAIR] == ("chair/spike.obj",)
+    assert capsys.readouterr().out == f"{tmp_path / 'chair'}: left out 1 of 2 models, of more than 20000 faces\n"
+
+
+def test_faulty_asset_files_are_named_in_one_line(tmp_path):
+    pytest.importorskip("trimesh")
+    for text, expected in (("hello\n", "cannot be read|no faces"), ("v 0 0 0\nv 1 0 0\n", "cannot be read|no faces")):
         path = write(tmp_path / "table" / "bad.obj", text)
         with pytest.raises(InputError, match=expected) as error:
             replace_assets(ENV, tmp_path)
