@@ -7,11 +7,9 @@ import pytest
 import envs
 from envs import clevr
 from envs.clevr import ENV
-from sim2sg_lib.camera import look_at, stack_cameras
+from sim2sg_lib.camera import look_at
 from sim2sg_lib.labels import annotate
-from sim2sg_lib.meshes import build
-from sim2sg_lib.raster import rasterize, scale_cameras
-from sim2sg_lib.render import SUPERSAMPLE
+from sim2sg_lib.render import rasterize_scenes
 from sim2sg_lib.scene import Material, Scene, SceneObject, Sky, predicate_axes
 from sim2sg_lib.terminal import InputError
 
@@ -95,9 +93,7 @@ def label(*things):
     camera = look_at((0, -10, 0.5), (0, 0, 0.5), 150, 100, 100)
     objects = tuple(SceneObject(0, "cube", (x, y, 0.0), (1.0, 1.0, 1.0), 0.0) for x, y in things)
     scene = Scene(objects, camera, (), Sky((1.0,) * 3, (1.0,) * 3), Material((0.5,) * 3))
-    cameras, meshes = stack_cameras([camera], 100, 100), build([scene], ENV.assets)
-    fragments = rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
-    return annotate(fragments, meshes, cameras, [scene], ENV, ["x.png"])[0]
+    return annotate(*rasterize_scenes([scene], ENV.assets, 100, 100), [scene], ENV, ["x.png"])[0]
 
 
 def test_visible_share_of_an_occluded_object():

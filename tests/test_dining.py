@@ -9,13 +9,12 @@ import torch
 from envs import clevr, drive
 from envs.dining import ASSETS, CHAIR, DOMAINS, ENV, FINISH, KINDS, LAPTOP, TABLE, named
 from sim2sg_lib.assets import replace_assets
-from sim2sg_lib.camera import look_at, stack_cameras
+from sim2sg_lib.camera import look_at
 from sim2sg_lib.terminal import InputError
 from sim2sg_lib.labels import annotate
 from sim2sg_lib.lift import lift, projected_box
-from sim2sg_lib.meshes import build, place
-from sim2sg_lib.raster import rasterize, scale_cameras
-from sim2sg_lib.render import SUPERSAMPLE, shade
+from sim2sg_lib.meshes import place
+from sim2sg_lib.render import rasterize_scenes, shade
 from sim2sg_lib.scene import RelationRules, SceneObject, relations, to_footprint
 
 ON = ENV.vocabulary.predicates.index("on")
@@ -45,14 +44,11 @@ def named_relations(*objects):
 
 
 def render(rows, width=192, height=144):
-    meshes, cameras = build(rows, ENV.assets), stack_cameras([s.camera for s in rows], width, height)
-    fragments = rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
-    return fragments, meshes, cameras
+    return shade(*rasterize_scenes(rows, ENV.assets, width, height), rows)
 
 
 def graphs_of(rows):
-    fragments, meshes, cameras = render(rows)
-    return annotate(fragments, meshes, cameras, rows, ENV, ["x.png"] * len(rows))
+    return annotate(*rasterize_scenes(rows, ENV.assets, 192, 144), rows, ENV, ["x.png"] * len(rows))
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -218,7 +214,7 @@ def test_most_of_every_object_is_seen(domain, least_visible, least_found):
     found = sum(map(len, graphs)) / sum(len(s.objects) for s in rows)
     assert found >= least_found and np.median(np.concatenate([g.visible for g in graphs])) >= least_visible
     assert all((g.truncated == 0).all() for g in graphs)
-    images = shade(*render(rows[:3]), rows[:3])
+    images = render(rows[:3])
     assert 0.15 < float(images.mean()) < 0.75 and float((images > 0.97).float().mean()) < 0.02  # neither dark nor burnt out
 
 
@@ -227,7 +223,7 @@ def test_a_scene_renders_to_the_same_bytes_alone_and_in_any_batch():
     rows = [replace(scene, shadow_texels=160) for scene in (*rows, replace(rows[0], objects=()))]
 
     def image(batch):
-        return (shade(*render(batch, 96, 72), batch) * 255).round().byte()
+        return (render(batch, 96, 72) * 255).round().byte()
 
     together = image(rows)
     for i, scene in enumerate(rows):
