@@ -1,16 +1,23 @@
 """Dining-Sim: `on` and the table's relations by hand, the domains against the appendix, lifting onto tables, --assets."""
+import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from PIL import Image
 
+import synthesize
+from conftest import run
 from envs import clevr, drive
 from envs.dining import ASSETS, CHAIR, DOMAINS, ENV, FINISH, KINDS, LAPTOP, TABLE, named
+from sim2sg_lib import checkpoint
 from sim2sg_lib.assets import replace_assets
 from sim2sg_lib.camera import look_at
 from sim2sg_lib.terminal import InputError
+from sim2sg_lib.graph import make_graph
 from sim2sg_lib.labels import annotate
 from sim2sg_lib.lift import lift, projected_box
 from sim2sg_lib.meshes import place
@@ -293,6 +300,31 @@ def test_settling_puts_laptops_back_on_a_table_that_grew():
     assert placed[3].position_world == (-1.0, 0, 0)
 
 
+def test_thresholds_follow_what_the_network_is_sure_of_from_the_command_line(tmp_path, monkeypatch):
+    """Two images: chairs of .2 and .4, whose 0.9-quantile is .38; one table of .5; no laptop. A fifth of each counts."""
+    (tmp_path / "target").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (64, 48)).save(tmp_path / "target" / name)
+    found = {"a.png": [(CHAIR, 0.2)], "b.png": [(CHAIR, 0.4), (CHAIR, 0.07), (TABLE, 0.5)]}
+
+    def predict(model, images, env, object_threshold, predicate_threshold):
+        rows = [(name, [row for row in found[name] if row[1] >= object_threshold]) for name in images.names]
+        return [make_graph(name, 64, 48, [label for label, _ in row], [[10 * i, 18, 10 * i + 8, 32] for i in range(len(row))], [],
+                           scores=[score for _, score in row]) for name, row in rows]
+
+    monkeypatch.setattr(checkpoint, "load", lambda path, env, device: None)
+    monkeypatch.setattr(checkpoint, "predict_folder", predict)
+    write(tmp_path / "model.pt", "")
+    arguments = ["--env", "dining", "--checkpoint", tmp_path / "model.pt", "--target", tmp_path / "target", "--out",
+                 tmp_path / "out", "--device", "cpu"]
+    result = CliRunner().invoke(synthesize.main, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    info = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert info["threshold"] == 0.2 and info["thresholds"] == pytest.approx([0.076, 0.1, 0.2])
+    kept = [json.loads(line)["objects"] for line in (tmp_path / "out/predicted.jsonl").read_text().splitlines()]
+    assert [[o["category"] for o in row] for row in kept] == [["chair"], ["chair", "table"]]  # .2, though that is no .2 of 1
+
+
 # --- --assets ---------------------------------------------------------------------------------------------------------
 
 # a spike: base 2 wide (x) and 1 high (y), its point 4 along -z; in this order of corners it winds outward
@@ -353,6 +385,15 @@ def test_a_saloon_from_a_file_is_as_large_as_the_simulator_s(tmp_path):
     trimesh.creation.box((1.75, 1.45, 4.4)).export(tmp_path / "car" / "saloon.glb")
     env = replace_assets(drive.ENV, tmp_path)
     np.testing.assert_allclose(env.asset_sizes_m["car/saloon.glb"], drive.ENV.asset_sizes_m["source saloon"])
+
+
+def test_assets_from_the_command_line(tmp_path):
+    pytest.importorskip("trimesh")
+    write(tmp_path / "assets" / "chair" / "spike.obj", OBJ)
+    run(tmp_path, "synthesize.py", "--env", "dining", "--assets", "assets", "--num", 2, "--out", "x")
+    rows = [json.loads(line)["objects"] for line in (tmp_path / "x/scenes.jsonl").read_text().splitlines()]
+    assert [row[0]["asset"] for row in rows] == ["chair/spike.obj"] * 2
+    assert json.loads((tmp_path / "x/dataset.json").read_text())["assets"] == "assets"
 
 
 def test_models_of_too_many_faces_are_left_out(tmp_path, capsys):
