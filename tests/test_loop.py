@@ -155,6 +155,23 @@ def test_a_graph_file_is_lifted_and_rendered(toy):
     assert errors[0] > 15 and errors[1] <= 4
 
 
+def test_a_street_is_lifted_into_lanes_and_rows_of_trees_and_read_back_as_kitti(tmp_path):
+    """A car 12 m ahead and 1.9 m to the right, 1.6 m off the middle of its lane; 28 m of vegetation, 2 m high, at 30 m."""
+    line = {"image": "x.png", "width": 1242, "height": 375, "relations": [],
+            "objects": [{"category": "car", "box": [675, 200, 765, 275]},
+                        {"category": "vegetation", "box": [640, 181, 1235, 222]}]}
+    (tmp_path / "graphs.jsonl").write_text(json.dumps(line))
+    run(tmp_path, "synthesize.py", "--env", "drive", "--graphs", "graphs.jsonl", "--export", "kitti", "--out", "x")
+    objects = json.loads((tmp_path / "x/scenes.jsonl").read_text())["objects"]
+    (car_x, car_y, _), = [o["position_world"] for o in objects if o["label"] == 0]
+    assert 2.6 < car_x < 4.4 and 10 < car_y < 16  # in its lane, whose middle is at 3.5 m
+    trees = [o["position_world"][0] for o in objects if o["label"] == 3]
+    assert len(trees) >= 3 and max(trees) - min(trees) > 12  # the widest tree is 8.84 m wide
+    printed = run(tmp_path, "tests/kitti_lift.py", "x/kitti", "--out", "lifted.png")
+    assert "1 frames, 1 cars: median depth error" in printed
+    assert Image.open(tmp_path / "lifted.png").width > 2 * 620
+
+
 @pytest.mark.skipif(importlib.util.find_spec("pytorch3d") is not None, reason="PyTorch3D is installed")
 def test_a_missing_pytorch3d_is_one_line(tmp_path):
     line = run(tmp_path, "synthesize.py", "--num", 2, "--renderer", "pytorch3d", "--out", "x", code=3)
