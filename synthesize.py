@@ -213,8 +213,8 @@ def lift_graphs(graphs: list, cameras: list, env, randomise: str, steps: int, ge
     if steps:
         objects = refine(objects, [graph for _, graph in lifted], cameras, env.assets, steps, device)
     if env.settle:
-        boxes = [graph.boxes_px * (camera.width / graph.width) for (_, graph), camera in zip(lifted, cameras)]
-        objects = [env.settle(*row) for row in zip(objects, boxes, cameras, generators)]
+        objects = [env.settle(row, graph.boxes_px, camera, rng)
+                   for row, (_, graph), camera, rng in zip(objects, lifted, cameras, generators)]
     return [env.dress(row, camera, "source", randomise, rng) for row, camera, rng in zip(objects, cameras, generators)]
 
 

@@ -24,6 +24,7 @@ CATEGORIES = ("car", "pedestrian", "house", "vegetation")
 CAR, PEDESTRIAN, HOUSE, VEGETATION = range(4)
 WIDTH, HEIGHT = 1242, 375
 LANE_M, SIDEWALK_M, ROAD_M = 3.5, 2.5, 240.0
+SHADOW_TEXELS = 640  # a side of the sun's shadow map, which covers a whole street
 MOST_LANES, MOST_RIGHT = 6, 2  # of a road, and to the right of ours
 HEADINGS_RAD = (math.pi / 2, -math.pi / 2)  # with us, towards us
 # of an asset's extents, smallest to largest; the target's cars and pedestrians come out with KITTI's means and spreads
@@ -236,8 +237,8 @@ def dress(objects: list[SceneObject], camera: Camera, domain: str, randomise: st
         sky = Sky(tuple(zenith), tuple(np.minimum(zenith * 1.6, 1.0)), float(rng.uniform(0, 0.9)), int(rng.integers(1 << 16)))
         exposure = float(rng.uniform(0.7, 1.2))
     ground, strips = road(objects, look, rng)
-    return Scene(tuple(dressed), camera, (Light(sun, tuple(light), directional=True),), sky, ground, exposure, None, strips,
-                 None, 640)
+    return Scene(tuple(dressed), camera, (Light(sun, tuple(light), directional=True),), sky, ground, exposure, strips=strips,
+                 shadow_texels=SHADOW_TEXELS)
 
 
 def road(objects: list[SceneObject], look: str, rng: np.random.Generator) -> tuple[Material, tuple[Strip, ...]]:
@@ -277,10 +278,10 @@ def random_material(rng: np.random.Generator, dark: float = 0.03, bright: float 
 
 def paint_of_source(label: int, randomise: str, rng: np.random.Generator) -> list[Material]:
     """Materials of an object's parts: random colours and textures; with `strong` those of small parts, too."""
-    body = random_material(rng, tint=0.9)
     if randomise == "strong":
-        count = (5, 4, 4, 2)[label]
-        return [random_material(rng, tint=0.9) for _ in range(count)]
+        parts = (street.CAR_PARTS, street.WALKER_PARTS, street.HOUSE_PARTS, street.TREE_PARTS)[label]
+        return [random_material(rng, tint=0.9) for _ in parts]
+    body = random_material(rng, tint=0.9)
     if label == CAR:
         paint = Material(body.colour, float(rng.uniform(0, 0.6)), float(rng.uniform(0.25, 0.6)))
         return [paint, Material((0.03, 0.04, 0.05), 0.0, 0.2), Material((0.02,) * 3), Material((0.8, 0.8, 0.7)),

@@ -11,7 +11,6 @@ Any folder of PNG or JPEG files is a valid unlabelled target too, and so is KITT
 Opening images never opens labels: what `train.py` and `synthesize.py` read of a target cannot depend on them.
 """
 import io
-import json
 import os
 import warnings
 import zlib

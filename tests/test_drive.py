@@ -11,14 +11,12 @@ from conftest import run
 from envs import drive
 from envs.assets import street
 from envs.drive import CAR, ENV, HOUSE, LANE_M, PEDESTRIAN, VEGETATION
-from sim2sg_lib.camera import stack_cameras
 from sim2sg_lib.graph import make_graph
 from sim2sg_lib.kitti import camera_of, read_calib, read_objects
 from sim2sg_lib.labels import annotate
 from sim2sg_lib.lift import lift, lift_box, projected_box, weigh_depths
-from sim2sg_lib.meshes import build, place
-from sim2sg_lib.raster import rasterize, scale_cameras
-from sim2sg_lib.render import SUPERSAMPLE
+from sim2sg_lib.meshes import place
+from sim2sg_lib.render import rasterize_scenes
 from sim2sg_lib.scene import SceneObject, relations
 
 SALOON = "source saloon"
@@ -224,8 +222,7 @@ def test_a_street_s_own_graph_lifts_to_the_street_again():
     rng = np.random.default_rng(1)
     objects = [car(0.0, 14.0), car(-3.5, 22.0, -math.pi / 2), car(3.5, 30.0)]
     scene = ENV.dress(objects, ENV.camera, "source", "paper", rng)
-    meshes, cameras = build([scene], ENV.assets), stack_cameras([ENV.camera], 621, 188)
-    fragments = rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
+    fragments, meshes, cameras = rasterize_scenes([scene], ENV.assets, 621, 188)
     graph = annotate(fragments, meshes, cameras, [scene], ENV, ["a.png"])[0]
     assert len(graph) == 3
     lifted, kept = lift(graph, ENV.camera, saloons, rng)
