@@ -13,6 +13,8 @@ DOMAIN ?= target
 # paper: the source as the paper draws it; strong: all that no scene graph holds is randomised, and colours augmented
 PROTOCOL ?= paper
 OUT ?= runs/$(ENV)
+# of a KITTI TARGET: paper for the paper's camera, 90 degrees wide; without it each image's own calib/
+CAMERA ?=
 DEVICE ?= auto
 PYTHON ?= python3
 
@@ -59,8 +61,9 @@ ifeq ($(wildcard $(TARGET)/.),)
 $(error TARGET=$(TARGET): no such folder, expected one of images)
 endif
 TRAIN_IMAGES := $(if $(wildcard $(TARGET)/train/.),$(TARGET)/train,$(TARGET))
-# a data set of ours, or KITTI's
-LABELLED := $(foreach split,test val,$(wildcard $(TARGET)/$(split)/graphs.jsonl $(TARGET)/$(split)/label_2))
+# a data set of ours, or KITTI's with or without its training/
+LABELLED := $(foreach split,test val,$(wildcard $(foreach labels,graphs.jsonl label_2 training/label_2,\
+$(TARGET)/$(split)/$(labels))))
 TEST_IMAGES := $(firstword $(patsubst %/,%,$(dir $(LABELLED))) $(TRAIN_IMAGES))
 endif
 
@@ -69,7 +72,8 @@ comma := ,
 NUMBERS := $(shell seq 1 $(ITERATIONS))
 RUNS := start sdr $(NUMBERS:%=label%) $(NUMBERS:%=appearance%) full
 OPTIONS := ENV=$(ENV) ITERATIONS=$(ITERATIONS) PRESET=$(PRESET) SEED=$(SEED) TARGET=$(TARGET) DOMAIN=$(DOMAIN) \
-PROTOCOL=$(PROTOCOL) TRAIN_OPTIONS=$(TRAIN_OPTIONS) LIFT_OPTIONS=$(LIFT_OPTIONS)
+PROTOCOL=$(PROTOCOL) TRAIN_OPTIONS=$(TRAIN_OPTIONS) LIFT_OPTIONS=$(LIFT_OPTIONS)$(if $(CAMERA), CAMERA=$(CAMERA))
+VIEW := $(if $(CAMERA),--camera $(CAMERA))
 
 SYNTHESIZE := $(RUN) synthesize.py --env $(ENV) --preset $(PRESET) --device $(DEVICE) --overwrite
 TRAIN := $(RUN) train.py --preset $(PRESET) --device $(DEVICE) --seed $(SEED) --overwrite $(TRAIN_OPTIONS) \
@@ -121,7 +125,7 @@ LIFTED = $(OUT)/data/$(if $(filter 1,$(2)),label,$(1))$(2)
 define lift
 $(OUT)/data/$(1)$(2)/dataset.json: $(OUT)/$(call BEFORE,$(1),$(2))/model.pt $(TARGET_READY)
 	$(SYNTHESIZE) --checkpoint $$< --target $(TRAIN_IMAGES) --num $(LIFTED_NUM) --seed $(SEED) \
-		--randomise $(PROTOCOL) $(LIFT_OPTIONS) --out $(OUT)/data/$(1)$(2)
+		--randomise $(PROTOCOL) $(LIFT_OPTIONS) $(VIEW) --out $(OUT)/data/$(1)$(2)
 endef
 define learn
 $(OUT)/$(1)/model.pt: $(2)/dataset.json
@@ -136,7 +140,7 @@ $(foreach k,$(NUMBERS),$(eval $(call learn,appearance$(k),$(call LIFTED,appearan
 $(eval $(call learn,full,$(call LIFTED,appearance,$(ITERATIONS)),appearance$(comma)prediction))
 
 $(RUNS:%=$(OUT)/%/metrics.json): $(OUT)/%/metrics.json: $(OUT)/%/model.pt $(TARGET_READY)
-	$(EVALUATE) --checkpoint $< --data $(TEST_IMAGES) --out $(OUT)/$*
+	$(EVALUATE) --checkpoint $< --data $(TEST_IMAGES) $(VIEW) --out $(OUT)/$*
 
 # --- tests, speed, faults ---------------------------------------------------------------------------------------------
 

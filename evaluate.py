@@ -38,6 +38,8 @@ OVERLAY_PX = (640, 1600)  # the longer side of an image that predict draws on: i
               help="Objects to count, by KITTI's limits on box height, visible share and truncation.")
 @click.option("--van", type=click.Choice(["ignore", "car"]), default=None, show_default="ignore",
               help="KITTI's vans: neither right nor wrong as cars, or cars; KITTI's own AP ignores them.")
+@click.option("--camera", type=click.Choice(["calib", "paper"]), default=None, show_default="calib",
+              help="KITTI's cameras: their calibration, or the paper's assumption of 90 degrees.")
 @click.option("--summary", type=click.Path(path_type=Path), multiple=True, default=[],
               help="Instead: the table of a finished loop; given several times, mean and spread over loops.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
@@ -46,7 +48,7 @@ OVERLAY_PX = (640, 1600)  # the longer side of an image that predict draws on: i
 @output_options
 @click.pass_context
 def main(context: click.Context, checkpoint_path: Path | None, data: Path | None, out: Path | None, split: str,
-         van: str | None, summary: tuple[Path, ...], device: str, overwrite: bool, resume: bool) -> None:
+         van: str | None, camera: str | None, summary: tuple[Path, ...], device: str, overwrite: bool, resume: bool) -> None:
     given = [name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"]
     if context.invoked_subcommand:
         if given:
@@ -56,17 +58,18 @@ def main(context: click.Context, checkpoint_path: Path | None, data: Path | None
             raise InputError("--summary prints the tables of finished loops and takes no other option")
         summarise(summary)
     else:
-        evaluate(checkpoint_path, data, out, split, van, device, overwrite, resume)
+        evaluate(checkpoint_path, data, out, split, van, camera, device, overwrite, resume)
 
 
-def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, split: str, van: str | None, device: str,
-             overwrite: bool, resume: bool) -> None:
+def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, split: str, van: str | None, camera: str | None,
+             device: str, overwrite: bool, resume: bool) -> None:
     """One checkpoint on one folder, see the options of main."""
     # --- setup: the library is imported here, so that --help answers at once
     import torch
     from sim2sg_lib import checkpoint
     from sim2sg_lib.files import digest, partial_folder, write_json
     from sim2sg_lib.graph import write_graphs
+    from sim2sg_lib.kitti import written_by_export
 
     checkpoint_path = checkpoint_path or latest_run()
     saved = checkpoint.read(checkpoint_path)
@@ -74,12 +77,12 @@ def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, 
     data = data or own_test_set(checkpoint_path.parent, saved["options"], env)
     out = out or checkpoint_path.parent
     record = {"checkpoint": str(checkpoint_path), "data": str(data), "van": van or "ignore",
-              "command": "python " + shlex.join(sys.argv)}
+              "camera": camera or "calib", "command": "python " + shlex.join(sys.argv)}
     suffix = "" if split == "all" else f"_{split}"
     prepare(out, record, overwrite)
 
     # --- predict
-    images, truth, missing = open_test_set(data, env, van)
+    images, truth, missing = open_test_set(data, env, van, camera)
     options = record | {"images": len(images.names), "threads": torch.get_num_threads(), "torch": str(torch.__version__),
                         "device": str(device), "input": digest(checkpoint_path, *(images.folder / n for n in images.names))}
     with partial_folder(out / ".evaluate.partial", out, options, overwrite, resume) as partial:
@@ -102,6 +105,8 @@ def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, 
     if missing and truth:
         labelled = [name for name in env.vocabulary.categories if name not in missing]
         say(f"no labels of {' and '.join(missing)} (label_2_extra/): scores are for {' and '.join(labelled)} only")
+    if metrics.get("kitti") and written_by_export(data):
+        say(f"{data} is one of our data sets in KITTI's format: its AP11 and AP40 are no scores on KITTI")
     say(metrics_table(metrics) if truth else f"no labels in {data}: predictions written, no scores without labels")
     conclude(metrics)
 
@@ -190,7 +195,8 @@ def report(loop: Path) -> None:
     predicted = read_graphs(loop / last / "predictions.jsonl", env.vocabulary)
     data, images, truth = Path(str(table[last].get("data"))), None, None
     if data.is_dir():
-        images, truth, missing = open_test_set(data, env, table[last].get("van") if kitti_root(data) else None)
+        of_kitti = [table[last].get(name) if kitti_root(data) else None for name in ("van", "camera")]
+        images, truth, missing = open_test_set(data, env, *of_kitti)
         if images.names != [graph.image for graph in predicted]:
             raise InputError(f"{data}: its images are not those of {loop / last}/predictions.jsonl, run evaluate.py on it again")
         predicted = labelled_only(predicted, missing, env)
@@ -260,8 +266,8 @@ def prepare(out: Path, record: dict, overwrite: bool) -> None:
     from sim2sg_lib.dataset import read_json
     for path in [] if overwrite else sorted(out.glob("metrics*.json")):
         old = read_json(path)
-        for name in ("checkpoint", "data", "van"):
-            if old.get(name, "ignore") != record[name]:
+        for name, default in (("checkpoint", None), ("data", None), ("van", "ignore"), ("camera", "calib")):
+            if old.get(name, default) != record[name]:
                 raise InputError(f"{path}: holds the metrics of {name} {old.get(name)}; choose another --out or add "
                                  "--overwrite")
     try:
@@ -270,11 +276,11 @@ def prepare(out: Path, record: dict, overwrite: bool) -> None:
         raise InputError(f"{out}: cannot be made a folder ({error.strerror})") from None
 
 
-def open_test_set(data: Path, env, van: str | None) -> tuple:
+def open_test_set(data: Path, env, van: str | None, camera: str | None) -> tuple:
     """Images, labels (None if it has none), and the categories that nobody labelled. Errors: InputError."""
     from sim2sg_lib.dataset import has_labels, open_images, read_labels
     from sim2sg_lib.kitti import kitti_root, unlabelled_categories
-    images = open_images(data, env)
+    images = open_images(data, env, camera)
     truth = read_labels(images, env, van) if has_labels(data) or van else None
     return images, truth, unlabelled_categories(kitti_root(data), env) if kitti_root(data) else ()
 
@@ -359,13 +365,13 @@ def metrics_table(metrics: dict) -> str:
 
 
 def kitti_table(scores: dict) -> list[str]:
-    """KITTI's own AP11 and AP40, a line a category."""
+    """AP11 and AP40 by KITTI's own rules, a line a category."""
     from sim2sg_lib.kitti_eval import MIN_OBJECTS, MIN_OVERLAP
     lines = []
     for category, levels in scores.items():
         cells = [f"{level} {number(s['ap11'])} / {number(s['ap40'])}" + ("" if s["ap11"] is not None else
                  f" ({s['objects']} objects, it takes {MIN_OBJECTS})") for level, s in levels.items()]
-        lines.append(f"KITTI's AP11 / AP40 at overlap {MIN_OVERLAP[category]}, {category}:  " + "   ".join(cells))
+        lines.append(f"AP11 / AP40 by KITTI's rules at overlap {MIN_OVERLAP[category]}, {category}:  " + "   ".join(cells))
     return lines
 
 

@@ -91,7 +91,9 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     graphs = [confident(graph, levels, threshold) for graph in graphs]
     num = num or len(graphs) or 400
     if "kitti" in formats:  # again image by image when it is written, but nobody should wait for that
-        check_level(cameras[0] if graphs else env.camera, "the camera")
+        views = [(camera, f"the camera of {graph.image}") for graph, camera in zip(graphs[:num], cameras)]
+        for view in views or [(env.camera, "the camera")]:
+            check_level(*view)
 
     # --- scenes: one of a domain, or a lifted graph in the source's look
     method = "label" if graphs else "sdr" if domain == "source" else domain
@@ -211,8 +213,8 @@ def lift_graphs(graphs: list, cameras: list, env, randomise: str, steps: int, ge
     if steps:
         objects = refine(objects, [graph for _, graph in lifted], cameras, env.assets, steps, device)
     if env.settle:
-        boxes = [graph.boxes_px * (camera.width / graph.width) for (_, graph), camera in zip(lifted, cameras)]
-        objects = [env.settle(*row) for row in zip(objects, boxes, cameras, generators)]
+        objects = [env.settle(row, graph.boxes_px, camera, rng)
+                   for row, (_, graph), camera, rng in zip(objects, lifted, cameras, generators)]
     return [env.dress(row, camera, "source", randomise, rng) for row, camera, rng in zip(objects, cameras, generators)]
 
 
@@ -285,23 +287,18 @@ def write_chunk(folder: Path, scenes: list, first: int, env, size: tuple[int, in
 
     Returns graphs, for KITTI which objects they label, and the CRC of each image by its name.
     """
-    from sim2sg_lib.camera import stack_cameras
-    from sim2sg_lib.dataset import write_image
-    from sim2sg_lib.labels import annotate, labelled_objects
-    from sim2sg_lib.meshes import build
     from sim2sg_lib import raster, raster_pytorch3d
-    from sim2sg_lib.render import SUPERSAMPLE, shade
+    from sim2sg_lib.dataset import write_image
+    from sim2sg_lib.labels import annotate_objects
+    from sim2sg_lib.render import rasterize_scenes, shade
 
     rasterize = {"own": raster.rasterize, "pytorch3d": raster_pytorch3d.rasterize}[info["renderer"]]
     names = [f"images/{i:06d}.png" for i in range(first, first + len(scenes))]
-    meshes = build(scenes, env.assets, device)
-    cameras = stack_cameras([s.camera for s in scenes], *size, device)
-    fragments = rasterize(meshes, raster.scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
-    images = shade(fragments, meshes, cameras, scenes)
-    pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    seen = rasterize_scenes(scenes, env.assets, *size, device, rasterize)
+    pixels = (shade(*seen, scenes) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     crcs = {name: write_image(folder / name, image) for name, image in zip(names, pixels)}
-    labelled = labelled_objects(fragments, meshes, scenes, env) if "kitti" in info["export"] else []
-    return annotate(fragments, meshes, cameras, scenes, env, names), labelled, crcs
+    graphs, labelled = annotate_objects(*seen, scenes, env, names)
+    return graphs, labelled if "kitti" in info["export"] else [], crcs
 
 
 def draw_preview(path: Path, indices: range, make_scenes, env, size: tuple[int, int], info: dict, device) -> None:

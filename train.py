@@ -95,7 +95,7 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, init: Path |
     import torch
     from sim2sg_lib import checkpoint
     from sim2sg_lib.align import Discriminators
-    from sim2sg_lib.dataset import LabelledImages, TargetImages, open_images, read_json
+    from sim2sg_lib.dataset import LabelledImages, TargetImages, read_json
     from sim2sg_lib.files import digest, refuse_used, work_folder, write_json
 
     start = time.perf_counter()
@@ -111,7 +111,7 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, init: Path |
     model = make_model(init, env, preset, backbone, imagenet, input_, device)
     width, height = model.config.width, model.config.height
     synthetic = LabelledImages(source, env, width, height)
-    real = TargetImages(open_images(target, env), width, height) if terms else None
+    real = TargetImages(target, env, width, height) if terms else None
     discriminators = Discriminators(terms, model.config).to(device) if terms else None
     options = {"command": "python " + shlex.join(sys.argv), "env": env.name, "source": [str(s) for s in source],
                "target": str(target) if target else None, "align": list(terms), "init": str(init) if init else None,

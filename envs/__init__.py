@@ -11,7 +11,13 @@ def names() -> list[str]:
 
 
 def find(name: str, where: str = "--env"):
-    """The `Env` that envs/<name>.py declares. Errors: InputError that says `where` the name came from and what there is."""
+    """The `Env` that envs/<name>.py declares.
+
+    Errors: InputError that says `where` the name came from and what there is; or for a file whose Env has another name.
+    """
     if name not in names():
         raise InputError(f"{where}: {name!r} is not one of {', '.join(names())}")
-    return importlib.import_module(f"envs.{name}").ENV
+    env = importlib.import_module(f"envs.{name}").ENV
+    if env.name != name:  # what is written in its name would be taken for another environment's
+        raise InputError(f"envs/{name}.py: ENV: name: {env.name!r}, expected {name!r}")
+    return env

@@ -181,9 +181,9 @@ CLOTH, ALUMINIUM, GLASS = (0.0, 0.9, "noise", 0.012, 0.5), (0.75, 0.38, None, 1.
 FINISH = {"source": {CHAIR: (MATTE,) * 2, TABLE: (MATTE,) * 3, LAPTOP: (MATTE,) * 5},
           "target": {CHAIR: (WOOD, CLOTH), TABLE: (GRAIN, WOOD, GRAIN), LAPTOP: (ALUMINIUM, MATTE, GLASS, MATTE, GLASS)}}
 
-# look -> (lamps' positions, how many of each, how far apart, what one group sends, metres and linear RGB), exposure
-LAMPS = {"source": (((-1.6, -1.5, 2.45), (1.8, -0.6, 2.45), (0.1, 1.0, 2.45)), 1, 0.0, (1.6, 1.6, 1.6), 1.0),
-         "target": (((-2.1, -0.8, 2.2), (0.9, 0.2, 2.5)), 3, 0.22, (3.2, 2.5, 1.7), 1.0)}
+# look -> (groups' positions, lamps in a group, metres from its middle, a group's irradiance at one metre in linear RGB, exposure)
+LAMPS = {"source": (((-1.6, -1.5, 2.45), (1.8, -0.6, 2.45), (0.1, 1.0, 2.45)), 1, 0.0, (3.2, 3.2, 3.2), 1.0),
+         "target": (((-2.1, -0.8, 2.2), (0.9, 0.2, 2.5)), 3, 0.22, (6.4, 5.0, 3.4), 1.0)}
 SKY_RGB = {"source": (0.34, 0.34, 0.34), "target": (0.22, 0.2, 0.2)}
 FLOOR_RGB, WALL_RGB = (0.34, 0.33, 0.31), (0.52, 0.52, 0.5)
 
@@ -232,7 +232,7 @@ def lamps(look: str, rng: np.random.Generator) -> list[Light]:
         middle = np.array(place) + rng.uniform(-LAMP_JITTER_M, LAMP_JITTER_M, 3) * (1, 1, 0.3)
         for i in range(count):
             x, y = turned((apart_m, 0.0), 2 * math.pi * i / count)
-            lights.append(Light(tuple(map(float, middle + [x, y, 0.0])), tuple(2.0 * s / count for s in sent)))
+            lights.append(Light(tuple(map(float, middle + [x, y, 0.0])), tuple(s / count for s in sent)))
     return lights
 
 

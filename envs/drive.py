@@ -8,6 +8,7 @@ kerbs parked full, houses in rows, other assets, plausible materials. It is not 
 World: as in kitti.py, the camera stands above the origin and looks along +y; x is to its right.
 """
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,23 +24,41 @@ CATEGORIES = ("car", "pedestrian", "house", "vegetation")
 CAR, PEDESTRIAN, HOUSE, VEGETATION = range(4)
 WIDTH, HEIGHT = 1242, 375
 LANE_M, SIDEWALK_M, ROAD_M = 3.5, 2.5, 240.0
+SHADOW_TEXELS = 640  # a side of the sun's shadow map, which covers a whole street
 MOST_LANES, MOST_RIGHT = 6, 2  # of a road, and to the right of ours
 HEADINGS_RAD = (math.pi / 2, -math.pi / 2)  # with us, towards us
-SIZE_FACTORS = {CAR: (1.0,), PEDESTRIAN: (0.92, 1.0, 1.06), HOUSE: (0.8, 1.0, 1.25), VEGETATION: (0.6, 0.8, 1.0, 1.3, 1.7)}
+# of an asset's extents, smallest to largest; the target's cars and pedestrians come out with KITTI's means and spreads
+SIZE_FACTORS = {"source": {CAR: (1.0,), PEDESTRIAN: (0.92, 1.0, 1.06), HOUSE: (0.8, 1.0, 1.25),
+                           VEGETATION: (0.6, 0.8, 1.0, 1.3, 1.7)}}
+SIZE_FACTORS["target"] = SIZE_FACTORS["source"] | {CAR: ((0.82, 0.87, 0.94), (1.01, 0.99, 1.08)), PEDESTRIAN: (1.03, 1.10)}
 KINDS = {"source": street.SOURCE, "target": street.TARGET}
 ASSETS = {f"{look} {name}": (label, *asset) for look, kinds in KINDS.items() for label, category in enumerate(CATEGORIES)
           for name, asset in kinds[category].items()}  # name -> label, mesh, extents
 
-# Of KITTI's 7,481 label files: share of frames with 0, 1, 2, ... cars and pedestrians
-CARS = (.107, .190, .147, .110, .101, .082, .068, .057, .039, .030, .023, .016, .013, .008, .006, .003)
-PEDESTRIANS = (.762, .137, .035, .018, .013, .007, .005, .006, .017)
-# and of its cars: share, lateral range in metres and depth quartiles of four kinds: at the left kerb or oncoming, ahead in
-# our lane, at the right kerb, and off the road
-PLACES = ((.45, (-9.0, -3.0), (5.0, 12.8, 23.1, 36.5, 60.7)), (.12, (-1.0, 1.0), (13.0, 23.3, 30.9, 40.7, 56.0)),
-          (.25, (3.0, 7.5), (3.8, 11.6, 21.5, 34.1, 57.1)), (.18, (-20.0, 15.0), (18.0, 27.0, 35.0, 45.0, 65.0)))
-AGAINST_US = (.72, .12, .11, .5)  # share of each kind that faces us
-ACROSS = .15                      # share of the cars off the road that stand across it
+# --- what KITTI's 7,481 label files say of cars and pedestrians
 
+# how many of them have 0, 1, 2, ... in a frame, as shares
+COUNTS = {CAR: (.107, .190, .147, .110, .101, .082, .068, .057, .039, .030, .023, .016, .013, .008, .006, .003),
+          PEDESTRIAN: (.762, .137, .035, .018, .013, .007, .005, .006, .003, .003, .003, .002, .002, .001, .001, .001, .001)}
+# where they stand, in thousandths: a row for each bin across the street, a column for each bin of depth
+X_EDGES_M = (-40, -15, -10, -7, -5, -3, -1, 1, 3, 5, 7, 10, 15, 40)
+Y_EDGES_M = (0, 6, 10, 15, 20, 30, 40, 55, 80)
+PLACES = {CAR: ((0, 0, 0, 2, 13, 19, 25, 11), (0, 0, 5, 11, 18, 14, 13, 7), (0, 7, 15, 15, 21, 17, 14, 4),
+                (3, 16, 20, 18, 28, 18, 11, 6), (15, 16, 21, 18, 31, 22, 17, 11), (6, 5, 7, 7, 14, 12, 11, 8),
+                (0, 4, 3, 7, 28, 22, 16, 4), (13, 11, 14, 14, 24, 16, 14, 3), (13, 14, 17, 15, 24, 15, 12, 4),
+                (1, 4, 5, 5, 8, 6, 5, 2), (0, 2, 5, 5, 7, 4, 4, 2), (0, 0, 3, 3, 6, 3, 6, 2), (0, 0, 0, 1, 10, 8, 7, 5)),
+          PEDESTRIAN: ((0, 0, 0, 0, 4, 8, 1, 0), (0, 0, 4, 13, 22, 6, 4, 3), (0, 1, 12, 11, 13, 5, 5, 1),
+                       (0, 14, 18, 14, 12, 2, 0, 0), (6, 43, 31, 27, 14, 6, 2, 1), (9, 30, 20, 21, 27, 4, 3, 5),
+                       (4, 30, 28, 16, 16, 5, 5, 2), (22, 55, 30, 18, 20, 11, 2, 2), (16, 50, 26, 27, 29, 12, 1, 0),
+                       (1, 24, 15, 12, 19, 4, 3, 0), (0, 5, 13, 9, 7, 3, 1, 0), (0, 0, 3, 6, 10, 6, 1, 0),
+                       (0, 0, 0, 0, 3, 5, 2, 0))}
+# of the cars in each bin across the street, the shares that face us and that stand across
+FACE_US = (.69, .71, .43, .41, .64, .51, .09, .11, .07, .10, .08, .11, .12)
+ACROSS = (.11, .11, .34, .49, .08, .03, .02, .03, .24, .51, .56, .42, .55)
+# ours: the share that stands next to the one before, in a row of cars or a group of people, and how many more stand there
+# since some will be hidden and bear no label; both so that the labels come out with KITTI's occlusions and numbers
+FOLLOWS = {CAR: 0.3, PEDESTRIAN: 0.6}
+HIDDEN = {CAR: 0.22, PEDESTRIAN: 0.15}
 
 KITTI_P2 = np.array([[721.5377, 0, 609.5593, 0], [0, 721.5377, 172.854, 0], [0, 0, 1.0, 0]])  # of most frames
 CAMERAS = {"source": paper_camera(WIDTH, HEIGHT), "target": camera_of(KITTI_P2, WIDTH, HEIGHT)}
@@ -100,18 +119,12 @@ def street_of_source(stock: Stock, rng: np.random.Generator) -> list[SceneObject
 
 
 def street_of_target(stock: Stock, rng: np.random.Generator) -> list[SceneObject]:
-    """A residential street: KITTI's numbers and places of cars and pedestrians; nothing stands in anything else."""
+    """A residential street: KITTI's numbers, places and sizes of cars and pedestrians; nothing stands in anything else."""
     objects = []
-    for _ in range(draw(CARS, rng)):
-        kind = int(rng.choice(len(PLACES), p=[share for share, _, _ in PLACES]))
-        _, (low, high), quartiles = PLACES[kind]
-        y = np.interp(rng.uniform(0, 4), range(5), quartiles)
-        yaw_rad = HEADINGS_RAD[int(rng.uniform() < AGAINST_US[kind])] + rng.normal(0, 0.04)
-        yaw_rad += math.pi / 2 if kind == 3 and rng.uniform() < ACROSS else 0.0
-        add(objects, stand(CAR, stock, rng.uniform(low, high), y, yaw_rad, rng))
-    for _ in range(draw(PEDESTRIANS, rng)):
-        x = rng.choice([-1, 1]) * rng.uniform(4.5, 9.5)
-        add(objects, stand(PEDESTRIAN, stock, x, rng.gamma(3.0, 6.0) + 4, rng.choice(HEADINGS_RAD) + rng.normal(0, 0.3), rng))
+    for label in (CAR, PEDESTRIAN):
+        before, count = None, draw(COUNTS[label], rng)
+        for _ in range(count + rng.binomial(count, HIDDEN[label])):
+            before = join(objects, label, before, stock, rng)
     for side in (-1, 1):
         front, y = rng.uniform(11, 15), rng.uniform(2, 16)
         while y < 75:  # a row of houses, with gaps
@@ -127,7 +140,32 @@ def street_of_target(stock: Stock, rng: np.random.Generator) -> list[SceneObject
     return objects
 
 
-def draw(shares: tuple[float, ...], rng: np.random.Generator) -> int:
+def join(objects: list[SceneObject], label: int, before: SceneObject | None, stock: Stock, rng: np.random.Generator
+         ) -> SceneObject | None:
+    """A car or pedestrian more, drawn again where it would be out of sight or in another. Returns it, or `before`."""
+    for _ in range(30):
+        if before and rng.uniform() < FOLLOWS[label]:
+            x, y, _ = before.position_world
+            along_m = rng.choice((-1, 1)) * (along_street(before)[1] + rng.uniform(0.4, 2.0))
+            x, y = (x + rng.normal(0, 0.2), y + along_m) if label == CAR else (x, y) + rng.normal(0, 0.8, 2)
+            yaw_rad = before.yaw_rad
+        else:
+            table = np.array(PLACES[label])
+            column, row = divmod(draw(table.T.ravel(), rng), len(table))
+            x, y = rng.uniform(*X_EDGES_M[row:row + 2]), rng.uniform(*Y_EDGES_M[column:column + 2])
+            yaw_rad = rng.choice(HEADINGS_RAD) + rng.normal(0, 0.8)
+            if label == CAR:
+                turn, facing = rng.uniform(size=2)
+                along = HEADINGS_RAD[int(facing < FACE_US[row] / (1 - ACROSS[row]))]
+                yaw_rad = along + rng.normal(0, 0.04) + (math.pi / 2 if turn < ACROSS[row] else 0.0)
+        item = stand(label, stock, x, y, yaw_rad, rng)
+        if abs(x) < 0.84 * y + 0.5 and y > 2.5 and fits(objects, item):  # KITTI's camera sees 0.84 m aside a metre ahead
+            objects.append(item)
+            return item
+    return before
+
+
+def draw(shares: Sequence[float], rng: np.random.Generator) -> int:
     """A number from its histogram."""
     return int(rng.choice(len(shares), p=np.array(shares) / sum(shares)))
 
@@ -136,11 +174,16 @@ def place_at(item: SceneObject, x: float, y: float) -> SceneObject:
     return replace(item, position_world=(float(x), float(y), item.position_world[2]))
 
 
+def fits(objects: list[SceneObject], item: SceneObject) -> bool:
+    """Whether it stands in no other: the footprints' boxes along the street are compared."""
+    return not any(all(abs(a - b) < (extent_a + extent_b) / 2 for a, b, extent_a, extent_b in
+                       zip(item.position_world[:2], other.position_world[:2], along_street(item), along_street(other)))
+                   for other in objects)
+
+
 def add(objects: list[SceneObject], item: SceneObject) -> None:
-    """Unless it would stand in another: the footprints' boxes along the street are compared."""
-    if not any(all(abs(a - b) < (extent_a + extent_b) / 2 for a, b, extent_a, extent_b in
-                   zip(item.position_world[:2], other.position_world[:2], along_street(item), along_street(other)))
-               for other in objects):
+    """If it fits."""
+    if fits(objects, item):
         objects.append(item)
 
 
@@ -151,13 +194,14 @@ def along_street(item: SceneObject) -> tuple[float, float]:
 
 
 def settle(objects: list[SceneObject], boxes_px: np.ndarray, camera: Camera, rng: np.random.Generator) -> list[SceneObject]:
-    """Lifted cars keep to their lanes; one box of vegetation becomes as many trees as it has room for (A.2.3)."""
+    """Lifted cars keep to their lanes and head as those do; one box of vegetation becomes as many trees as it has room for (A.2.3)."""
     settled = []
     for item, (x0, _, x1, _) in zip(objects, boxes_px):
         x, y, _ = item.position_world
         if item.label == CAR:
             lane = round(x / LANE_M) * LANE_M
-            settled.append(place_at(item, lane + float(np.clip(x - lane, -0.8, 0.8)), y))
+            ahead = HEADINGS_RAD[0 if lane >= 0 else 1]  # a box does not tell, but we drive on the right
+            settled.append(replace(place_at(item, lane + float(np.clip(x - lane, -0.8, 0.8)), y), yaw_rad=ahead))
         elif item.label == VEGETATION:
             wide_m = (x1 - x0) * max(y, 1.0) / camera.K[0, 0]
             count = int(np.clip(round(wide_m / item.size_m[0]), 1, 6))
@@ -193,8 +237,8 @@ def dress(objects: list[SceneObject], camera: Camera, domain: str, randomise: st
         sky = Sky(tuple(zenith), tuple(np.minimum(zenith * 1.6, 1.0)), float(rng.uniform(0, 0.9)), int(rng.integers(1 << 16)))
         exposure = float(rng.uniform(0.7, 1.2))
     ground, strips = road(objects, look, rng)
-    return Scene(tuple(dressed), camera, (Light(sun, tuple(light), directional=True),), sky, ground, exposure, None, strips,
-                 None, 640)
+    return Scene(tuple(dressed), camera, (Light(sun, tuple(light), directional=True),), sky, ground, exposure, strips=strips,
+                 shadow_texels=SHADOW_TEXELS)
 
 
 def road(objects: list[SceneObject], look: str, rng: np.random.Generator) -> tuple[Material, tuple[Strip, ...]]:
@@ -234,10 +278,10 @@ def random_material(rng: np.random.Generator, dark: float = 0.03, bright: float 
 
 def paint_of_source(label: int, randomise: str, rng: np.random.Generator) -> list[Material]:
     """Materials of an object's parts: random colours and textures; with `strong` those of small parts, too."""
-    body = random_material(rng, tint=0.9)
     if randomise == "strong":
-        count = (5, 4, 4, 2)[label]
-        return [random_material(rng, tint=0.9) for _ in range(count)]
+        parts = (street.CAR_PARTS, street.WALKER_PARTS, street.HOUSE_PARTS, street.TREE_PARTS)[label]
+        return [random_material(rng, tint=0.9) for _ in parts]
+    body = random_material(rng, tint=0.9)
     if label == CAR:
         paint = Material(body.colour, float(rng.uniform(0, 0.6)), float(rng.uniform(0.25, 0.6)))
         return [paint, Material((0.03, 0.04, 0.05), 0.0, 0.2), Material((0.02,) * 3), Material((0.8, 0.8, 0.7)),
@@ -283,7 +327,7 @@ ENV = Env(
     image_sizes={"quick": (320, 97), "paper": (WIDTH, HEIGHT)},
     camera=CAMERAS["source"],
     assets={name: mesh for name, (_, mesh, _) in ASSETS.items()},
-    asset_sizes_m={name: tuple(tuple(extent * factor for extent in size_m) for factor in SIZE_FACTORS[label])
+    asset_sizes_m={name: tuple(tuple(map(float, np.multiply(size_m, factor))) for factor in SIZE_FACTORS[name.split()[0]][label])
                    for name, (label, _, size_m) in ASSETS.items()},
     category_assets=named("source"),
     yaws_rad=(HEADINGS_RAD, None, (0.0, math.pi), (0.0,)),

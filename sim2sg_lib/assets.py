@@ -8,7 +8,7 @@ import numpy as np
 from sim2sg_lib.env import Env
 from sim2sg_lib.graph import read_bytes, safe_join
 from sim2sg_lib.meshes import Mesh, to_unit
-from sim2sg_lib.terminal import InputError
+from sim2sg_lib.terminal import InputError, say
 
 MAX_FACES = 20_000
 # rows: our x (ahead), y (left) and z (up) in the file's axes. Both are y up; glTF 2.0 looks along +z, ShapeNet along -z
@@ -19,19 +19,26 @@ def replace_assets(env: Env, folder: Path) -> Env:
     """The environment with the source's assets of every category that `folder` has files of replaced by those.
 
     Files: folder/<category>/*.obj or *.glb, and folder/<category>/<model>/models/model_normalized.obj as in ShapeNet.
-    Each comes in the sizes of the category's largest asset: as long from corner to corner.
-    Errors: InputError for a folder without any of them, a file that cannot be read, or one of too many faces.
+    Each comes in the sizes of the category's middle asset, as long from corner to corner: a file's own unit may be anything.
+    Those of more than MAX_FACES are left out. Errors: InputError for a folder without any of them, a category of which none
+    is left, or a file that cannot be read.
     """
     assets, sizes_m, names = dict(env.assets), dict(env.asset_sizes_m), list(env.category_assets)
     for label, category in enumerate(env.vocabulary.categories):
         paths = asset_files(folder / category)
         if not paths:
             continue
-        rows = [env.asset_sizes_m[name] for name in env.category_assets[label]]
-        lengths_m = [np.linalg.norm(size) for size in max(rows, key=lambda row: max(map(np.linalg.norm, row)))]
-        names[label] = tuple(str(path.relative_to(folder)) for path in paths)
+        rows = sorted([np.linalg.norm(env.asset_sizes_m[name], axis=1) for name in env.category_assets[label]], key=max)
+        lengths_m = rows[len(rows) // 2]
+        found = {name: read_mesh(safe_join(folder, name)) for name in (str(path.relative_to(folder)) for path in paths)}
+        names[label] = tuple(name for name in found if found[name])
+        if not names[label]:
+            raise InputError(f"{folder / category}: every model has more than {MAX_FACES} faces, expected one of fewer")
+        if len(names[label]) < len(found):
+            say(f"{folder / category}: left out {len(found) - len(names[label])} of {len(found)} models, of more than "
+                f"{MAX_FACES} faces")
         for name in names[label]:
-            assets[name], extents = read_mesh(safe_join(folder, name))
+            assets[name], extents = found[name]
             shape = np.array(extents) / np.linalg.norm(extents)
             sizes_m[name] = tuple(tuple(map(float, length * shape)) for length in lengths_m)
     if tuple(names) == env.category_assets:
@@ -45,8 +52,8 @@ def asset_files(folder: Path) -> list[Path]:
                   + list(folder.glob("*/models/model_normalized.obj")))
 
 
-def read_mesh(path: Path) -> tuple[Mesh, tuple[float, float, float]]:
-    """One file as a unit mesh, x ahead and z up, and its extents in the file's unit.
+def read_mesh(path: Path) -> tuple[Mesh, tuple[float, float, float]] | None:
+    """One file as a unit mesh, x ahead and z up, and its extents in the file's unit; None for more than MAX_FACES.
 
     Every piece of the file is a part; one that winds inward as a whole is turned over. Faces are flat.
     """
@@ -61,9 +68,8 @@ def read_mesh(path: Path) -> tuple[Mesh, tuple[float, float, float]]:
                   for piece in scene.dump() if hasattr(piece, "faces")]
     except Exception as error:  # trimesh passes on whatever its readers stumble over
         raise InputError(f"{path}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:100]})") from None
-    count = sum(map(len, pieces))
-    if count > MAX_FACES:
-        raise InputError(f"{path}: {count} faces, expected {MAX_FACES} at most")
+    if sum(map(len, pieces)) > MAX_FACES:
+        return None
     corners = [turn_outward(piece) for piece in pieces]
     triangles = np.concatenate([np.zeros((0, 3, 3)), *corners])  # (F, 3, 3)
     part = np.repeat(np.arange(len(corners)), [len(piece) for piece in corners])

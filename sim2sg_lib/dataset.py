@@ -11,7 +11,6 @@ Any folder of PNG or JPEG files is a valid unlabelled target too, and so is KITT
 Opening images never opens labels: what `train.py` and `synthesize.py` read of a target cannot depend on them.
 """
 import io
-import json
 import os
 import re
 import warnings
@@ -30,7 +29,7 @@ from sim2sg_lib.files import add_line, open_growing, write_bytes, write_json, wr
 from sim2sg_lib.graph import (MAX_PIXELS, MAX_SIDE, SceneGraph, Vocabulary, check_file, from_json, is_int, is_number, load_json,
                               read_bytes, read_graphs, read_json_lines, read_text, safe_join, select_objects, to_json,
                               write_graphs)
-from sim2sg_lib.kitti import camera_of, frame_objects, kitti_root, paper_camera, read_calib, to_graph
+from sim2sg_lib.kitti import TYPES, camera_of, frame_objects, kitti_root, paper_camera, read_calib, to_graph
 from sim2sg_lib.scene import Scene
 from sim2sg_lib.terminal import InputError
 
@@ -55,21 +54,15 @@ class ImageFolder:
     cameras: list[Camera]
 
 
-def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolder:
-    """Open a dataset folder, KITTI's or any folder of images. Errors: InputError (missing, empty, other environment, sizes).
+def list_images(folder: Path, env: Env) -> tuple[list[str], list[tuple[int, int]]]:
+    """The image paths relative to a dataset folder, KITTI's or any folder of images, sorted; their (width, height) in pixels.
 
-    A camera counts pixels of its own image: the nominal view is brought to each image's size.
-    camera: KITTI's alone, "calib" (if None) for the calibration of each image, "paper" for the paper's assumption.
+    Errors: InputError (missing, empty, other environment, sizes).
     """
     folder = Path(folder)
     if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such folder, expected one of images or a data set")
     info = read_info(folder, env) if os.path.lexists(folder / "dataset.json") else None
-    kitti = kitti_root(folder)
-    if folder.name == "image_2" and (folder.parent / "calib").is_dir():
-        raise InputError(f"{folder}: holds the images of a KITTI folder without their cameras, expected {folder.parent}")
-    if camera and not kitti:
-        raise InputError(f"{folder}: --camera {camera} is for a KITTI folder, expected image_2/ or training/image_2/ in it")
     names = image_names(folder)
     if info and info["count"] != len(names):
         raise InputError(f"{folder}: {len(names)} images, but dataset.json says {info['count']}")
@@ -78,6 +71,22 @@ def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolde
         if info and (width, height) != (info["width"], info["height"]):
             raise InputError(f"{folder / name}: {width}x{height} pixels, dataset.json says {info['width']}x{info['height']}")
         check_aspect(folder / name, width, height, env.camera)
+    return names, sizes
+
+
+def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolder:
+    """The images of list_images and their cameras. Errors: its own, and InputError for cameras that are missing or broken.
+
+    A camera counts pixels of its own image: the nominal view is brought to each image's size.
+    camera: KITTI's alone, "calib" (if None) for the calibration of each image, "paper" for the paper's assumption.
+    """
+    folder = Path(folder)
+    names, sizes = list_images(folder, env)
+    kitti = kitti_root(folder)
+    if folder.name == "image_2" and (folder.parent / "calib").is_dir():
+        raise InputError(f"{folder}: holds the images of a KITTI folder without their cameras, expected {folder.parent}")
+    if camera and not kitti:
+        raise InputError(f"{folder}: --camera {camera} is for a KITTI folder, expected image_2/ or training/image_2/ in it")
     if kitti and camera == "paper":
         return ImageFolder(folder, names, [paper_camera(*size) for size in sizes])
     if kitti:
@@ -116,6 +125,9 @@ def image_names(folder: Path) -> list[str]:
         names = sorted(str(p.relative_to(folder)) for p in root.iterdir() if p.suffix.lower() in SUFFIXES)
     except OSError as error:
         raise InputError(f"{root}: cannot be listed ({error.strerror})") from None
+    labels = [path for name in ("label_2", "calib") for path in (folder / name, folder / "training" / name) if path.is_dir()]
+    if not names and labels and not kitti:
+        raise InputError(f"{labels[0].parent}: has {labels[0].name}/ and no image_2/, expected image_2/ with PNG or JPEG images")
     if not names:
         raise InputError(f"{root}: no PNG or JPEG image in it" + ("" if root != folder else " or in its images/"))
     return names
@@ -261,8 +273,8 @@ def read_labels(images: ImageFolder, env: Env, van: str | None = None) -> list[S
 
 def read_kitti_labels(root: Path, images: ImageFolder, env: Env, van: str) -> list[SceneGraph]:
     """The graphs of label_2/ and, if it is there, label_2_extra/. Errors: InputError, also for labels without an image."""
-    if not {"car", "pedestrian", "house", "vegetation"} & set(env.vocabulary.categories):
-        raise InputError(f"{root}: KITTI labels car and pedestrian, the environment {env.name} has only "
+    if not set(map(str.lower, TYPES)) & set(env.vocabulary.categories):
+        raise InputError(f"{root}: KITTI labels {', '.join(TYPES)}, the environment {env.name} has only "
                          f"{', '.join(env.vocabulary.categories)}")
     stems = [Path(name).stem for name in images.names]
     for folder in ("label_2", "label_2_extra"):
@@ -368,10 +380,10 @@ class LabelledImages(torch.utils.data.Dataset):
 
 
 class TargetImages(torch.utils.data.Dataset):
-    """The images of a target folder at the network's input size. It has no label field: none can leak."""
+    """The images of a target folder at the network's input size. It has no label field: none can leak. No camera is needed."""
 
-    def __init__(self, images: ImageFolder, width: int, height: int) -> None:
-        self.paths, self.size = [images.folder / name for name in images.names], (width, height)
+    def __init__(self, folder: Path, env: Env, width: int, height: int) -> None:
+        self.paths, self.size = [Path(folder) / name for name in list_images(folder, env)[0]], (width, height)
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -8,6 +8,7 @@ from sim2sg_lib.camera import Camera
 from sim2sg_lib.graph import Vocabulary
 from sim2sg_lib.meshes import Mesh
 from sim2sg_lib.scene import RelationRules, Scene, SceneObject
+from sim2sg_lib.terminal import InputError
 
 DOMAINS = {  # those of the paper: name -> whose content, whose appearance; the two mixed ones are its ablations
     "source": ("source", "source"), "target": ("target", "target"),
@@ -16,9 +17,9 @@ DOMAINS = {  # those of the paper: name -> whose content, whose appearance; the 
 
 @dataclass(frozen=True)
 class Env:
-    """One environment.
+    """One environment. Errors: InputError for fields that do not go together.
 
-    name:               as in `--env`.
+    name:               as in `--env`, that of its file.
     vocabulary:         its categories and predicates.
     rules:              when the predicates hold.
     image_sizes:        preset -> (width, height) in pixels of synthetic images and of the network's input.
@@ -29,7 +30,7 @@ class Env:
     yaws_rad:           per category, the yaws that lifted objects may have; None for any.
     pitch_spread_rad:   how far the ground is out of level as a target's camera sees it, standard deviation; 0 where it is
                         flat: then an object's place comes from its box's bottom edge alone, else from its height, too.
-    size_spreads:       per category, how much its height varies, standard deviation over mean.
+    size_spreads:       per category, how much its height varies, standard deviation over mean; above 0 where pitch_spread_rad is.
     min_visible_share:  objects with less of the image than this share are left out of the labels.
     threshold:          default confidence below which predictions are not lifted (tau).
     adaptive:           whether that is a share of what the network is sure of, see `lift.thresholds`.
@@ -60,3 +61,9 @@ class Env:
     layout: Callable[["Env", str, np.random.Generator], tuple[list[SceneObject], Camera]]
     settle: Callable[[list[SceneObject], np.ndarray, Camera, np.random.Generator], list[SceneObject]] | None
     dress: Callable[[list[SceneObject], Camera, str, str, np.random.Generator], Scene]
+
+    def __post_init__(self) -> None:
+        for category, spread in zip(self.vocabulary.categories, self.size_spreads):
+            if self.pitch_spread_rad > 0 and not spread > 0:  # the depth from a height is weighed by the spread's inverse
+                raise InputError(f"envs/{self.name}.py: ENV: size_spreads: {spread} of {category}, expected more than 0 where "
+                                 "pitch_spread_rad is")

@@ -26,6 +26,7 @@ from sim2sg_lib.terminal import InputError
 
 CAMERA_HEIGHT_M = 1.65
 CAMERA_FROM_WORLD = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
+CALIB_FILE = "a KITTI calibration file, or --camera paper, which needs none"
 EXTRA_TYPES = ("House", "Vegetation")
 TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc", "DontCare") + EXTRA_TYPES
 NEIGHBOURS = {"Van": "car", "Person_sitting": "pedestrian"}  # too alike to punish the confusion, but not to be found
@@ -75,6 +76,12 @@ def kitti_root(folder: Path) -> Path | None:
         if os.path.isdir(root / "image_2"):
             return root
     return None
+
+
+def written_by_export(folder: Path) -> bool:
+    """Whether a folder is the kitti/ that `synthesize.py --export kitti` puts beside a data set's dataset.json."""
+    root = (kitti_root(folder) or Path(folder)).resolve()  # its training/
+    return root.parent.name == "kitti" and os.path.exists(root.parents[1] / "dataset.json")
 
 
 def read_objects(path: Path, results: bool = False) -> list[KittiObject]:
@@ -130,7 +137,7 @@ def format_object(item: KittiObject) -> str:
 
 def read_calib(path: Path) -> np.ndarray:
     """(3, 4) float64 P2, from rectified camera 0 to pixels of image_2. Errors: InputError."""
-    for number, line in enumerate(read_text(path, "a KITTI calibration file").splitlines(), 1):
+    for number, line in enumerate(read_text(path, CALIB_FILE).splitlines(), 1):
         name, *words = line.split() or [""]
         if name != "P2:":
             continue
@@ -144,9 +151,17 @@ def read_calib(path: Path) -> np.ndarray:
 
 
 def frame_objects(root: Path, stem: str) -> list[KittiObject]:
-    """A frame's labels, those of label_2_extra last if that folder is there. Errors: InputError."""
+    """A frame's labels, those of label_2_extra last if it is there. Errors: InputError, also for a type in the wrong folder."""
     folders = [name for name in ("label_2", "label_2_extra") if name == "label_2" or (root / name).is_dir()]
-    return [item for folder in folders for item in read_objects(safe_join(root, f"{folder}/{stem}.txt"))]
+    objects = []
+    for folder in folders:
+        found = read_objects(safe_join(root, f"{folder}/{stem}.txt"))
+        for item in found:  # what is labelled is told from the folders, so each type has one
+            if (item.type in EXTRA_TYPES) != (folder == "label_2_extra"):
+                raise InputError(f"{item.where}: type: {item.type!r}, expected {' and '.join(EXTRA_TYPES)} in label_2_extra/, "
+                                 "all others in label_2/")
+        objects += found
+    return objects
 
 
 def unlabelled_categories(root: Path, env: Env) -> tuple[str, ...]:

@@ -14,8 +14,15 @@ COUNTED_FROM = 200_000  # in images of so many pixels, what an object would show
 
 def annotate(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[Scene], env: Env,
              images: list[str]) -> list[SceneGraph]:
-    """Label B rendered scenes. `fragments` may be finer than the cameras' size; boxes are in the cameras' pixels.
+    """Label B rendered scenes: the graphs of `annotate_objects`."""
+    return annotate_objects(fragments, meshes, cameras, scenes, env, images)[0]
 
+
+def annotate_objects(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[Scene], env: Env,
+                     images: list[str]) -> tuple[list[SceneGraph], list[list[int]]]:
+    """Label B rendered scenes; returns their graphs, and of each graph's rows which of the scene's objects they are.
+
+    `fragments` may be finer than the cameras' size; boxes are in the cameras' pixels.
     Objects that show less than env.min_visible_share of the image are left out, with their relations.
     `visible` compares the pixels an object shows with those it would show alone; `truncated` is the share of its
     projected box outside the image.
@@ -23,11 +30,11 @@ def annotate(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: lis
     width, height = cameras.width, cameras.height
     fine = fragments.pix_to_face.shape[2] // width
     boxes, shown = visible_boxes(fragments, meshes)
-    labelled = _shown_enough(shown, fragments, env)
+    labelled = shown >= env.min_visible_share * (fine * width) * (fine * height)
     coarse = 1 if width * height >= COUNTED_FROM else fine
     alone = object_pixels(meshes, scale_cameras(cameras, coarse), cull_backfaces=True).cpu().numpy() * (fine / coarse) ** 2
     truncated = truncated_share(meshes, cameras)
-    graphs, first = [], 0
+    graphs, kept, first = [], [], 0
     for scene, image in zip(scenes, images):
         rows = slice(first, first + len(scene.objects))
         first = rows.stop
@@ -36,18 +43,8 @@ def annotate(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: lis
             relations(scene.objects, scene.camera, env.vocabulary.predicates, env.rules),
             visible=np.clip(shown[rows] / np.maximum(alone[rows], 1), 0, 1), truncated=truncated[rows])
         graphs.append(select_objects(graph, labelled[rows]))
-    return graphs
-
-
-def labelled_objects(fragments: Fragments, meshes: Meshes, scenes: list[Scene], env: Env) -> list[list[int]]:
-    """For each of B rendered scenes which of its objects the graph that `annotate` makes of it holds, in the graph's order."""
-    labelled = iter(_shown_enough(visible_boxes(fragments, meshes)[1], fragments, env))
-    return [[i for i in range(len(scene.objects)) if next(labelled)] for scene in scenes]
-
-
-def _shown_enough(shown: np.ndarray, fragments: Fragments, env: Env) -> np.ndarray:
-    height, width = fragments.pix_to_face.shape[1:3]
-    return shown >= env.min_visible_share * width * height
+        kept.append(np.flatnonzero(labelled[rows]).tolist())
+    return graphs, kept
 
 
 def visible_boxes(fragments: Fragments, meshes: Meshes) -> tuple[np.ndarray, np.ndarray]:

@@ -90,11 +90,11 @@ def weigh_depths(item: SceneObject, box_px: np.ndarray, camera: Camera, env: Env
     projected_px = projected_box(place(env.assets[item.asset], position, item.size_m, item.yaw_rad).verts, camera)
     depth_m, eye_m = camera.project(position[None])[1][0], eye[2]
     near_m = radius_m(item)  # a box's edges belong to what of the object is nearest
-    height_m = (depth_m - near_m) * (projected_px[3] - projected_px[1]) / (box_px[3] - box_px[1]) + near_m
+    depth_by_height_m = (depth_m - near_m) * (projected_px[3] - projected_px[1]) / (box_px[3] - box_px[1]) + near_m
     ground_weight = (eye_m / (depth_m ** 2 * env.pitch_spread_rad)) ** 2
-    height_weight = 1 / (height_m * env.size_spreads[item.label]) ** 2
-    share = (ground_weight * depth_m + height_weight * height_m) / (ground_weight + height_weight) / depth_m
-    x, y = eye[:2] + (position - eye)[:2] * share
+    height_weight = 1 / (depth_by_height_m * env.size_spreads[item.label]) ** 2
+    weighed_m = (ground_weight * depth_m + height_weight * depth_by_height_m) / (ground_weight + height_weight)
+    x, y = eye[:2] + (position - eye)[:2] * (weighed_m / depth_m)
     return replace(item, position_world=(float(x), float(y), item.position_world[2]))
 
 
@@ -113,20 +113,30 @@ def aim(verts_m: np.ndarray, box_px: np.ndarray, camera: Camera, height_m: float
 
 
 def find_supports(graph: SceneGraph, env: Env) -> np.ndarray:
-    """(N,) int64, the object that each one stands on as its most certain `on` relation says, -1 for the ground."""
-    below, best = np.full(len(graph), -1), np.zeros(len(graph))
-    for (s, p, o), score in zip(graph.relations, graph.relation_scores):
+    """(N,) int64, the object that each one stands on as its most certain `on` relation says, -1 for the ground.
+
+    Of relations that lead in a circle, two books on one another, the least certain does not count.
+    """
+    below = np.full(len(graph), -1)
+    for row in np.argsort(-graph.relation_scores, kind="stable"):
+        s, p, o = graph.relations[row]
         possible = env.vocabulary.predicates[p] == "on" and env.rules.supports.get(int(graph.labels[s])) == graph.labels[o]
-        if possible and score > best[s]:
-            below[s], best[s] = o, score
+        if possible and graph.relation_scores[row] > 0 and below[s] < 0 and s not in pile(o, below):
+            below[s] = o
     return below
 
 
 def bottom_up(below: np.ndarray) -> list[int]:
     """Those of N objects that stand on another, each after the one it stands on; below (N,) as find_supports gives it."""
-    def storey(i: int) -> int:
-        return 1 + storey(below[i]) if below[i] >= 0 else 0
-    return sorted(np.flatnonzero(below >= 0).tolist(), key=storey)
+    return sorted(np.flatnonzero(below >= 0).tolist(), key=lambda i: len(pile(i, below)))
+
+
+def pile(i: int, below: np.ndarray) -> list[int]:
+    """An object and those under it, down to the ground; below (N,) as find_supports gives it."""
+    objects = [i]
+    while below[objects[-1]] >= 0:
+        objects.append(below[objects[-1]])
+    return objects
 
 
 def lift_onto(lower: SceneObject, label: int, box_px: np.ndarray, camera: Camera, env: Env,

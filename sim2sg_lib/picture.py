@@ -64,10 +64,10 @@ def to_tile(image: np.ndarray) -> Image.Image:
     return picture.resize((TILE_WIDTH, round(TILE_WIDTH * picture.height / picture.width)), Image.Resampling.LANCZOS)
 
 
-def contact_sheet(rows: list[tuple[str, list[Image.Image]]]) -> Image.Image:
-    """Rows of tiles, each with its caption on the left; tiles of a sheet share one size."""
+def contact_sheet(rows: list[tuple[str, list[Image.Image]]], tile_width: int = TILE_WIDTH) -> Image.Image:
+    """Rows of tiles, each with its caption on the left; tiles of a sheet share one size, tile_width pixels wide."""
     columns = max(len(tiles) for _, tiles in rows)
-    width, height = TILE_WIDTH + GAP, max(tile.height for _, tiles in rows for tile in tiles) + GAP
+    width, height = tile_width + GAP, max(tile.height for _, tiles in rows for tile in tiles) + GAP
     sheet = Image.new("RGB", (CAPTION_WIDTH + columns * width, len(rows) * height), "white")
     draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(17)
     for r, (caption, tiles) in enumerate(rows):

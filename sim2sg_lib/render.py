@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from sim2sg_lib.camera import Cameras
+from sim2sg_lib.camera import Cameras, stack_cameras
 from sim2sg_lib.light import (Lighting, contact_shade, dot, ground_light, incoming, lit_share, mix, of_scene, pack_lighting,
                               pick, sky)
-from sim2sg_lib.meshes import Meshes, pack_textures
-from sim2sg_lib.raster import Fragments, soft_blend
+from sim2sg_lib.meshes import Mesh, Meshes, build, pack_textures
+from sim2sg_lib.raster import Fragments, rasterize, scale_cameras, soft_blend
 from sim2sg_lib.scene import Material, Scene, Strip
 from sim2sg_lib.texture import noise, textured
 
@@ -27,6 +27,17 @@ SHOULDER = 0.8           # display values from here on are compressed, so that n
 
 
 # --- the image --------------------------------------------------------------------------------------------------------
+
+def rasterize_scenes(scenes: list[Scene], assets: dict[str, Mesh], width: int, height: int, device: torch.device | str = "cpu",
+                     rasterize: Callable[..., Fragments] = rasterize) -> tuple[Fragments, Meshes, Cameras]:
+    """What the samples of B scenes' images see, with the meshes and cameras: how `shade` and `labels.annotate` begin.
+
+    assets: name -> unit mesh, as Env.assets. rasterize: that of `raster`, or another of its interface.
+    """
+    meshes = build(scenes, assets, device)
+    cameras = stack_cameras([scene.camera for scene in scenes], width, height, device)
+    return rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True), meshes, cameras
+
 
 def shade(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[Scene], light: Lighting | None = None) -> Tensor:
     """(B, 3, H, W) images in [0, 1] at the cameras' size; `fragments` may be finer by a whole factor.
@@ -376,8 +387,8 @@ def stylise(images: torch.Tensor, seeds: list[int | None]) -> torch.Tensor:
     along, across = x * turn.cos() + y * turn.sin(), y * turn.cos() - x * turn.sin()
     strokes = flat_noise(along * 10, across * 30, 2) - 0.5
     patches = flat_noise(x * 4, y * 4, 3) - 0.5
-    mix = images.new_tensor([[0.80, 0.25, 0.00], [0.15, 0.70, 0.10], [0.10, 0.20, 0.55]])
-    mixed = (mix[:, :, None, None] * images[chosen][:, None]).sum(2)
+    channels = images.new_tensor([[0.80, 0.25, 0.00], [0.15, 0.70, 0.10], [0.10, 0.20, 0.55]])
+    mixed = (channels[:, :, None, None] * images[chosen][:, None]).sum(2)
     cast = images.new_tensor([0.10, 0.0, -0.10])[:, None, None]
     styled = 0.10 + 0.82 * mixed ** 1.15 + 0.08 * strokes[:, None] + cast * patches[:, None]
     return images.index_copy(0, torch.tensor(chosen, device=images.device), styled.clamp(0, 1))

@@ -81,7 +81,8 @@ class Sky:
     """Light from everywhere above, and what is seen above the horizon.
 
     zenith, horizon: linear RGB overhead and at the horizon.
-    clouds:          share of the sky that they cover; they are seen, and give no light.
+    clouds:          how cloudy, 0 to 1: 0.1 covers hardly any of the sky, 0.3 an eighth, 0.5 half, 0.7 seven eighths, 0.9 all.
+                     They are seen, and give no light.
     seed:            of their shapes.
     """
 

@@ -15,11 +15,9 @@ import torch
 from PIL import Image
 
 from envs.clevr import APPEARANCE, CATEGORIES, ENV, GROUND_RGB, LAMPS, size_m
-from sim2sg_lib.camera import Camera, stack_cameras
-from sim2sg_lib.meshes import build
+from sim2sg_lib.camera import Camera
 from sim2sg_lib.picture import contact_sheet, to_tile
-from sim2sg_lib.raster import rasterize, scale_cameras
-from sim2sg_lib.render import SUPERSAMPLE, shade
+from sim2sg_lib.render import rasterize_scenes, shade
 from sim2sg_lib.scene import Light, Material, Scene, SceneObject, Sky, linear
 
 RADIUS_M = {"small": 0.35, "medium": 0.5, "large": 0.7}
@@ -53,10 +51,8 @@ def read_scenes(folder: Path) -> list[tuple[dict, Scene]]:
 def main(folder: Path, out: Path) -> None:
     chosen = read_scenes(folder)[:6]
     scenes = [scene for _, scene in chosen]
-    meshes = build(scenes, ENV.assets)
-    cameras = stack_cameras([scene.camera for scene in scenes], 320, 240)
     with torch.no_grad():
-        images = shade(rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True), meshes, cameras, scenes)
+        images = shade(*rasterize_scenes(scenes, ENV.assets, 320, 240), scenes)
     ours = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
     theirs = [np.array(Image.open(folder / item["file"]).convert("RGB")) for item, _ in chosen]
     contact_sheet([("Blender Cycles", [to_tile(image) for image in theirs]),

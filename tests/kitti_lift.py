@@ -15,15 +15,14 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.drive import CAR, ENV  # noqa: E402
-from sim2sg_lib import picture  # noqa: E402
-from sim2sg_lib.camera import stack_cameras  # noqa: E402
 from sim2sg_lib.dataset import open_images, read_image, read_labels  # noqa: E402
 from sim2sg_lib.graph import select_objects  # noqa: E402
 from sim2sg_lib.kitti import frame_objects, kitti_root  # noqa: E402
 from sim2sg_lib.lift import lift  # noqa: E402
-from sim2sg_lib.meshes import build  # noqa: E402
-from sim2sg_lib.raster import rasterize, scale_cameras  # noqa: E402
-from sim2sg_lib.render import SUPERSAMPLE, shade  # noqa: E402
+from sim2sg_lib.picture import contact_sheet  # noqa: E402
+from sim2sg_lib.render import rasterize_scenes, shade  # noqa: E402
+
+TILE_PX = 620, 187  # wide enough to see a car
 
 
 @click.command(help=__doc__)
@@ -40,7 +39,7 @@ def main(folder: Path, out: Path, frames: int) -> None:
         depths += matched_depths(frame_objects(kitti_root(folder), Path(name).stem), lifted, kept, camera)
         scene = ENV.dress(ENV.settle(lifted, kept.boxes_px, camera, rng), camera, "source", "paper", rng)
         rows.append((Path(name).stem, [tile(read_image(images.folder / name, camera.width, camera.height)), tile(draw(scene))]))
-    picture.contact_sheet(rows).save(out)
+    contact_sheet(rows, TILE_PX[0]).save(out)
     if not depths:
         print(f"{len(rows)} frames, no car in them -> {out}")
         return
@@ -63,18 +62,14 @@ def matched_depths(labels, lifted, kept, camera) -> list[tuple[float, float, flo
 
 def draw(scene) -> np.ndarray:
     """(H, W, 3) uint8 at the camera's own size."""
-    size = scene.camera.width, scene.camera.height
-    meshes, cameras = build([scene], ENV.assets), stack_cameras([scene.camera], *size)
-    fragments = rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
-    return (shade(fragments, meshes, cameras, [scene])[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    seen = rasterize_scenes([scene], ENV.assets, scene.camera.width, scene.camera.height)
+    return (shade(*seen, [scene])[0] * 255).round().byte().permute(1, 2, 0).numpy()
 
 
 def tile(pixels: np.ndarray) -> Image.Image:
-    """All of one size, wide enough to see a car."""
-    size = picture.TILE_WIDTH, round(picture.TILE_WIDTH * 375 / 1242)
-    return Image.fromarray(pixels).resize(size, Image.Resampling.LANCZOS)
+    """All of one size."""
+    return Image.fromarray(pixels).resize(TILE_PX, Image.Resampling.LANCZOS)
 
 
 if __name__ == "__main__":
-    picture.TILE_WIDTH = 620
     main()

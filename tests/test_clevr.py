@@ -1,14 +1,17 @@
 """CLEVR's domains against the appendix's numbers, and the labels of scenes whose answer is known."""
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+import envs
+from envs import clevr
 from envs.clevr import ENV
-from sim2sg_lib.camera import look_at, stack_cameras
+from sim2sg_lib.camera import look_at
 from sim2sg_lib.labels import annotate
-from sim2sg_lib.meshes import build
-from sim2sg_lib.raster import rasterize, scale_cameras
-from sim2sg_lib.render import SUPERSAMPLE
+from sim2sg_lib.render import rasterize_scenes
 from sim2sg_lib.scene import Material, Scene, SceneObject, Sky, predicate_axes
+from sim2sg_lib.terminal import InputError
 
 SOURCE_RGB = {(42, 75, 215), (29, 125, 20), (210, 40, 180), (255, 238, 51)}  # blue, green, magenta, yellow
 TARGET_RGB = {(242, 130, 160), (129, 74, 25), (235, 235, 235)}               # pink, brown, white
@@ -75,14 +78,22 @@ def test_strong_randomises_what_no_graph_holds_and_nothing_else():
     assert {o.material.metallic for scene in draw("target", randomise="strong") for o in scene.objects} == {0.0}
 
 
+def test_a_copied_environment_needs_its_own_name(tmp_path, monkeypatch):
+    monkeypatch.setattr(envs, "__path__", [*envs.__path__, str(tmp_path)])
+    text = Path(clevr.__file__).read_text()
+    (tmp_path / "mars.py").write_text(text)
+    (tmp_path / "venus.py").write_text(text.replace('name="clevr"', 'name="venus"'))
+    with pytest.raises(InputError, match="^envs/mars.py: ENV: name: 'clevr', expected 'mars'$"):
+        envs.find("mars")
+    assert envs.find("venus").name == "venus" and envs.find("clevr") is ENV
+
+
 def label(*things):
     """Label boxes of one metre, given as (x, y), seen level from -y, 100 x 100 pixels."""
     camera = look_at((0, -10, 0.5), (0, 0, 0.5), 150, 100, 100)
     objects = tuple(SceneObject(0, "cube", (x, y, 0.0), (1.0, 1.0, 1.0), 0.0) for x, y in things)
     scene = Scene(objects, camera, (), Sky((1.0,) * 3, (1.0,) * 3), Material((0.5,) * 3))
-    cameras, meshes = stack_cameras([camera], 100, 100), build([scene], ENV.assets)
-    fragments = rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
-    return annotate(fragments, meshes, cameras, [scene], ENV, ["x.png"])[0]
+    return annotate(*rasterize_scenes([scene], ENV.assets, 100, 100), [scene], ENV, ["x.png"])[0]
 
 
 def test_visible_share_of_an_occluded_object():

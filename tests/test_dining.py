@@ -1,21 +1,27 @@
 """Dining-Sim: `on` and the table's relations by hand, the domains against the appendix, lifting onto tables, --assets."""
+import json
 import math
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from click.testing import CliRunner
+from PIL import Image
 
-from envs import clevr
+import synthesize
+from conftest import run
+from envs import clevr, drive
 from envs.dining import ASSETS, CHAIR, DOMAINS, ENV, FINISH, KINDS, LAPTOP, TABLE, named
+from sim2sg_lib import checkpoint
 from sim2sg_lib.assets import replace_assets
-from sim2sg_lib.camera import look_at, stack_cameras
+from sim2sg_lib.camera import look_at
 from sim2sg_lib.terminal import InputError
+from sim2sg_lib.graph import make_graph
 from sim2sg_lib.labels import annotate
 from sim2sg_lib.lift import lift, projected_box
-from sim2sg_lib.meshes import build, place
-from sim2sg_lib.raster import rasterize, scale_cameras
-from sim2sg_lib.render import SUPERSAMPLE, shade
+from sim2sg_lib.meshes import place
+from sim2sg_lib.render import rasterize_scenes, shade
 from sim2sg_lib.scene import RelationRules, SceneObject, relations, to_footprint
 
 ON = ENV.vocabulary.predicates.index("on")
@@ -45,14 +51,11 @@ def named_relations(*objects):
 
 
 def render(rows, width=192, height=144):
-    meshes, cameras = build(rows, ENV.assets), stack_cameras([s.camera for s in rows], width, height)
-    fragments = rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
-    return fragments, meshes, cameras
+    return shade(*rasterize_scenes(rows, ENV.assets, width, height), rows)
 
 
 def graphs_of(rows):
-    fragments, meshes, cameras = render(rows)
-    return annotate(fragments, meshes, cameras, rows, ENV, ["x.png"] * len(rows))
+    return annotate(*rasterize_scenes(rows, ENV.assets, 192, 144), rows, ENV, ["x.png"] * len(rows))
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -218,7 +221,7 @@ def test_most_of_every_object_is_seen(domain, least_visible, least_found):
     found = sum(map(len, graphs)) / sum(len(s.objects) for s in rows)
     assert found >= least_found and np.median(np.concatenate([g.visible for g in graphs])) >= least_visible
     assert all((g.truncated == 0).all() for g in graphs)
-    images = shade(*render(rows[:3]), rows[:3])
+    images = render(rows[:3])
     assert 0.15 < float(images.mean()) < 0.75 and float((images > 0.97).float().mean()) < 0.02  # neither dark nor burnt out
 
 
@@ -227,7 +230,7 @@ def test_a_scene_renders_to_the_same_bytes_alone_and_in_any_batch():
     rows = [replace(scene, shadow_texels=160) for scene in (*rows, replace(rows[0], objects=()))]
 
     def image(batch):
-        return (shade(*render(batch, 96, 72), batch) * 255).round().byte()
+        return (render(batch, 96, 72) * 255).round().byte()
 
     together = image(rows)
     for i, scene in enumerate(rows):
@@ -297,6 +300,31 @@ def test_settling_puts_laptops_back_on_a_table_that_grew():
     assert placed[3].position_world == (-1.0, 0, 0)
 
 
+def test_thresholds_follow_what_the_network_is_sure_of_from_the_command_line(tmp_path, monkeypatch):
+    """Two images: chairs of .2 and .4, whose 0.9-quantile is .38; one table of .5; no laptop. A fifth of each counts."""
+    (tmp_path / "target").mkdir()
+    for name in ("a.png", "b.png"):
+        Image.new("RGB", (64, 48)).save(tmp_path / "target" / name)
+    found = {"a.png": [(CHAIR, 0.2)], "b.png": [(CHAIR, 0.4), (CHAIR, 0.07), (TABLE, 0.5)]}
+
+    def predict(model, images, env, object_threshold, predicate_threshold):
+        rows = [(name, [row for row in found[name] if row[1] >= object_threshold]) for name in images.names]
+        return [make_graph(name, 64, 48, [label for label, _ in row], [[10 * i, 18, 10 * i + 8, 32] for i in range(len(row))], [],
+                           scores=[score for _, score in row]) for name, row in rows]
+
+    monkeypatch.setattr(checkpoint, "load", lambda path, env, device: None)
+    monkeypatch.setattr(checkpoint, "predict_folder", predict)
+    write(tmp_path / "model.pt", "")
+    arguments = ["--env", "dining", "--checkpoint", tmp_path / "model.pt", "--target", tmp_path / "target", "--out",
+                 tmp_path / "out", "--device", "cpu"]
+    result = CliRunner().invoke(synthesize.main, list(map(str, arguments)))
+    assert result.exit_code == 0, result.output
+    info = json.loads((tmp_path / "out/dataset.json").read_text())
+    assert info["threshold"] == 0.2 and info["thresholds"] == pytest.approx([0.076, 0.1, 0.2])
+    kept = [json.loads(line)["objects"] for line in (tmp_path / "out/predicted.jsonl").read_text().splitlines()]
+    assert [[o["category"] for o in row] for row in kept] == [["chair"], ["chair", "table"]]  # .2, though that is no .2 of 1
+
+
 # --- --assets ---------------------------------------------------------------------------------------------------------
 
 # a spike: base 2 wide (x) and 1 high (y), its point 4 along -z; in this order of corners it winds outward
@@ -331,9 +359,9 @@ def test_files_replace_the_source_s_assets(tmp_path):
     for name in env.category_assets[CHAIR] + env.category_assets[LAPTOP]:
         check_spike(env.assets[name])
     for label in (CHAIR, LAPTOP):
-        longest = max(math.hypot(*size) for name in ENV.category_assets[label] for size in ENV.asset_sizes_m[name])
+        longest = sorted(max(math.hypot(*size) for size in ENV.asset_sizes_m[name]) for name in ENV.category_assets[label])
         sizes = env.asset_sizes_m[env.category_assets[label][0]]
-        assert max(math.hypot(*size) for size in sizes) == pytest.approx(longest)
+        assert max(math.hypot(*size) for size in sizes) == pytest.approx(longest[len(longest) // 2])
         np.testing.assert_allclose(np.array(sizes) / np.array(sizes)[:, 2:], [[4, 2, 1]] * len(sizes))
     for domain in ("source", "target-content"):
         drawn = {o.asset for objects, _ in layouts(domain, 8, env) for o in objects}
@@ -351,12 +379,38 @@ def test_files_replace_clevr_s_assets_too(tmp_path):
     assert lengths == {0.8573, 1.2247, 1.7146}  # a cube's diagonals: 2 r x the root of 3 / 2
 
 
-def test_faulty_asset_files_are_named_in_one_line(tmp_path):
+def test_a_saloon_from_a_file_is_as_large_as_the_simulator_s(tmp_path):
+    trimesh = pytest.importorskip("trimesh")
+    (tmp_path / "car").mkdir()
+    trimesh.creation.box((1.75, 1.45, 4.4)).export(tmp_path / "car" / "saloon.glb")
+    env = replace_assets(drive.ENV, tmp_path)
+    np.testing.assert_allclose(env.asset_sizes_m["car/saloon.glb"], drive.ENV.asset_sizes_m["source saloon"])
+
+
+def test_assets_from_the_command_line(tmp_path):
+    pytest.importorskip("trimesh")
+    write(tmp_path / "assets" / "chair" / "spike.obj", OBJ)
+    run(tmp_path, "synthesize.py", "--env", "dining", "--assets", "assets", "--num", 2, "--out", "x")
+    rows = [json.loads(line)["objects"] for line in (tmp_path / "x/scenes.jsonl").read_text().splitlines()]
+    assert [row[0]["asset"] for row in rows] == ["chair/spike.obj"] * 2
+    assert json.loads((tmp_path / "x/dataset.json").read_text())["assets"] == "assets"
+
+
+def test_models_of_too_many_faces_are_left_out(tmp_path, capsys):
     pytest.importorskip("trimesh")
     strip = "".join(f"v {i} 0 0\nv {i} 1 {i % 2}\n" for i in range(10_002)) + "".join(
         f"f {i} {i + 1} {i + 2}\n" for i in range(1, 20_002))
-    for text, expected in (("hello\n", "cannot be read|no faces"), ("v 0 0 0\nv 1 0 0\n", "cannot be read|no faces"),
-                           (strip, "20001 faces, expected 20000 at most")):
+    write(tmp_path / "chair" / "huge.obj", strip)
+    with pytest.raises(InputError, match="chair: every model has more than 20000 faces, expected one of fewer"):
+        replace_assets(ENV, tmp_path)
+    write(tmp_path / "chair" / "spike.obj", OBJ)
+    assert replace_assets(ENV, tmp_path).category_assets[CHAIR] == ("chair/spike.obj",)
+    assert capsys.readouterr().out == f"{tmp_path / 'chair'}: left out 1 of 2 models, of more than 20000 faces\n"
+
+
+def test_faulty_asset_files_are_named_in_one_line(tmp_path):
+    pytest.importorskip("trimesh")
+    for text, expected in (("hello\n", "cannot be read|no faces"), ("v 0 0 0\nv 1 0 0\n", "cannot be read|no faces")):
         path = write(tmp_path / "table" / "bad.obj", text)
         with pytest.raises(InputError, match=expected) as error:
             replace_assets(ENV, tmp_path)

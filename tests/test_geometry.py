@@ -9,14 +9,15 @@ import torch
 from blender import read_scenes
 from envs.clevr import CATEGORIES, ENV
 from sim2sg_lib.camera import Camera, look_at, stack_cameras
-from sim2sg_lib.graph import make_graph
+from sim2sg_lib.graph import Vocabulary, make_graph
 from sim2sg_lib.labels import annotate, truncated_share
-from sim2sg_lib.lift import aim, bottom_up, confident, lift, refine_by_relations, thresholds
+from sim2sg_lib.lift import aim, bottom_up, confident, find_supports, lift, refine_by_relations, thresholds
 from sim2sg_lib.meshes import box_mesh, build, cylinder_mesh, place, sphere_mesh
-from sim2sg_lib.raster import rasterize, scale_cameras
-from sim2sg_lib.render import SUPERSAMPLE, shade
+from sim2sg_lib.raster import rasterize
+from sim2sg_lib.render import rasterize_scenes, shade
 from sim2sg_lib.scene import (Light, Material, RelationRules, Scene, SceneObject, Sky, predicate_axes,
                               relations)
+from sim2sg_lib.terminal import InputError
 
 LEVEL = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0.0]])  # camera looks along world y, x to the right
 
@@ -190,9 +191,8 @@ def test_rasterize_agrees_with_the_slow_twin():
     np.testing.assert_allclose(scene.camera.project(points.numpy())[0], np.stack([column, row], 1) + 0.5, atol=1e-9)
 
 
-def render(scenes, cameras):
-    meshes = build(scenes, ENV.assets)
-    return shade(rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True), meshes, cameras, scenes)
+def render(scenes, width, height):
+    return shade(*rasterize_scenes(scenes, ENV.assets, width, height), scenes)
 
 
 def test_a_scene_renders_to_the_same_bytes_alone_and_in_any_batch():
@@ -204,8 +204,7 @@ def test_a_scene_renders_to_the_same_bytes_alone_and_in_any_batch():
     scenes.append(Scene((), ENV.camera, (), Sky((0.3,) * 3, (0.3,) * 3), Material((0.4,) * 3)))
 
     def image(batch):
-        cameras = stack_cameras([s.camera for s in batch], 80, 60)
-        return (render(batch, cameras) * 255).round().byte()
+        return (render(batch, 80, 60) * 255).round().byte()
 
     together = image(scenes)
     for i, scene in enumerate(scenes):
@@ -219,8 +218,7 @@ def test_shadow_falls_on_the_side_away_from_the_lamp():
     box = SceneObject(0, "cube", (0, 0, 0), (1, 1, 1), 0.0, Material())
     lit = Scene((), camera, (lamp,), Sky((0.1,) * 3, (0.1,) * 3), Material((0.5,) * 3))
     shaded = Scene((box,), camera, (lamp,), Sky((0.1,) * 3, (0.1,) * 3), Material((0.5,) * 3))
-    cameras = stack_cameras([camera] * 2, 64, 48)
-    bare, with_box = render([lit, shaded], cameras).mean(1)
+    bare, with_box = render([lit, shaded], 64, 48).mean(1)
 
     def darkened(x, y):
         column, row = camera.project(np.array([[x, y, 0.0]]))[0][0].astype(int)
@@ -248,9 +246,7 @@ def test_visible_boxes_and_relations_agree_with_blender(real_data):
     folder = real_data("clevr_blender") / "val"
     ious, offsets, wrong = [], [], 0
     for item, scene in read_scenes(folder):
-        meshes, cameras = build([scene], ENV.assets), stack_cameras([scene.camera], item["width"], item["height"])
-        fragments = rasterize(meshes, scale_cameras(cameras, 2), cull_backfaces=True)
-        graph = annotate(fragments, meshes, cameras, [scene], ENV, ["x.png"])[0]
+        graph = render_labels(scene, item["width"], item["height"])
         theirs = np.array([o["box"] for o in item["objects"]], float)
         assert len(graph) == len(theirs)
         low, high = np.maximum(graph.boxes_px[:, :2], theirs[:, :2]), np.minimum(graph.boxes_px[:, 2:], theirs[:, 2:])
@@ -270,9 +266,7 @@ def test_visible_boxes_and_relations_agree_with_blender(real_data):
 # --- lifting ----------------------------------------------------------------------------------------------------------
 
 def render_labels(scene, width=320, height=240):
-    meshes, cameras = build([scene], ENV.assets), stack_cameras([scene.camera], width, height)
-    fragments = rasterize(meshes, scale_cameras(cameras, 2), cull_backfaces=True)
-    return annotate(fragments, meshes, cameras, [scene], ENV, ["x.png"])[0]
+    return annotate(*rasterize_scenes([scene], ENV.assets, width, height), [scene], ENV, ["x.png"])[0]
 
 
 def test_labels_lifted_back_land_on_the_objects():
@@ -343,6 +337,23 @@ def test_what_stands_on_a_stack_is_lifted_after_what_it_stands_on():
     # a cup (0) on a book (2) on a table (1), the cup first in the graph
     assert bottom_up(np.array([2, -1, 1])) == [2, 0]
     assert bottom_up(np.array([-1, -1])) == []
+
+
+def test_of_supports_in_a_circle_the_least_certain_does_not_count():
+    """Cubes may stand on cubes: 0 on 1, 1 on 2, 2 on 0 and 0 on itself are believed as far as they can be."""
+    piles = replace(ENV, vocabulary=Vocabulary(CATEGORIES, ("on",)), rules=RelationRules({"on": 0.03}, supports={0: 0}))
+    boxes = [[100, 100 + 20 * i, 140, 140 + 20 * i] for i in range(3)]
+    graph = graph_of(boxes, [0, 0, 0], [[0, 0, 0], [0, 0, 1], [1, 0, 2], [2, 0, 0]], relation_scores=[0.9, 0.8, 0.6, 0.7])
+    assert find_supports(graph, piles).tolist() == [1, -1, 0]
+    objects, kept = lift(graph, ENV.camera, piles, np.random.default_rng(0))
+    heights = {int(box[1]): o.position_world[2] for box, o in zip(kept.boxes_px, objects)}
+    assert heights[120] == 0 < heights[100] < heights[140]
+
+
+def test_a_category_without_spread_has_no_say_where_depths_are_weighed():
+    with pytest.raises(InputError, match="envs/clevr.py: ENV: size_spreads: 0.0 of sphere, expected more than 0 where"):
+        replace(ENV, pitch_spread_rad=0.01, size_spreads=(0.1, 0.0, 0.1))
+    assert replace(ENV, pitch_spread_rad=0.01, size_spreads=(0.1, 0.1, 0.1)).pitch_spread_rad == 0.01
 
 
 def test_two_detections_of_one_object_lift_to_one():

@@ -91,7 +91,7 @@ socket.socket.connect = socket.getaddrinfo = offline
 def test_no_network_no_home_and_no_optional_package_is_needed(data, tmp_path):
     (tmp_path / "bare").mkdir()
     (tmp_path / "bare/sitecustomize.py").write_text(BARE)
-    bare = ENVIRONMENT | {"PYTHONPATH": f"{tmp_path / 'bare'}:{ROOT}", "HOME": "/nowhere"}
+    bare = ENVIRONMENT | {"PYTHONPATH": f"{tmp_path / 'bare'}:{ROOT}", "HOME": "/dev/null/home"}
     for arguments in (["synthesize.py", "--num", 2, "--out", "a"], ["train.py", "--source", "a", "--steps", 1, "--out", "r"],
                       ["synthesize.py", "--checkpoint", "r/model.pt", "--target", data / "target/train", "--out", "b"],
                       ["evaluate.py", "--checkpoint", "r/model.pt", "--data", data / "target/test"]):

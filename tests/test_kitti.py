@@ -29,8 +29,8 @@ from sim2sg_lib.detector import quick_config
 from sim2sg_lib.export import calib_text, occlusion_state, write_coco, write_kitti
 from sim2sg_lib.terminal import InputError
 from sim2sg_lib.graph import Vocabulary, make_graph, read_graphs
-from sim2sg_lib.kitti import (CAMERA_HEIGHT_M, KittiObject, camera_of, format_object, kitti_root, paper_camera, read_calib,
-                              read_objects, rotation_y_of, to_graph, unlabelled_categories, world_of, yaw_of)
+from sim2sg_lib.kitti import (CAMERA_HEIGHT_M, TYPES, KittiObject, camera_of, format_object, kitti_root, paper_camera,
+                              read_calib, read_objects, rotation_y_of, to_graph, unlabelled_categories, world_of, yaw_of)
 from sim2sg_lib.kitti_eval import (DIFFICULTIES, count_hits, kitti_score, make_frame, match_by_score, sample_thresholds,
                                    to_results)
 from sim2sg_lib.meshes import box_mesh, place
@@ -348,8 +348,7 @@ def test_what_is_missing_or_too_much_is_named(folder, tmp_path):
     (root / "calib/000007.txt").unlink()
     assert "calib/000007.txt: no such file, expected a KITTI calibration file" in complaint(open_images, folder, ENV)
     assert len(open_images(folder, ENV, "paper").names) == 2  # which needs none
-    assert "KITTI labels car and pedestrian, the environment clevr has only cube" in complaint(
-        read_labels, images, clevr.ENV)
+    assert f"KITTI labels {', '.join(TYPES)}, the environment clevr has only cube" in complaint(read_labels, images, clevr.ENV)
     plain = tmp_path / "plain"
     plain.mkdir()
     Image.new("RGB", (1242, 375)).save(plain / "a.png")
@@ -374,6 +373,37 @@ def test_houses_and_vegetation_come_from_label_2_extra(folder):
     assert graph.labels.tolist() == [CAR, HOUSE, VEGETATION] and graph.visible.tolist() == [1, 0.35, 1]
     # the house's place is unknown, so it has no relations
     assert graph.relations.tolist() == [[0, RIGHT, 2], [0, FRONT, 2], [2, LEFT, 0], [2, BEHIND, 0]]
+
+
+def test_each_type_has_its_folder(folder):
+    """Which categories are labelled is told from the folders: a house in label_2/ would be a fault that nobody can avoid."""
+    root, images = folder / "training", open_images(folder, ENV)
+    for kind in TYPES[:-2]:  # all of KITTI's own
+        (root / "label_2/000007.txt").write_text(CAR_LINE.replace("Car", kind))
+        assert len(read_labels(images, ENV)) == 2
+    (root / "label_2/000007.txt").write_text(f"{CAR_LINE}\n{CAR_LINE.replace('Car', 'House')}\n")
+    words = "expected House and Vegetation in label_2_extra/, all others in label_2/"
+    assert f"{root}/label_2/000007.txt:2: type: 'House', {words}" in complaint(read_labels, images, ENV)
+    shutil.rmtree(root / "label_2")
+    shutil.copytree(write_frames(folder / "more", {"000000": CAR_LINE, "000007": ""}) / "label_2", root / "label_2")
+    shutil.copytree(root / "label_2", root / "label_2_extra")  # every car twice
+    assert f"{root}/label_2_extra/000000.txt:1: type: 'Car', {words}" in complaint(read_labels, images, ENV)
+
+
+def test_any_of_kitti_s_types_may_be_a_category(folder):
+    env = replace(ENV, vocabulary=Vocabulary(("cyclist", "truck"), VOCABULARY.predicates))
+    (folder / "training/label_2/000007.txt").write_text(f"{CAR_LINE}\n{CAR_LINE.replace('Car', 'Cyclist')}\n")
+    assert [graph.labels.tolist() for graph in read_labels(open_images(folder, env), env)] == [[], [0]]
+    assert unlabelled_categories(folder / "training", env) == ()
+
+
+@pytest.mark.parametrize("kept", ["label_2", "calib"])
+def test_labels_without_images_are_told_from_a_folder_of_photos(folder, kept):
+    for name in {"image_2", "label_2", "calib"} - {kept}:
+        shutil.rmtree(folder / "training" / name)
+    for given in (folder, folder / "training"):
+        assert complaint(open_images, given, ENV) == (
+            f"{folder}/training: has {kept}/ and no image_2/, expected image_2/ with PNG or JPEG images")
 
 
 def test_the_real_frames_open_and_their_labels_are_graphs(real_data):
@@ -657,7 +687,7 @@ def network(tmp_path):
 def test_evaluate_on_kitti(street, network, folder, tmp_path):
     printed = command(evaluate, "--checkpoint", network, "--data", folder)
     assert "no labels of house and vegetation (label_2_extra/): scores are for car and pedestrian only" in printed
-    assert "KITTI's AP11 / AP40 at overlap 0.7, car:  easy     - /     - (1 objects, it takes 41)" in printed
+    assert "AP11 / AP40 by KITTI's rules at overlap 0.7, car:  easy     - /     - (1 objects, it takes 41)" in printed
     metrics = json.loads((network.parent / "metrics.json").read_text())
     assert metrics["kitti"]["car"]["easy"] == {"objects": 1, "ap11": None, "ap40": None} and metrics["van"] == "ignore"
     assert set(metrics["kitti"]) == {"car", "pedestrian"} and metrics["objects"] == 1
@@ -677,12 +707,17 @@ def test_evaluate_on_kitti(street, network, folder, tmp_path):
 
 def test_kitti_scores_of_enough_objects_are_printed(street, network, tmp_path, monkeypatch):
     """41 cars, all found, by a stand-in for the network."""
-    data = write_frames(tmp_path / "many", {f"{i:06d}": CAR_LINE for i in range(41)})
+    data = write_frames(tmp_path / "many/kitti/training", {f"{i:06d}": CAR_LINE for i in range(41)})
     found = {"labels": [CAR], "boxes_px": [[603.93, 152.73, 915.81, 308.23]], "scores": [0.5]}
     monkeypatch.setattr(checkpoint, "predict_folder", lambda model, images, *_: [
         make_graph(name, 1242, 375, **found) for name in images.names])
     printed = command(evaluate, "--checkpoint", network, "--data", data)
-    assert "KITTI's AP11 / AP40 at overlap 0.7, car:  easy 1.000 / 1.000   moderate 1.000 / 1.000" in printed
+    assert "AP11 / AP40 by KITTI's rules at overlap 0.7, car:  easy 1.000 / 1.000   moderate 1.000 / 1.000" in printed
+    assert "our data sets" not in printed
+    (tmp_path / "many/dataset.json").write_text("{}")  # beside it: then it is a stand-in that was exported
+    for given in (data, data.parent):
+        printed = command(evaluate, "--checkpoint", network, "--data", given, "--overwrite")
+        assert f"{given} is one of our data sets in KITTI's format: its AP11 and AP40 are no scores on KITTI\n" in printed
     metrics = json.loads((network.parent / "metrics.json").read_text())
     assert metrics["kitti"]["car"]["hard"] == {"objects": 41, "ap11": 1, "ap40": 1} and metrics["ap50"]["car"] == 1
     assert to_results(make_graph("a.png", 1242, 375, **found), VOCABULARY) == [
@@ -706,6 +741,34 @@ def test_houses_that_nobody_labelled_cost_no_recall(street, network, tmp_path, m
 def test_kitti_s_images_without_their_cameras_are_refused(street, network, folder):
     line = command(evaluate, "--checkpoint", network, "--data", folder / "training/image_2", code=3)
     assert f"holds the images of a KITTI folder without their cameras, expected {folder / 'training'}" in line
+
+
+def test_a_loop_with_the_paper_s_camera_needs_no_calibration(street, network, folder, tmp_path):
+    scores = []
+    for camera in ([], ["--camera", "paper"]):  # the ground's axes are the same
+        if camera:
+            shutil.rmtree(folder / "training/calib")
+            line = command(evaluate, "--checkpoint", network, "--data", folder, "--out", tmp_path / "x", code=3)
+            assert "calib/000000.txt: no such file, expected a KITTI calibration file, or --camera paper" in line
+        out = tmp_path / f"scores{len(camera)}"
+        command(evaluate, "--checkpoint", network, "--data", folder, *camera, "--out", out)
+        scores.append(json.loads((out / "metrics.json").read_text()))
+    assert [row.pop("camera") for row in scores] == ["calib", "paper"]
+    assert scores[0] | {"command": 0} == scores[1] | {"command": 0} and scores[0]["objects"] == 1
+    assert "holds the metrics of camera paper" in command(evaluate, "--checkpoint", network, "--data", folder, "--camera",
+                                                          "calib", "--out", out, code=3)
+    command(synthesize, "--checkpoint", network, "--target", folder, "--camera", "paper", "--out", tmp_path / "lifted")
+    command(train, "--source", tmp_path / "lifted", "--target", folder, "--align", "appearance", "--init", network,
+            "--steps", 1, "--out", tmp_path / "aligned")
+    # the report opens the test set with the camera that it was evaluated with
+    loop = tmp_path / "loop/start"
+    loop.mkdir(parents=True)
+    for source, names in ((out, ("metrics.json", "curves.json", "predictions.jsonl")), (tmp_path / "aligned", ("config.json",
+                                                                                                          "log.jsonl"))):
+        for name in names:
+            shutil.copy(source / name, loop / name)
+    command(evaluate, "report", tmp_path / "loop")
+    assert (tmp_path / "loop/report.html").is_file()
 
 
 def test_kitti_is_a_target_to_lift_and_to_align_with(street, network, folder, tmp_path):
@@ -743,6 +806,19 @@ def test_faults_are_one_line_at_the_command_line(street, network, folder, tmp_pa
 def test_a_tilted_camera_is_refused_before_anything_is_rendered(tmp_path):
     line = command(synthesize, "--num", 2, "--export", "kitti", "--out", tmp_path / "x", code=3)
     assert "the camera is tilted by 28.3 degrees" in line and not (tmp_path / "x").exists()
+
+
+def test_a_later_graph_s_tilted_camera_is_refused_before_anything_is_rendered(street, tmp_path):
+    rows = [{"image": f"{i}.png", "width": 1242, "height": 375, "objects": [], "relations": []} for i in range(3)]
+    level = {name: matrix.tolist() for name, matrix in (("K", STREET.K), ("R", STREET.R), ("t", STREET.t))}
+    tilted = level | {"R": [[1, 0, 0], [0, -0.6, -0.8], [0, 0.8, -0.6]]}
+    (tmp_path / "graphs.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    (tmp_path / "cameras.jsonl").write_text("\n".join(json.dumps({"image": row["image"], **camera}) for row, camera in
+                                                      zip(rows, (level, level, tilted))))
+    out = tmp_path / "x"
+    line = command(synthesize, "--graphs", tmp_path / "graphs.jsonl", "--export", "kitti", "--out", out, code=3)
+    assert "the camera of 2.png is tilted by 36.9 degrees" in line and not list(tmp_path.glob("*x*"))
+    command(synthesize, "--graphs", tmp_path / "graphs.jsonl", "--num", 2, "--export", "kitti", "--out", out)
 
 
 def test_a_calibration_of_ours_reads_back(tmp_path):

@@ -122,7 +122,16 @@ def test_the_makefile_names_every_stage_once(tmp_path):
     assert [line.split("--align ")[1].split()[0] for line in aligned] == 3 * ["appearance"] + ["appearance,prediction"]
     lifts = [line for line in stages if "--checkpoint" in line and "synthesize.py" in line]
     assert all("--randomise strong --refine 20" in line for line in lifts) and len(lifts) == 5
-    assert "no such folder" in plan("TARGET=/nowhere", code=2)
+    assert all((" --camera paper " in line) == ("--data " in line or "--checkpoint" in line)
+               for line in plan("CAMERA=paper").splitlines() if ".py " in line) and "--camera" not in "".join(lines)
+    for labels in ("graphs.jsonl", "label_2", "training/label_2"):  # a data set of ours, and KITTI's folder in both forms
+        target = tmp_path / labels.replace("/", "_")
+        for split in ("train", "test"):
+            (target / split / labels).mkdir(parents=True)
+        lines = [line for line in plan(f"TARGET={target}").splitlines() if "--target" in line or "--data" in line]
+        folders = {line.split("--data " if "--data" in line else "--target ")[1].split()[0] for line in lines}
+        assert folders == {f"{target}/train", str((target / "test" / labels).parent)}
+    assert "no such folder" in plan(f"TARGET={tmp_path}/nowhere", code=2)
     assert "without spaces" in plan("TARGET=a b", code=2)
 
 
@@ -144,6 +153,23 @@ def test_a_graph_file_is_lifted_and_rendered(toy):
         errors.append(sum(abs(a - b) for a, b in zip(box, [150, 100, 215, 170])))
         assert json.loads((toy / "data/y/dataset.json").read_text())["refine"] == 30 * len(options)
     assert errors[0] > 15 and errors[1] <= 4
+
+
+def test_a_street_is_lifted_into_lanes_and_rows_of_trees_and_read_back_as_kitti(tmp_path):
+    """A car 12 m ahead and 1.9 m to the right, 1.6 m off the middle of its lane; 28 m of vegetation, 2 m high, at 30 m."""
+    line = {"image": "x.png", "width": 1242, "height": 375, "relations": [],
+            "objects": [{"category": "car", "box": [675, 200, 765, 275]},
+                        {"category": "vegetation", "box": [640, 181, 1235, 222]}]}
+    (tmp_path / "graphs.jsonl").write_text(json.dumps(line))
+    run(tmp_path, "synthesize.py", "--env", "drive", "--graphs", "graphs.jsonl", "--export", "kitti", "--out", "x")
+    objects = json.loads((tmp_path / "x/scenes.jsonl").read_text())["objects"]
+    (car_x, car_y, _), = [o["position_world"] for o in objects if o["label"] == 0]
+    assert 2.6 < car_x < 4.4 and 10 < car_y < 16  # in its lane, whose middle is at 3.5 m
+    trees = [o["position_world"][0] for o in objects if o["label"] == 3]
+    assert len(trees) >= 3 and max(trees) - min(trees) > 12  # the widest tree is 8.84 m wide
+    printed = run(tmp_path, "tests/kitti_lift.py", "x/kitti", "--out", "lifted.png")
+    assert "1 frames, 1 cars: median depth error" in printed
+    assert Image.open(tmp_path / "lifted.png").width > 2 * 620
 
 
 @pytest.mark.skipif(importlib.util.find_spec("pytorch3d") is not None, reason="PyTorch3D is installed")

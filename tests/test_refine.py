@@ -11,9 +11,9 @@ from sim2sg_lib.camera import stack_cameras
 from sim2sg_lib.graph import SceneGraph
 from sim2sg_lib.labels import annotate
 from sim2sg_lib.meshes import build
-from sim2sg_lib.raster import rasterize, scale_cameras
+from sim2sg_lib.raster import rasterize
 from sim2sg_lib.refine import neighbours, Placement, box_errors, prior, refine, slots, visible_shares
-from sim2sg_lib.render import SUPERSAMPLE
+from sim2sg_lib.render import rasterize_scenes
 from sim2sg_lib.scene import Material, Scene, SceneObject, Sky
 
 BLACK = Sky((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
@@ -31,9 +31,7 @@ def bare(rows):
 def boxes_of(rows) -> list[SceneGraph]:
     """What is visible of each row's objects, all of them shown."""
     scenes = bare(rows)
-    meshes, cameras = build(scenes, ENV.assets), stack_cameras([s.camera for s in scenes], 320, 240)
-    fragments = rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
-    return annotate(fragments, meshes, cameras, scenes, ENV, [f"{i}.png" for i in range(len(scenes))])
+    return annotate(*rasterize_scenes(scenes, ENV.assets, 320, 240), scenes, ENV, [f"{i}.png" for i in range(len(scenes))])
 
 
 def iou(a, b):

@@ -10,8 +10,8 @@ from sim2sg_lib import render
 from sim2sg_lib.camera import Camera, look_at, stack_cameras
 from sim2sg_lib.light import bounding_spheres, contact_shade, lit_share, looking_at, pack_lighting
 from sim2sg_lib.meshes import box_mesh, build, pack_textures
-from sim2sg_lib.raster import rasterize, scale_cameras
-from sim2sg_lib.render import DIELECTRIC, SHOULDER, SUPERSAMPLE, display, ggx, shade, shade_soft, share_samples
+from sim2sg_lib.raster import rasterize
+from sim2sg_lib.render import DIELECTRIC, SHOULDER, display, ggx, rasterize_scenes, shade, shade_soft, share_samples
 from sim2sg_lib.scene import PATTERNS, Light, Material, Room, Scene, SceneObject, Sky, Strip, Texture
 from sim2sg_lib.texture import PATTERN, textured, value_noise
 
@@ -24,9 +24,7 @@ def unit(*vector):
 
 
 def picture(scene, width=64, height=48):
-    meshes, cameras = build([scene], ENV.assets), stack_cameras([scene.camera], width, height)
-    fragments = rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
-    return shade(fragments, meshes, cameras, [scene])[0]
+    return shade(*rasterize_scenes([scene], ENV.assets, width, height), [scene])[0]
 
 
 # --- units ------------------------------------------------------------------------------------------------------------
@@ -354,9 +352,7 @@ def test_a_large_picture_is_the_same_alone_and_in_a_batch(monkeypatch):
     monkeypatch.setattr(render, "BAND_PIXELS", 700)
     rng = np.random.default_rng(0)
     scenes = [ENV.dress(*ENV.layout(ENV, domain, rng), domain, "strong", rng) for domain in ("source", "target", "source")]
-    meshes, cameras = build(scenes, ENV.assets), stack_cameras([scene.camera for scene in scenes], 64, 48)
-    fragments = rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
-    for scene, together in zip(scenes, shade(fragments, meshes, cameras, scenes)):
+    for scene, together in zip(scenes, shade(*rasterize_scenes(scenes, ENV.assets, 64, 48), scenes)):
         assert torch.equal((255 * picture(scene)).round(), (255 * together).round())
 
 
