@@ -134,7 +134,7 @@ def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | 
     """
     from sim2sg_lib import checkpoint
     from sim2sg_lib.dataset import find_images, read_image
-    from sim2sg_lib.files import refuse_used, work_folder, write_json, write_text
+    from sim2sg_lib.files import refuse_early, work_folder, write_json, write_text
     from sim2sg_lib.graph import write_graphs
     from sim2sg_lib.picture import require_matplotlib, save_overlay, to_dot
 
@@ -144,7 +144,7 @@ def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | 
     env, device = envs.find(saved["env"], f"{checkpoint_path}: env"), checkpoint.pick_device(device)
     threshold = env.threshold if threshold is None else threshold
     out = out or checkpoint_path.parent / "predicted"
-    refuse_used(out, overwrite)
+    refuse_early(out, overwrite)
     found = find_images(images, env)
     names = different_names(found.names)
     model = checkpoint.rebuild(saved, checkpoint_path, env, device)

@@ -67,7 +67,7 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     from sim2sg_lib.assets import replace_assets
     from sim2sg_lib.checkpoint import pick_device
     from sim2sg_lib.export import check_level
-    from sim2sg_lib.files import digest, refuse_used, work_folder
+    from sim2sg_lib.files import digest, refuse_early, work_folder
     from sim2sg_lib.graph import write_graphs
     from sim2sg_lib.lift import confident
 
@@ -80,7 +80,7 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
         env = replace_assets(env, assets)
     threshold = env.threshold if threshold is None else threshold
     if not preview:
-        refuse_used(out, overwrite)
+        refuse_early(out, overwrite)
 
     # --- graphs: predicted from target images, given, or none
     graphs, cameras, levels = [], [], [threshold] * len(env.vocabulary.categories)
@@ -119,7 +119,7 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
         return draw_preview(Path(f"{out}.preview.png"), range(min(num, PREVIEWED)), make_scenes, env, size, info, device)
     splits = {".": range(num)} if graphs or domain == "source" else split_target(num)
     options = info | {"env": env.name, "domain": domain, "num": num, "threads": torch.get_num_threads(), "device": str(device),
-                      "torch": str(torch.__version__), "input": digest(*filter(None, (checkpoint, graphs_path)))}
+                      "torch": str(torch.__version__), "input": digest(*inputs(checkpoint, target, graphs_path, assets, env))}
     with work_folder(out, options, overwrite, resume) as partial:
         for name, indices in splits.items():
             write_data_set(partial / name, indices, make_scenes, env, size, info, graphs, device)
@@ -154,6 +154,15 @@ def parse_export(export: str) -> list[str]:
         if name not in ("kitti", "coco"):
             raise InputError(f"--export: {name!r} is not kitti or coco")
     return formats
+
+
+def inputs(checkpoint: Path | None, target: Path | None, graphs_path: Path | None, assets: Path | None, env) -> list[Path]:
+    """The files on which the images depend; what is not there counts, too."""
+    from sim2sg_lib.assets import asset_files
+    from sim2sg_lib.dataset import input_files
+    paths = [checkpoint, *input_files(target)] if checkpoint else []
+    paths += [graphs_path, graphs_path.parent / "cameras.jsonl"] if graphs_path else []
+    return paths + [path for category in env.vocabulary.categories if assets for path in asset_files(assets / category)]
 
 
 def predict_graphs(checkpoint: Path, target: Path, camera: str | None, env, threshold: float, num: int | None, seed: int,
@@ -250,14 +259,13 @@ def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[i
     from sim2sg_lib.metrics import box_fit
 
     if (folder / "dataset.json").exists():  # finished before the interruption
+        (folder / "rendered.jsonl").unlink(missing_ok=True)
         return
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    count = max(1, min(CHUNK, CHUNK_PIXELS // (size[0] * size[1])))
-    chunks = [indices[start:start + count] for start in range(0, len(indices), count)]
+    chunks = cut_into_chunks(indices, size)
     rendered = Rendered(folder, env.vocabulary)
     scenes = [scene for chunk in chunks[:rendered.chunks] for scene in make_scenes(chunk)]
-    with progress(len(indices), "render", "image") as bar:
-        bar.update(len(scenes))
+    with progress(len(indices), "render", "image", done=len(scenes)) as bar:
 
         def render(chunk: range):
             own = make_scenes(chunk)
@@ -277,8 +285,14 @@ def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[i
         fit = box_fit([predicted[i % len(predicted)] for i in indices], graphs)
         say("what shows against the lifted boxes: IoU " + ", ".join(f"{name} {value:.3f}" for name, value in fit.items()))
         info = info | {"fit": fit}
-    rendered.close()
     write_labels(folder, graphs, scenes, env, {**info, "width": size[0], "height": size[1]})
+    rendered.close()  # not before: until the labels are written it is all that a next attempt has to go on from
+
+
+def cut_into_chunks(indices: range, size: tuple[int, int]) -> list[range]:
+    """As many images at once as memory allows. size: width and height in pixels."""
+    count = max(1, min(CHUNK, CHUNK_PIXELS // (size[0] * size[1])))
+    return [indices[start:start + count] for start in range(0, len(indices), count)]
 
 
 def write_chunk(folder: Path, scenes: list, first: int, env, size: tuple[int, int], info: dict, device
@@ -308,7 +322,8 @@ def draw_preview(path: Path, indices: range, make_scenes, env, size: tuple[int, 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "images").mkdir()
-        graphs, _, _ = write_chunk(folder, make_scenes(indices), 0, env, size, info | {"export": []}, device)
+        graphs = [graph for chunk in cut_into_chunks(indices, size) for graph in
+                  write_chunk(folder, make_scenes(chunk), chunk.start, env, size, info | {"export": []}, device)[0]]
         tiles = [draw_boxes(read_image(folder / graph.image, *size), graph, env.vocabulary) for graph in graphs]
     rows = [(f"from {start}", tiles[start:start + 4]) for start in range(0, len(tiles), 4)]
     path.parent.mkdir(parents=True, exist_ok=True)

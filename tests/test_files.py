@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -17,7 +18,7 @@ OPTIONS = {"seed": 1, "sizes": (1, 2)}
 def grow(out, options=OPTIONS, overwrite=False, resume=True, fail=False):
     """Returns what an attempt finds in the folder that grows; it adds a file of its own, unless it fails."""
     with work_folder(out, options, overwrite, resume) as partial:
-        found = {path.name for path in partial.iterdir()} - {files.STARTED_WITH, files.LOCK}
+        found = {path.name for path in partial.iterdir()} - {files.STARTED_WITH}
         (partial / "first").write_text("1")
         (partial / "torn.tmp").write_text("0")
         if fail:
@@ -55,6 +56,107 @@ def test_other_options_inputs_or_code_do_not_finish_what_was_begun(tmp_path, mon
     monkeypatch.setattr(files, "digest_of_code", lambda: "other")
     assert "begun with other code" in complaint(out)
     assert grow(out, OPTIONS, resume=False) == set()
+
+
+def test_a_refusal_names_all_that_differs_and_overwriting_says_what_it_throws_away(tmp_path, capsys):
+    out = tmp_path / "out"
+    begun = {"schedule": {"steps": 6, "rate": 0.1}, "input": "a", "seed": 1}
+    interrupt(out, begun)
+    line = complaint(out, {"schedule": {"steps": 7, "rate": 0.1}, "input": "b", "seed": 2})
+    assert "was begun with schedule.steps 6, not 7, other input, seed 1, not 2; give" in line
+    capsys.readouterr()
+    interrupt_again = {"out": out, "options": begun | {"seed": 2}, "overwrite": True, "fail": True}
+    with pytest.raises(RuntimeError):
+        grow(**interrupt_again)
+    assert capsys.readouterr().out == f"{tmp_path}/.out.partial: thrown away, it was begun with seed 1, not 2\n"
+    grow(out, begun | {"seed": 2}, resume=False)
+    assert "thrown away, as --no-resume asks" in capsys.readouterr().out
+
+
+def end_publishing(monkeypatch, moment, end):
+    """The `moment`-th rename or deletion of `publish` raises; what happened before has happened."""
+    calls, publish = [], files.publish
+
+    def spoil(call):
+        def spoilt(*arguments, **options):
+            calls.append(call)
+            if len(calls) == moment:
+                raise end
+            return call(*arguments, **options)
+        return spoilt
+
+    def publish_and_end(*arguments):
+        for name in ("rename", "unlink"):
+            monkeypatch.setattr(Path, name, spoil(getattr(Path, name)))
+        publish(*arguments)
+
+    monkeypatch.setattr(files, "publish", publish_and_end)
+
+
+@pytest.mark.parametrize("occupied", [False, True])
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), OSError(errno.EBUSY, "busy")])
+def test_whatever_ends_the_publishing_the_same_command_finishes_it(tmp_path, monkeypatch, end, occupied):
+    for moment in range(1, 4 if occupied else 3):
+        out = tmp_path / str(moment) / "out"
+        if occupied:
+            out.mkdir(parents=True)
+            (out / "config.json").write_text("{}"), (out / "log.jsonl").write_text("")
+        with monkeypatch.context() as patch, pytest.raises(type(end)):
+            end_publishing(patch, moment, end)
+            grow(out, overwrite=occupied)
+        assert grow(out, overwrite=occupied) == {"first", "second"}
+        assert {path.name for path in out.iterdir()} == {"first", "second"}
+        assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_a_folder_that_somebody_made_meanwhile_is_not_deleted(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="is not empty"), work_folder(out, {}, False, True) as partial:
+        (partial / "new").write_text("new")
+        out.mkdir()
+        (out / "precious").write_text("only copy")
+    assert (out / "precious").exists() and (tmp_path / ".out.partial/new").exists()
+
+
+def test_a_link_to_a_folder_is_replaced_at_its_target(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk/far")
+    for _ in range(2):
+        grow(tmp_path / "out", overwrite=True)
+        assert (tmp_path / "out").is_symlink() and [p.name for p in (tmp_path / "disk").iterdir()] == ["far"]
+        (tmp_path / "out/config.json").write_text("{}"), (tmp_path / "out/log.jsonl").write_text("")
+
+
+def test_what_no_folder_can_replace_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (".", "..", tmp_path, "../here"):
+        assert "in which this program runs" in complaint(out)
+    assert "is a mount point" in complaint("/proc", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_what_an_end_left_of_the_old_folder_is_swept_by_who_holds_the_lock(tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / ".out.old").mkdir()
+    (tmp_path / ".out.old/large").write_text("1")
+    out.mkdir()
+    with work_folder(out, {}, False, True):
+        assert not (tmp_path / ".out.old").exists() and (tmp_path / ".out.lock").exists()
+
+
+def test_what_a_finished_stage_concludes_with_is_no_difference(tmp_path):
+    with pytest.raises(RuntimeError), work_folder(tmp_path / "out", {}, False, True) as partial:
+        files.note_finished(partial, {"loss": 1.0})
+        raise RuntimeError
+    with work_folder(tmp_path / "out", {}, False, True) as partial:
+        assert files.finished(partial) == {"loss": 1.0}
+
+
+def test_a_full_disk_names_the_log(tmp_path):
+    file = files.open_log("/dev/full")
+    with pytest.raises(InputError, match="^/dev/full: cannot be written .No space left"), file:
+        files.add_line(file, {"a": 1})
 
 
 def test_overwriting_starts_anew_where_options_differ_and_keeps_the_old_until_the_end(tmp_path):
