@@ -85,9 +85,9 @@ class ProgressLines:
         now = time.monotonic()
         if now - self.last >= LINE_SECONDS:
             self.last = now
-            print(tqdm.format_meter(self.done, self.total, now - self.start, unit=self.unit, prefix=self.title, initial=self.begun,
+            print(tqdm.format_meter(self.done, self.total, now - self.start, unit=self.unit, prefix=self.title,
                                     bar_format="{desc}: {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left{postfix}",
-                                    postfix=self.note.removeprefix(", ") or None), file=sys.stderr, flush=True)
+                                    initial=self.begun, postfix=self.note.removeprefix(", ") or None), file=sys.stderr, flush=True)
 
 
 # --- how it ends ------------------------------------------------------------------------------------------------------

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from sim2sg_lib import files
+from sim2sg_lib import files, terminal
 from sim2sg_lib.files import work_folder, write_bytes
 from sim2sg_lib.terminal import InputError
 
@@ -220,3 +220,12 @@ def test_json_is_whole_and_without_nan(tmp_path):
     with pytest.raises(ValueError):
         files.write_json(tmp_path / "a.json", {"a": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, 2]} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_was_done_before_says_nothing_about_the_rate(monkeypatch, capsys):
+    monkeypatch.setattr(terminal, "LINE_SECONDS", 0.0)
+    clock = iter((0.0, 10.0))
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+    with terminal.progress(9000, "train", "step", done=6000) as bar:
+        bar.update(20)
+    assert "6020/9000,  2.00step/s, 24:50 left" in capsys.readouterr().err

@@ -163,6 +163,35 @@ def test_exchanged_inputs_are_not_mixed(data, tmp_path):
     assert "was begun with other input;" in run(tmp_path, *arguments, code=3)
 
 
+READS = """
+from sim2sg_lib import checkpoint
+load_tensor, read = checkpoint.load_tensor, []
+def count(path, *size):
+    read.append(path)
+    if len(read) > {}: os.kill(os.getpid(), signal.SIGTERM)
+    return load_tensor(path, *size)
+checkpoint.load_tensor = count
+import atexit; atexit.register(lambda: print("read", len(read)))
+"""
+
+
+def test_what_the_network_read_is_not_read_again(data, tmp_path):
+    run(tmp_path, "train.py", "--source", data / "sdr", "--steps", 2, "--out", "run")
+    (tmp_path / "photos").mkdir()
+    for i in range(20):
+        shutil.copy(data / f"sdr/images/{i % 12:06d}.png", tmp_path / f"photos/{i:02d}.png")
+    (tmp_path / "whole").mkdir()
+    for name in ("run", "photos"):
+        (tmp_path / "whole" / name).symlink_to(tmp_path / name)
+    for arguments in (["evaluate.py", "predict", "photos", "--checkpoint", "run/model.pt", "--out", "out"],
+                      ["synthesize.py", "--checkpoint", "run/model.pt", "--target", "photos", "--out", "set"]):
+        assert inside(tmp_path, READS.format(16), *arguments)[0] == 143  # a batch is 16 images
+        code, printed, _ = inside(tmp_path, READS.format(99), *arguments)
+        assert code == 0 and "goes on where it was interrupted" in printed and "read 4\n" in printed
+        run(tmp_path / "whole", *arguments)
+        assert fingerprint(tmp_path / arguments[-1]) == fingerprint(tmp_path / "whole" / arguments[-1])
+
+
 def test_quiet_and_json(data, tmp_path):
     arguments = ["synthesize.py", "--num", 2, "--out"]
     assert run(tmp_path, *arguments, "a", "-q") == ""
@@ -211,3 +240,19 @@ def test_evaluation_goes_on_after_a_kill(data, tmp_path):
     scores = [json.loads((tmp_path / folder / "metrics.json").read_text()) for folder in ("scores", "whole")]
     assert scores[0] | {"command": 0} == scores[1] | {"command": 0}
     assert {path.name for path in (tmp_path / "scores").iterdir()} == {"metrics.json", "curves.json", "predictions.jsonl", "figures"}
+    before, half = fingerprint(tmp_path / "scores"), FULL.format("partial/metrics.json")
+    code, _, words = inside(tmp_path, half, *arguments[:4], data / "sdr", *arguments[5:], "--overwrite")
+    assert code == 3 and "metrics.json: cannot be written" in words
+    partial = tmp_path / "scores/.evaluate.partial"
+    assert {k: v for k, v in fingerprint(tmp_path / "scores").items() if not k.startswith(partial.name)} == before
+    (tmp_path / "scores/curves.json.tmp").write_text("{")
+    assert "thrown away, it was begun with data " in run(tmp_path, *arguments, "--overwrite")
+    assert fingerprint(tmp_path / "scores").keys() == before.keys()
+
+
+def test_an_evaluation_of_what_is_not_there_makes_no_folder(data, tmp_path):
+    run(tmp_path, "train.py", "--source", data / "sdr", "--steps", 1, "--out", "runs/.half.partial")
+    arguments = ["--data", "nowhere", "--out", "scores"]
+    run(tmp_path, "evaluate.py", "--checkpoint", "runs/.half.partial/model.pt", *arguments, code=3)
+    assert not (tmp_path / "scores").exists()
+    assert "no model.pt under runs/" in run(tmp_path, "evaluate.py", *arguments, code=3)  # it is half made
