@@ -8,7 +8,6 @@
 Writes OUT/model.pt, OUT/config.json and OUT/log.jsonl. Target labels are never opened. Interrupted, the same command goes on
 where it stopped, to the same bytes.
 """
-import json
 import os
 import shlex
 import sys
@@ -372,14 +371,17 @@ class TrainingLog:
 
     def state(self) -> dict:
         """How long the file is, on the disk, the rows that are not in it yet, and what the end will ask for."""
-        os.fsync(self.file.fileno())
-        return {"bytes": self.file.tell(), "rows": self.rows, "step": self.step, "last_loss": self.last_loss,
+        from sim2sg_lib.files import writing
+        with writing(self.file.name):
+            os.fsync(self.file.fileno())
+        return {"bytes": self.file.seek(0, os.SEEK_END), "rows": self.rows, "step": self.step, "last_loss": self.last_loss,
                 "seconds": time.perf_counter() - self.start}
 
     def restore(self, state: dict) -> None:
         """Drop the lines of steps that will be taken again. state: of `state`, or the bytes alone."""
-        from sim2sg_lib.files import cut
-        cut(self.file, state["bytes"])
+        from sim2sg_lib.files import writing
+        with writing(self.file.name):
+            self.file.truncate(state["bytes"])
         self.rows, self.step = state.get("rows", []), state.get("step", 0)
         self.last_loss = state.get("last_loss", self.last_loss)
         self.start -= state.get("seconds", 0.0)

@@ -31,13 +31,20 @@ def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
     sync: on the disk first, so that this holds for a power cut, too. Errors: InputError where it cannot be written.
     """
     temporary = Path(f"{path}.tmp")
-    try:
+    with writing(path):
         with open(temporary, "wb") as file:
             file.write(content)
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+
+
+@contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """What the system refuses in here becomes an InputError that names the file."""
+    try:
+        yield
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
@@ -74,31 +81,22 @@ def open_growing(path: Path, is_whole=lambda row: True) -> tuple[BinaryIO, list[
         rows.append(row)
         size += len(line)
     file = open_log(path)
-    cut(file, size)
+    with writing(path):
+        file.truncate(size)
     return file, rows
 
 
 def add_line(file: BinaryIO, row: dict) -> None:
     """A row at the end of a file of `open_growing` or `open_log`. Errors: InputError where it cannot be written."""
     content = json.dumps(row, allow_nan=False).encode() + b"\n"
-    try:
+    with writing(file.name):
         while content:  # a file without a buffer may take less than all
             content = content[file.write(content):]
-    except OSError as error:
-        raise InputError(f"{file.name}: cannot be written ({error.strerror})") from None
 
 
 def open_log(path: Path) -> BinaryIO:
     """A file for `add_line`; without a buffer, so that nothing is left that closing it would try to write again."""
     return open(path, "ab", buffering=0)
-
-
-def cut(file: BinaryIO, size: int) -> None:
-    """Drop all behind the first `size` bytes. Errors: InputError."""
-    try:
-        file.truncate(size)
-    except OSError as error:
-        raise InputError(f"{file.name}: cannot be written ({error.strerror})") from None
 
 
 def digest(*paths: Path) -> str:

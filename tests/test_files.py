@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+import train
 from sim2sg_lib import files, terminal
 from sim2sg_lib.files import work_folder, write_bytes
 from sim2sg_lib.terminal import InputError
@@ -229,3 +230,12 @@ def test_what_was_done_before_says_nothing_about_the_rate(monkeypatch, capsys):
     with terminal.progress(9000, "train", "step", done=6000) as bar:
         bar.update(20)
     assert "6020/9000,  2.00step/s, 24:50 left" in capsys.readouterr().err
+
+
+def test_a_log_cut_back_and_put_aside_at_once_is_as_long_as_it_is(tmp_path):
+    log = train.TrainingLog(tmp_path / "log.jsonl", 4, 0.0)
+    for step in range(12):
+        log.add(step, {"loss": 1.0})
+    again = train.TrainingLog(tmp_path / "log.jsonl", 4, 0.0)
+    again.restore({"bytes": 0, "rows": [{"loss": 1.0}] * 8, "step": 7, "last_loss": 1.0, "seconds": 1.0})
+    assert again.state()["bytes"] == 0
