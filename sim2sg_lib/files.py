@@ -205,6 +205,7 @@ def prepare(partial: Path, out: Path, options: dict, overwrite: bool, resume: bo
         return
     if before:
         say(f"{partial}: thrown away, " + (f"it was begun with {', '.join(changed)}" if resume else "as --no-resume asks"))
+    (partial / STARTED_WITH).unlink(missing_ok=True)  # first, so that nobody goes on with what an end here leaves
     for path in partial.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_json(partial / STARTED_WITH, options)

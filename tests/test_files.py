@@ -110,6 +110,16 @@ def test_whatever_ends_the_publishing_the_same_command_finishes_it(tmp_path, mon
         assert [path.name for path in out.parent.iterdir()] == ["out"]
 
 
+def test_a_half_swept_folder_is_not_gone_on_with(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    interrupt(out)
+    (tmp_path / ".out.partial/folder").mkdir()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files.shutil, "rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        grow(out, resume=False)
+    assert grow(out) == set()
+
+
 def test_a_folder_that_somebody_made_meanwhile_is_not_deleted(tmp_path):
     out = tmp_path / "out"
     with pytest.raises(InputError, match="is not empty"), work_folder(out, {}, False, True) as partial:

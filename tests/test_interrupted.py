@@ -198,6 +198,10 @@ def test_quiet_and_json(data, tmp_path):
     assert json.loads(run(tmp_path, *arguments, "b", "--json")) == {"out": "b", "env": "clevr", "method": "sdr", "images": 2}
     assert "12 samples" in run(tmp_path, "synthesize.py", "--preview", "--out", "c")
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "c.preview.png"}
+    few = ("program.CHUNK, write_chunk = 5, program.write_chunk\ndef write(folder, scenes, *more):\n    assert len(scenes) <= 5\n"
+           "    return write_chunk(folder, scenes, *more)\nprogram.write_chunk = write")
+    assert inside(tmp_path, few, "synthesize.py", "--preview", "--out", "d")[0] == 0  # as many at once as memory allows
+    assert (tmp_path / "c.preview.png").read_bytes() == (tmp_path / "d.preview.png").read_bytes()
 
 
 BARE = """
