@@ -87,7 +87,8 @@ class ProgressLines:
             self.last = now
             print(tqdm.format_meter(self.done, self.total, now - self.start, unit=self.unit, prefix=self.title,
                                     bar_format="{desc}: {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left{postfix}",
-                                    initial=self.begun, postfix=self.note.removeprefix(", ") or None), file=sys.stderr, flush=True)
+                                    initial=self.begun, postfix=self.note.removeprefix(", ") or None),
+                  file=sys.stderr, flush=True)
 
 
 # --- how it ends ------------------------------------------------------------------------------------------------------

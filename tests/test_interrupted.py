@@ -74,8 +74,8 @@ def test_training_goes_on_to_the_same_bytes(data, number, status):
 
 def inside(cwd, setup, *arguments):
     """Run a program in a process in which `setup`, some Python, has replaced something; returns (status, stdout, stderr)."""
-    code = (f"import errno, os, signal, sys; sys.argv = {[str(a) for a in arguments]!r}\nimport importlib\n"
-            f"program = importlib.import_module(sys.argv[0][:-3])\n{setup}\n"
+    words = [str(ROOT / arguments[0]), *map(str, arguments[1:])]
+    code = (f"import errno, os, signal, sys; sys.argv = {words!r}\nimport {arguments[0][:-3]} as program\n{setup}\n"
             "from sim2sg_lib import terminal\nterminal.command_line(program.main)")
     result = subprocess.run([sys.executable, "-c", code], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert "Traceback" not in result.stderr, result.stderr
