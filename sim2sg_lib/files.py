@@ -103,9 +103,11 @@ def digest(*paths: Path) -> str:
     """SHA-256 of files and their names, in hexadecimal; what is missing counts as empty."""
     total = hashlib.sha256()
     for path in map(Path, paths):
-        total.update(hashlib.sha256(path.name.encode(errors="surrogateescape")).digest())
+        content = hashlib.sha256()
         with open(path if path.is_file() else os.devnull, "rb") as file:
-            total.update(hashlib.file_digest(file, "sha256").digest())
+            while block := file.read(1 << 20):
+                content.update(block)
+        total.update(hashlib.sha256(os.fsencode(path.name)).digest() + content.digest())
     return total.hexdigest()
 
 

@@ -249,3 +249,10 @@ def test_a_log_cut_back_and_put_aside_at_once_is_as_long_as_it_is(tmp_path):
     again = train.TrainingLog(tmp_path / "log.jsonl", 4, 0.0)
     again.restore({"bytes": 0, "rows": [{"loss": 1.0}] * 8, "step": 7, "last_loss": 1.0, "seconds": 1.0})
     assert again.state()["bytes"] == 0
+
+
+def test_a_digest_knows_contents_and_names_apart(tmp_path):
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"")):
+        (tmp_path / name).write_bytes(content)
+    groups = (("a",), ("b",), ("c",), ("a", "b"), ("b", "a"), ("none",), ())
+    assert len({files.digest(*(tmp_path / name for name in group)) for group in groups}) == len(groups)
