@@ -10,6 +10,7 @@ OUT/figures/predictions.png. This is the only program that opens target labels. 
 options: `evaluate.py predict --help`.
 """
 import os
+import re
 import shlex
 import shutil
 import sys
@@ -120,10 +121,12 @@ def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, 
 @click.option("--out", type=click.Path(path_type=Path), default=None, show_default="predicted/ beside the checkpoint",
               help="Folder to write.")
 @click.option("--threshold", type=click.FloatRange(0, 1), default=None, show_default="the environment's",
-              help="Confidence below which objects and relations are dropped.")
+              help="Confidence below which objects and relations are dropped, of every category; the report and lifting take an "
+                   "adaptive environment's (dining) as a share of what the network is sure of.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier predict wrote.")
 @click.option("--resume/--no-resume", default=True, help="Go on where the same command was interrupted, or start anew.")
+@output_options
 def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | None, threshold: float | None, device: str,
             overwrite: bool, resume: bool) -> None:
     """Scene graphs of any images, files or folders.
@@ -155,7 +158,7 @@ def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | 
     model = checkpoint.rebuild(saved, checkpoint_path, env, device)
 
     record = {"checkpoint": str(checkpoint_path), "env": env.name, "threshold": threshold,
-              "command": "python " + shlex.join(sys.argv), "images": dict(zip(names, found.names))}
+              "command": valid("python " + shlex.join(sys.argv)), "images": dict(zip(names, map(valid, found.names)))}
     options = record | {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "device": str(device),
                         "input": digest(checkpoint_path, *found.names)}
     with work_folder(out, options, overwrite, resume) as partial:
@@ -170,6 +173,7 @@ def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | 
             note_finished(partial, counts)
         (partial / "predicted.jsonl").unlink(missing_ok=True)
     say(f"{len(names)} images, {counts['objects']} objects and {counts['relations']} relations from {threshold} on -> {out}")
+    conclude({"out": valid(str(out)), "threshold": threshold, "images": len(names), **counts})
 
 
 def draw_graphs(folder: Path, graphs: list, paths: list[str], env) -> None:
@@ -189,6 +193,7 @@ def draw_graphs(folder: Path, graphs: list, paths: list[str], env) -> None:
 
 @main.command()
 @click.argument("loop", type=click.Path(path_type=Path))
+@output_options
 def report(loop: Path) -> None:
     """The page of a loop: LOOP/report.html.
 
@@ -214,11 +219,14 @@ def report(loop: Path) -> None:
         if images.names != [graph.image for graph in predicted]:
             raise InputError(f"{data}: its images are not those of {loop / last}/predictions.jsonl, run evaluate.py on it again")
         predicted = labelled_only(predicted, missing, env)
-    say(f"{write_report(loop, table, env, images, truth, predicted)} shows all of it")
+    page = write_report(loop, table, env, images, truth, predicted)
+    say(f"{page} shows all of it")
+    conclude({"report": valid(str(page)), "rows": list(table)})
 
 
 @main.command()
 @click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+@output_options
 def tensorboard(folders: tuple[Path, ...]) -> None:
     """Event files for TensorBoard.
 
@@ -229,6 +237,7 @@ def tensorboard(folders: tuple[Path, ...]) -> None:
     Written beside every log.jsonl under FOLDERS, or under runs/, in the place of those that are there.
     """
     from sim2sg_lib.report import write_events
+    runs = []
     for folder in folders or (Path("runs"),):
         # a run that still trains lies in a folder with a dot
         found = [path.parent for path in sorted(folder.rglob("log.jsonl")) if not path.parent.name.startswith(".")]
@@ -237,6 +246,8 @@ def tensorboard(folders: tuple[Path, ...]) -> None:
         for run in found:
             write_events(run)
             say(f"{run}: event files written")
+        runs += [valid(str(run)) for run in found]
+    conclude({"runs": runs})
 
 
 # --- what to evaluate -------------------------------------------------------------------------------------------------
@@ -332,9 +343,12 @@ def labelled_only(graphs: list, missing: tuple[str, ...], env) -> list:
 
 
 def different_names(paths: list[str]) -> list[str]:
-    """The files' names, of those with one stem the second as a_2.png and so on; upper and lower case count as one."""
+    """The files' names, of those with one stem the second as a_2.png and so on; upper and lower case count as one.
+
+    What a graph's file cannot name, a backslash or what is no UTF-8, becomes an underscore.
+    """
     names, taken = [], set()
-    for path in map(Path, paths):
+    for path in (Path(re.sub("[\\\\\ud800-\udfff]", "_", Path(path).name)) for path in paths):
         stem, number = path.stem, 1
         while stem.casefold() in taken:
             number += 1
@@ -342,6 +356,11 @@ def different_names(paths: list[str]) -> list[str]:
         taken.add(stem.casefold())
         names.append(stem + path.suffix)
     return names
+
+
+def valid(text: str) -> str:
+    """A name of a file as JSON may hold it: what is no UTF-8 becomes a question mark."""
+    return text.encode(errors="replace").decode()
 
 
 # --- what to show -----------------------------------------------------------------------------------------------------
@@ -408,8 +427,11 @@ def summarise(loops: tuple[Path, ...]) -> None:
     for title, cells in table_cells(tables, names):
         say(f"{title:<36}" + "".join(f"{cell:>{wide}}" for cell in cells))
     say(f"\n{verdict(tables, names)}")
-    for sheet in filter(None, map(draw_sheet, loops, tables)):
+    sheets = [sheet for sheet in map(draw_sheet, loops, tables) if sheet]
+    for sheet in sheets:
         say(f"\n{sheet} shows what each iteration made of the target")
+    conclude({"loops": [valid(str(loop)) for loop in loops], "sheets": [valid(str(sheet)) for sheet in sheets], "rows": {
+        name: {title: [pick(table[name]) for table in tables] for title, pick in COLUMNS.items()} for name in names}})
 
 
 if __name__ == "__main__":

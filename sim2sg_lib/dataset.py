@@ -12,6 +12,7 @@ Opening images never opens labels: what `train.py` and `synthesize.py` read of a
 """
 import io
 import os
+import re
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -25,14 +26,16 @@ from PIL import Image
 from sim2sg_lib.camera import Camera
 from sim2sg_lib.env import Env
 from sim2sg_lib.files import add_line, open_growing, write_bytes, write_json, write_json_lines
-from sim2sg_lib.graph import (MAX_PIXELS, SceneGraph, Vocabulary, check_file, from_json, is_int, is_number, load_json, read_bytes,
-                              read_graphs, read_json_lines, read_text, safe_join, select_objects, to_json, write_graphs)
+from sim2sg_lib.graph import (MAX_PIXELS, MAX_SIDE, SceneGraph, Vocabulary, check_file, from_json, is_int, is_number, load_json,
+                              read_bytes, read_graphs, read_json_lines, read_text, safe_join, select_objects, to_json,
+                              write_graphs)
 from sim2sg_lib.kitti import TYPES, camera_of, frame_objects, kitti_root, paper_camera, read_calib, to_graph
 from sim2sg_lib.scene import Scene
 from sim2sg_lib.terminal import InputError
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 FORMAT = 1  # of dataset.json and the files beside it
+MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of a JPEG: no stuffed byte, restart or filling
 MAX_SCANS = 100  # of a JPEG; real ones have a dozen, and each takes as long as the whole image
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is MAX_PIXELS, and errors are one line
 
@@ -106,7 +109,11 @@ def find_images(paths: list[Path], env: Env) -> ImageFolder:
     for name in names:
         if not Path(name).is_file():
             raise InputError(f"{name}: no such file or folder")
-    return ImageFolder(Path(), names, [env.camera.resized(*open_image(Path(name)).size) for name in names])
+    sizes = [open_image(Path(name)).size for name in names]
+    for name, (width, height) in zip(names, sizes):
+        if max(width, height) > MAX_SIDE:
+            raise InputError(f"{name}: {width}x{height} pixels, expected {MAX_SIDE} at most in either direction")
+    return ImageFolder(Path(), names, [env.camera.resized(*size) for size in sizes])
 
 
 def input_files(folder: Path) -> list[Path]:
@@ -217,7 +224,7 @@ def read_image(path: Path, width: int, height: int) -> np.ndarray:
     where the file stores them, whatever EXIF says.
     """
     image = open_image(path)
-    scans = 0 if image.format == "PNG" else read_bytes(path, "a JPEG image").count(b"\xff\xda")
+    scans = 0 if image.format == "PNG" else count_scans(read_bytes(path, "a JPEG image"))
     if scans > MAX_SCANS:
         raise InputError(f"{path}: {scans} scans, expected a JPEG of {MAX_SCANS} at most")
     try:
@@ -229,6 +236,18 @@ def read_image(path: Path, width: int, height: int) -> np.ndarray:
     if image.size != (width, height):
         image = image.resize((width, height), Image.Resampling.BOX if image.width > width else Image.Resampling.BILINEAR)
     return np.asarray(image)
+
+
+def count_scans(jpeg: bytes) -> int:
+    """How many scans a JPEG has; what follows its end, as a phone's video does, is no part of it."""
+    at, scans = 2, 0
+    while found := MARKER.search(jpeg, at):
+        kind, at = jpeg[found.end() - 1], found.end()
+        if kind == 0xd9:  # the end
+            break
+        scans += kind == 0xda
+        at += max(2, int.from_bytes(jpeg[at:at + 2], "big")) * (kind != 0x01)  # which alone has no content
+    return scans
 
 
 def has_labels(folder: Path) -> bool:

@@ -19,7 +19,9 @@ from sim2sg_lib.files import write_json_lines
 from sim2sg_lib.terminal import InputError
 
 MAX_FILE_BYTES = 256 * 2**20  # of an image, a mesh or a text, which is read whole
+MAX_LINE = 8 * 2**20          # characters of JSON Lines, which in memory take forty times as much
 MAX_PIXELS = 64 * 2**20       # of an image, beyond which it is not decoded
+MAX_SIDE = 65535              # pixels, of an image in either direction
 MAX_DEPTH = 16                # of lists and objects inside one another in JSON
 MAX_OBJECTS = 1000            # of an image: relations grow with their square
 
@@ -153,6 +155,8 @@ def read_json_lines(path: Path) -> list[tuple[int, dict]]:
     """Every non-empty line of a JSON Lines file as (line number from 1, object). Errors: InputError."""
     rows = []
     for line_number, line in enumerate(read_text(path, "JSON Lines").split("\n"), 1):
+        if len(line) > MAX_LINE:
+            raise InputError(f"{path}:{line_number}: {len(line)} characters, expected {MAX_LINE} a line at most")
         if line.strip():
             rows.append((line_number, load_json(line, f"{path}:{line_number}")))
     return rows
@@ -251,15 +255,20 @@ def from_json(row: dict, vocabulary: Vocabulary) -> SceneGraph:
     _expect(isinstance(image, str) and image != "", "image: expected a path")
     _expect(_stays_inside(image), "image: expected a path inside the data set")
     for name in ("width", "height"):
-        _expect(is_int(row.get(name)) and 0 < row[name] <= 65535, f"{name}: expected 1..65535 pixels")
+        _expect(is_int(row.get(name)) and 0 < row[name] <= MAX_SIDE, f"{name}: expected 1..{MAX_SIDE} pixels")
     objects, relations = row.get("objects"), row.get("relations", [])
     _expect(isinstance(objects, list), "objects: expected a list")
     _expect(len(objects) <= MAX_OBJECTS, f"objects: {len(objects)}, expected {MAX_OBJECTS} at most")
     _expect(isinstance(relations, list), "relations: expected a list")
     for i, item in enumerate(objects):
         _check_object(item, f"objects[{i}]", row["width"], row["height"], vocabulary)
+    most = len(objects) * (len(objects) - 1) * len(vocabulary.predicates)
+    _expect(len(relations) <= most, f"relations: {len(relations)}, expected {most} at most between {len(objects)} objects")
+    seen = set()
     for i, item in enumerate(relations):
         _check_relation(item, f"relations[{i}]", len(objects), vocabulary)
+        _expect(tuple(item[:3]) not in seen, f"relations[{i}]: {item[:3]} is there twice")
+        seen.add(tuple(item[:3]))
     triples = [(s, vocabulary.predicates.index(p), o) for s, p, o, *_ in relations]
     return make_graph(
         image, row["width"], row["height"], [vocabulary.categories.index(o["category"]) for o in objects],

@@ -1,7 +1,7 @@
 """Pictures of the results: boxes on images, contact sheets, and by matplotlib scene graphs, curves and histograms.
 
-A figure here is a matplotlib Figure whose text is 7 to 9 points: at its own size or somewhat below, as on a phone, it can be
-read. What is told apart by colour is told apart by the kind of line, too.
+A figure here is a matplotlib Figure whose text is 7 to 9 points, a long name in a circle 5: at its own size or somewhat below, as
+on a phone, it can be read. What is told apart by colour is told apart by the kind of line, too.
 """
 import base64
 import io
@@ -22,8 +22,13 @@ DASHES = ("-", "--", "-.")
 # colour and line of what is drawn of a graph
 VERDICTS = {RIGHT: ("#00704F", "-"), WRONG: ("#D55E00", (0, (4, 2))), MISSED: ("#0072B2", (0, (1, 1.5))),
             UNJUDGED: ("#333333", "-")}
+MAX_HUBS = 3      # circles inside the others'
 MAX_ARROWS = 12   # of one verdict in one graph: more hide one another
-NODE_PT = 44      # a node's diameter, points
+NODE_PT = 40      # the most of a node's diameter, points
+TEXT_PT = 7       # of text in a graph
+CHARACTER = 0.6   # of a character's width, in the size of its font
+REACH = 1.35      # of a graph's axes, of which circles stand on the unit circle
+BENDS = (0.18, 0.4, 0.65)  # of an arrow, the deviation from a straight line in its length
 TILE_WIDTH = 240  # pixels
 CAPTION_WIDTH = 150
 GAP = 4
@@ -85,62 +90,100 @@ def require_matplotlib() -> None:
 def draw_objects(axes, image: np.ndarray, judged: Judged, vocabulary: Vocabulary) -> None:
     """The image (H, W, 3) uint8, of any size, with the graph's boxes, numbered as the circles of draw_relations are.
 
-    axes: matplotlib's, of the image's shape. A box's colour is its category's, its line says the verdict.
+    axes: matplotlib's, of the image's shape. A box's colour is its category's, its line says the verdict. In a crowd a box
+    has its number alone, or, where even that would hide another's, nothing.
     """
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
     graph, taken = judged.graph, []
-    line = 11 * graph.height / (72 * axes.get_position().height * axes.figure.get_figheight())  # of text, in the image's pixels
+    pixels = graph.height / (72 * axes.get_position().height * axes.figure.get_figheight())  # of the image, a point
+    line = 1.4 * TEXT_PT * pixels
     axes.imshow(image, extent=(0, graph.width, graph.height, 0), interpolation="lanczos")
     axes.set_axis_off()
     for i, (label, box, score, verdict) in enumerate(zip(graph.labels, graph.boxes_px, graph.scores, judged.objects)):
         colour, (x0, y0, x1, y1) = COLOURS[label % len(COLOURS)], box
         axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.6,
                                  linestyle=VERDICTS[verdict][1], path_effects=[withStroke(linewidth=3, foreground="black")]))
-        text = f"{i} {vocabulary.categories[label]}" + ("" if score == 1 else f" {score:.2f}")
-        left, top = free_place(box, 0.45 * line * len(text), line, graph, taken)
-        axes.text(left, top + line / 2, text, fontsize=8, va="center", parse_math=False,
-                  bbox={"boxstyle": "square,pad=0.08", "facecolor": colour, "edgecolor": "none"})
+        name = f"{i} {vocabulary.categories[label]}"
+        for text in (name if score == 1 else f"{name} {score:.2f}", name, str(i)):
+            place = free_place(box, CHARACTER * TEXT_PT * pixels * (len(text) + 0.5), line, graph, taken)
+            if place:
+                axes.text(place[0], place[1] + line / 2, text, fontsize=TEXT_PT, va="center", parse_math=False,
+                          bbox={"boxstyle": "square,pad=0.08", "facecolor": colour, "edgecolor": "none"})
+                break
 
 
-def free_place(box: np.ndarray, width: float, height: float, graph: SceneGraph, taken: list[tuple]) -> tuple[float, float]:
-    """Left and top, in pixels, of a text at a box (4,) that hides none of those `taken`, to which it is added."""
+def free_place(box: np.ndarray, width: float, height: float, graph: SceneGraph, taken: list[tuple]) -> tuple[float, float] | None:
+    """Left and top, in pixels, of a text at a box (4,) that hides none of those `taken`, to which it is added, or None."""
     x0, y0, x1, y1 = box
-    left = x0 if x0 + x1 <= graph.width else max(0, x1 - width)
-    for top in (y0 - height, y1, y0, y0 - 2 * height, y1 + height, (y0 + y1) / 2):
-        hidden = [abs(left - other) < max(width, wide) and abs(top - high) < height for other, high, wide in taken]
-        if 0 <= top <= graph.height - height and not any(hidden):
-            break
-    taken.append((left, top, width))
-    return left, top
+    for top in (y0 - height, y1, y0, y1 - height, y0 - 2 * height, y1 + height, (y0 + y1) / 2):
+        for left in (x0, x1 - width) if x0 + x1 <= graph.width else (min(x0, graph.width - width), x1 - width):
+            hidden = any(left < other + wide and other < left + width and abs(top - high) < height for other, high, wide in taken)
+            if 0 <= top <= graph.height - height and 0 <= left <= graph.width - width and not hidden:
+                taken.append((left, top, width))
+                return left, top
+    return None
 
 
 def draw_relations(axes, judged: Judged, vocabulary: Vocabulary) -> None:
     """The graph: a circle an object, an arrow from subject to object, its predicates on it; at most MAX_ARROWS a verdict.
 
-    axes: matplotlib's. A circle's colour is its category's, lines and the arrows' colours say the verdict.
+    axes: matplotlib's. A circle's colour is its category's, lines and the arrows' colours say the verdict. An arrow whose text
+    would hide a circle or another's text is left out; how many relations are is written below.
     """
-    from matplotlib.colors import to_rgb
     graph, places = judged.graph, places_of(judged.graph)
-    axes.set(xlim=(-1.35, 1.35), ylim=(-1.35, 1.35), aspect="equal")
+    axes.set(xlim=(-REACH, REACH), ylim=(-REACH, REACH), aspect="equal")
     axes.set_axis_off()
-    bends = {}  # of the arrows between two objects in one direction so far
+    point = 2 * REACH / (72 * min(axes.get_position().size * axes.figure.get_size_inches()))  # in the axes' units
+    node_pt = min(NODE_PT, 1.7 * np.sin(np.pi / max(len(graph), 2)) / point)  # of many no two touch
+    taken, bends, drawn = [], {}, 0
     for (s, o, verdict), predicates in arrows(judged, vocabulary).items():
-        colour, line = VERDICTS[verdict]
-        bend = bends[s, o] = bends.get((s, o), -0.12) + 0.3
-        axes.annotate("", places[o], places[s], arrowprops={
-            "arrowstyle": "-|>", "connectionstyle": f"arc3,rad={bend}", "linestyle": line, "color": colour, "linewidth": 1.4,
-            "shrinkA": NODE_PT / 2, "shrinkB": NODE_PT / 2 + 2})
-        (dx, dy), t = places[o] - places[s], 0.4  # nearer to the subject: all arrows cross in the middle
-        text_at = places[s] + t * np.array([dx, dy]) + 2 * t * (1 - t) * bend * np.array([dy, -dx])
-        axes.text(*text_at, "\n".join(predicates), fontsize=7.5, color=colour, ha="center", va="center", zorder=3.5,
-                  parse_math=False, bbox={"boxstyle": "square,pad=0.1", "facecolor": "white", "edgecolor": "none", "alpha": 0.85})
-    for i, (place, label, verdict) in enumerate(zip(places, graph.labels, judged.objects)):
-        pale = 1 - 0.35 * (1 - np.array(to_rgb(COLOURS[label % len(COLOURS)])))
-        axes.scatter(*place, s=NODE_PT ** 2, color=[pale], edgecolor=VERDICTS[verdict][0], linestyle=VERDICTS[verdict][1],
+        size = point * TEXT_PT * np.array([CHARACTER * (max(map(len, predicates)) + 0.5), 1.25 * len(predicates)])
+        found = place_on_arrow(places, s, o, bends.get((s, o), 0), size, point * node_pt / 2, taken)
+        if found:
+            (bends[s, o], text_at), (colour, line) = found, VERDICTS[verdict]
+            axes.annotate("", places[o], places[s], arrowprops={
+                "arrowstyle": "-|>", "connectionstyle": f"arc3,rad={bends[s, o]}", "linestyle": line, "color": colour,
+                "linewidth": 1.3, "shrinkA": node_pt / 2, "shrinkB": node_pt / 2 + 2})
+            axes.text(*text_at, "\n".join(predicates), fontsize=TEXT_PT, color=colour, ha="center", va="center", zorder=3.5,
+                      parse_math=False, bbox={"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none"})
+            drawn += len(predicates)
+    if drawn < len(graph.relations):
+        axes.text(-REACH, -REACH, f"{len(graph.relations) - drawn} more not drawn", fontsize=TEXT_PT, va="bottom")
+    draw_circles(axes, places, node_pt, judged, vocabulary)
+
+
+def draw_circles(axes, places: np.ndarray, node_pt: float, judged: Judged, vocabulary: Vocabulary) -> None:
+    """The objects at their places (N, 2): number and, where it can be read in a circle of node_pt points, category."""
+    from matplotlib.colors import to_rgb
+    for i, (place, label, verdict) in enumerate(zip(places, judged.graph.labels, judged.objects)):
+        pale, name = 1 - 0.35 * (1 - np.array(to_rgb(COLOURS[label % len(COLOURS)]))), vocabulary.categories[label]
+        axes.scatter(*place, s=node_pt ** 2, color=[pale], edgecolor=VERDICTS[verdict][0], linestyle=VERDICTS[verdict][1],
                      linewidth=1.6, zorder=4)
-        axes.text(*place, f"{i}\n{vocabulary.categories[label]}", fontsize=7.5, ha="center", va="center", zorder=5,
-                  parse_math=False)
+        size = min(TEXT_PT, 0.86 * node_pt / (CHARACTER * len(name)))
+        text, size = (f"{i}\n{name}", size) if size > 5 else (str(i), TEXT_PT)
+        axes.text(*place, text, fontsize=size, ha="center", va="center", zorder=5, parse_math=False)
+
+
+def place_on_arrow(places: np.ndarray, s: int, o: int, bend: float, size: np.ndarray, radius: float, taken: list[tuple]
+                   ) -> tuple[float, np.ndarray] | None:
+    """How an arrow between two of the places (N, 2) bends, more than `bend`, and the middle of its text of that size (2,).
+
+    The text hides no circle of that radius and none of the texts `taken`, to which it is added; None if there is no room.
+    """
+    dx, dy = places[o] - places[s]
+    aside = np.array([dy, -dx])
+    for more in BENDS:
+        outside = np.linalg.norm(places[s] + (dx / 2, dy / 2) + more / 2 * aside) > REACH - 0.1
+        # nearer to the subject first: all arrows cross in the middle
+        for t in () if more <= bend or outside else (0.4, 0.5, 0.6, 0.33, 0.67):
+            middle = places[s] + t * np.array([dx, dy]) + 2 * t * (1 - t) * more * aside
+            beside = np.hypot(*np.maximum(np.abs(places - middle) - size / 2, 0).T) > radius
+            hidden = any((np.abs(middle - other) < (size + large) / 2).all() for other, large in taken)
+            if beside.all() and not hidden and (np.abs(middle) + size / 2 < REACH).all():
+                taken.append((middle, size))
+                return more, middle
+    return None
 
 
 def arrows(judged: Judged, vocabulary: Vocabulary) -> dict[tuple[int, int, str], list[str]]:
@@ -159,6 +202,7 @@ def places_of(graph: SceneGraph) -> np.ndarray:
     related[graph.relations[:, 0], graph.relations[:, 2]] = True
     degree = (related | related.T).sum(1)
     hub = degree > 1.5 * degree.sum() / max(len(graph), 1)
+    hub &= hub.sum() <= MAX_HUBS
     places = np.zeros((len(graph), 2))
     for ring, radius in ((hub, 0.35), (~hub, 1.0)):
         places[ring] = radius * (ring.sum() > 1) * on_circle((graph.boxes_px[ring, :2] + graph.boxes_px[ring, 2:]) / 2)
@@ -229,7 +273,9 @@ def draw_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], title: str, la
             axis.set_minor_formatter("")
     axes.tick_params(labelsize=8)
     axes.grid(color="#dddddd", linewidth=0.6)
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False, handlelength=3)
+    legend = figure.legend(loc="outside lower center", ncols=2, fontsize=8, frameon=False, handlelength=3)
+    for text in legend.get_texts():  # names may come from a file
+        text.set_parse_math(False)
     return figure
 
 
@@ -240,6 +286,7 @@ def draw_histograms(shown: dict[str, list[float] | None], target: dict[str, list
     shown, target: metrics.content of both. ticks: per histogram the names of its bins, None for numbers from 0.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
     figure = Figure((4.4, 2.1), layout="constrained")
     bins = {name: max(len(shown[name] or []), len(target[name] or []), 2) for name in ticks}
     panels = figure.subplots(1, len(ticks), sharey=True, width_ratios=[3 + count for count in bins.values()])
@@ -249,6 +296,7 @@ def draw_histograms(shown: dict[str, list[float] | None], target: dict[str, list
         panel.set_xlim(-0.7, bins[name] - 0.3)
         panel.set_title(name.replace("_", " "), fontsize=8)
         panel.tick_params(labelsize=8)
+        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
         if names:
             panel.set_xticks(range(len(names)), names, rotation=60, ha="right", rotation_mode="anchor", parse_math=False)
     figure.suptitle(title, fontsize=10, parse_math=False)

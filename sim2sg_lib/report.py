@@ -12,7 +12,7 @@ import numpy as np
 from sim2sg_lib.dataset import ImageFolder, read_image, read_info, read_json
 from sim2sg_lib.env import Env
 from sim2sg_lib.files import write_text
-from sim2sg_lib.graph import SceneGraph, is_number, read_json_lines, read_text, safe_join
+from sim2sg_lib.graph import MAX_OBJECTS, SceneGraph, is_int, is_number, read_json_lines, read_text, safe_join
 from sim2sg_lib.lift import confident, thresholds
 from sim2sg_lib.metrics import MISSED, RECALL_POINTS, RIGHT, WRONG, compare, unjudged
 from sim2sg_lib.picture import (MAX_ARROWS, VERDICTS, contact_sheet, draw_curves, draw_histograms, draw_objects,
@@ -31,8 +31,11 @@ COLUMNS = {  # of the table -> where in a row of read_loop
 KEY = [(RIGHT, "solid", "in the labels, too: IoU from 0.5 at both ends, the same categories and predicate"),
        (WRONG, "dashed", "predicted, but not in the labels"), (MISSED, "dotted", "in the labels, but not predicted")]
 SHEET_COLUMNS = 6
+LARGEST = 1e18       # a number in a log: TensorBoard's are of 32 bits, its steps of 64
+CONTENT = ("objects_per_image", "categories", "predicates")  # the histograms of metrics.content
 CASES = 4            # example images, and as many of the worst
 CURVE_POINTS = 150   # of a training curve; longer ones are averaged in as many blocks
+CASE_INCHES = 3.6    # 346 pixels: a phone shows a scene graph at its own size
 PHOTO_WIDTH = 640    # pixels, the most an image has on the page
 
 
@@ -58,17 +61,56 @@ def read_row(run: Path) -> dict:
                                                for name in names)
 
     metrics, config = read_json(run / "metrics.json"), read_json(run / "config.json")
-    source, gaps = config.get("source"), metrics.get("content_gap") or None
+    source, gaps, ap50 = config.get("source"), metrics.get("content_gap") or None, metrics.get("ap50", {})
     for field, fits in (("metrics.json: map50", "map50" not in metrics or scores(metrics, "map50")),
+                        ("metrics.json: ap50", isinstance(ap50, dict) and scores(ap50, *ap50)),
+                        ("metrics.json: van", metrics.get("van") in (None, "ignore", "car")),
                         ("metrics.json: recall", "recall" not in metrics or scores(metrics["recall"], "20", "50")),
                         ("metrics.json: content_gap",
-                         gaps is None or scores(gaps, "objects_per_image", "categories", "predicates")),
+                         gaps is None or scores(gaps, *CONTENT)),
                         ("config.json: seconds", is_number(config.get("seconds"))),
                         ("config.json: source", isinstance(source, list) and source and all(isinstance(s, str) for s in source))):
         if not fits:
             raise InputError(f"{run}/{field}: not what train.py and evaluate.py write")
     return metrics | {"seconds": config["seconds"], "source": source}
 
+
+def read_curves(run: Path) -> dict:
+    """A run's curves.json; empty without one. Errors: InputError for a field that cannot be drawn."""
+    def numbers(value, *counts, gaps=False):  # a list of one of the counts; gaps: it may hold None
+        return (isinstance(value, list) and (not counts or len(value) in counts)
+                and all(is_number(item) or gaps and item is None for item in value))
+
+    def each(value, fits, names=()):  # a dictionary with those names, whose every value fits
+        return isinstance(value, dict) and set(names) <= set(value) and all(map(fits, value.values()))
+
+    def histograms(value):
+        return each(value, lambda h: h is None or numbers(h, *range(MAX_OBJECTS + 1)), CONTENT)
+
+    path = run / "curves.json"
+    curves, points = read_json(path) if path.exists() else {}, len(RECALL_POINTS["coco101"])
+    for field, fits in (("precision_at_recall", lambda value: each(value, lambda p: p is None or numbers(p, points))),
+                        ("recall_curve", lambda value: numbers(value, gaps=True)),
+                        ("recall_curve_graph_constraint", lambda value: numbers(value, gaps=True)),
+                        ("recall_per_image", lambda value: each(value, lambda r: numbers(r, gaps=True))),
+                        ("content", lambda value: each(value, lambda h: h is None or histograms(h), ("source", "target")))):
+        if field in curves and not fits(curves[field]):
+            raise InputError(f"{path}: {field}: not what evaluate.py writes")
+    return curves
+
+
+def read_log(run: Path) -> dict[str, np.ndarray]:
+    """Name of a quantity -> (n, 2) steps and values, as train.py logged them; empty without a log. Errors: InputError."""
+    path, columns = run / "log.jsonl", {}
+    for line, row in read_json_lines(path) if path.exists() else []:
+        step = row.pop("step", None)
+        if not is_int(step) or not 0 <= step < LARGEST:
+            raise InputError(f"{path}:{line}: step: {step!r}, expected an integer from 0")
+        for name, value in row.items():
+            if not isinstance(value, (int, float)) or isinstance(value, bool) or abs(value) >= LARGEST:
+                raise InputError(f"{path}:{line}: {name}: {value!r}, expected a number")
+            columns.setdefault(name, []).append((step, value))
+    return {name: np.array(points, float) for name, points in columns.items()}
 
 
 def table_cells(tables: list[dict[str, dict]], names: list[str]) -> list[tuple[str, list[str]]]:
@@ -159,7 +201,7 @@ def write_report(loop: Path, table: dict[str, dict], env: Env, images: ImageFold
     table:     what read_loop returned; the pictures of graphs are of its last row.
     images:    those the last row was evaluated on; None if they are gone, which leaves the pictures out.
     truth:     their labels, None if there are none. predicted: their predictions, relations not yet thresholded.
-    Errors: InputError if matplotlib or jinja2 is not installed.
+    Errors: InputError if matplotlib or jinja2 is not installed, or a file of the loop is not what the programs write.
     """
     require_matplotlib()
     try:
@@ -167,10 +209,13 @@ def write_report(loop: Path, table: dict[str, dict], env: Env, images: ImageFold
     except ImportError:
         raise InputError("report.html is written with jinja2, which is not installed: pip install jinja2") from None
     last = list(table)[-1]
-    curves = {name: read_json(path) for name in table if (path := loop / name / "curves.json").exists()}
+    curves = {name: read_curves(loop / name) for name in table if (loop / name / "curves.json").exists()}
     levels = thresholds(predicted, env, env.threshold)
     shown = [confident(graph, levels, env.threshold) for graph in predicted]
     recall = curves.get(last, {}).get("recall_per_image", {}).get("20", [])
+    if recall and len(recall) != len(predicted):
+        raise InputError(f"{loop / last}/curves.json: recall_per_image: of {len(recall)} images, predictions.jsonl has "
+                         f"{len(predicted)}; run evaluate.py --overwrite on it again")
     lowest = sorted((value, -len(truth[i].relations), i) for i, value in enumerate(recall) if truth and value is not None)
     logs = {name: read_log(loop / name) for name in table}
 
@@ -202,13 +247,6 @@ def read_options(loop: Path) -> str:
 def kinds(table: dict[str, dict]) -> list[str]:
     """The rows worth a curve each: of the iterations only the last of each kind."""
     return list({name.rstrip("0123456789"): name for name in table}.values())
-
-
-def read_log(run: Path) -> dict[str, np.ndarray]:
-    """Name of a quantity -> (n, 2) steps and values, as train.py logged them; empty without a log."""
-    rows = [row for _, row in read_json_lines(run / "log.jsonl")] if (run / "log.jsonl").exists() else []
-    names = dict.fromkeys(name for row in rows for name in row if name != "step")
-    return {name: np.array([(row["step"], row[name]) for row in rows if name in row], float) for name in names}
 
 
 def thin(points: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -256,7 +294,7 @@ def draw_detection(table: dict[str, dict], curves: dict[str, dict]) -> list[dict
     rows = [name for name in kinds(table) if curves.get(name, {}).get("precision_at_recall")]
     figures = []
     for category in curves[rows[-1]]["precision_at_recall"] if rows else ():
-        lines = {f"{name} {table[name]['ap50'][category]:.3f}": (RECALL_POINTS["coco101"], precision)
+        lines = {f"{name} {spread([table[name].get('ap50', {}).get(category)], 3)}": (RECALL_POINTS["coco101"], precision)
                  for name in rows if (precision := curves[name]["precision_at_recall"].get(category))}
         if lines:
             figure = draw_curves(lines, category, ("recall", "precision"), limits=(0, 1.02))
@@ -283,7 +321,7 @@ def draw_content(table: dict[str, dict], curves: dict[str, dict], env: Env) -> l
     figures = []
     for name in [*sdr, *lifted_sets(table).values()]:
         content = curves.get(name, {}).get("content", {})
-        if content.get("source"):
+        if content.get("source") and content["target"]:
             figure = draw_histograms(content["source"], content["target"], ticks, row_title(name))
             gaps = ", ".join(f"{key.replace('_', ' ')} {spread([gap(table[name], key)], 3)}" for key in ticks)
             figures.append(picture(figure, f"Total variation: {gaps}"))
@@ -307,16 +345,15 @@ def draw_case(images: ImageFolder, index: int, truth: list[SceneGraph] | None, s
     height = max(1, round(width * graph.height / graph.width))
     pixels = read_image(images.folder / images.names[index], width, height)
     pictures = []
-    side = min(max(3.2, 0.6 * max(len(half.graph) for _, half in halves)), 6.4)  # inches
     for what, half in halves:
-        photo = Figure((side, side * height / width))
+        photo = Figure((CASE_INCHES, CASE_INCHES * height / width))
         draw_objects(photo.add_axes((0, 0, 1, 1)), pixels, half, env.vocabulary)
-        drawing = Figure((side, side))
+        drawing = Figure((CASE_INCHES, CASE_INCHES))
         draw_relations(drawing.add_axes((0, 0, 1, 1)), half, env.vocabulary)
         pictures += [picture(photo, f"{what}objects: {tally(half.objects)}"),
                      picture(drawing, f"{what}relations: {tally(half.relations)}")]
     note = f"recall@20 {spread([recall[index]], 3)}" if recall else ""
-    return {"name": graph.image, "note": note, "pictures": pictures, "width": round(96 * side)}
+    return {"name": graph.image, "note": note, "pictures": pictures}
 
 
 def tally(verdicts: list[str]) -> str:
@@ -332,11 +369,11 @@ def write_events(run: Path) -> None:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError:
         raise InputError("event files are written with tensorboard, which is not installed: pip install tensorboard") from None
-    log = read_log(run)
-    for old in run.glob("events.out.tfevents.*"):
-        old.unlink()
+    log, before = read_log(run), list(run.glob("events.out.tfevents.*"))
     with SummaryWriter(str(run)) as writer:
         for name, points in log.items():
             tag = "/".join(name.split("_", 1)) if name.startswith(("loss_", "accuracy_")) else name
             for step, value in points:
                 writer.add_scalar(tag, value, int(step))
+    for old in before:
+        old.unlink()

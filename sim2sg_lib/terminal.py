@@ -28,7 +28,7 @@ class InputError(click.ClickException):
 def output_options(command):
     """Adds -q and --json, which `say`, `conclude` and `progress` heed."""
     def keep(context, option, value):
-        context.meta[option.name] = value
+        context.meta[option.name] = value or context.meta.get(option.name)  # given before or behind the name of a command
 
     for names, text in ((("-q", "--quiet"), "Say nothing but errors."),
                         (("--json",), "One JSON object on standard output, all else on standard error.")):

@@ -42,7 +42,8 @@ from sim2sg_lib.dataset import LabelledImages, open_images, read_cameras, read_i
 from sim2sg_lib.detector import quick_config
 from sim2sg_lib.graph import make_graph, read_graphs, to_json
 from sim2sg_lib.kitti import camera_of, read_calib, read_objects, to_graph
-from sim2sg_lib.report import draw_sheet, read_row
+from sim2sg_lib.metrics import RECALL_POINTS
+from sim2sg_lib.report import draw_sheet, read_loop, read_row, write_events, write_report
 from sim2sg_lib.scene import Material, Scene, Sky
 
 SECONDS = 2.0
@@ -76,14 +77,15 @@ def ring(*_) -> None:
     raise Hang
 
 
-def complaint(inside: Path, read, begins: str = "", may_read: bool = True) -> list[str]:
+def complaint(inside: Path, read, begins: str = "", may_read: bool = True, seconds: float = SECONDS) -> list[str]:
     """What is wrong with how `read` takes its file, at most one line.
 
-    begins: a pattern that a refusal starts with. may_read: whether the file may be read, rather than refused.
+    begins: a pattern that a refusal starts with. may_read: whether the file may be read, rather than refused. seconds: the
+    most it may take.
     """
     watched.update(inside=inside, broken=[])
     alarm = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, SECONDS)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
     try:
         read()
         found = [] if may_read else ["was read"]
@@ -91,7 +93,7 @@ def complaint(inside: Path, read, begins: str = "", may_read: bool = True) -> li
         line = error.format_message()
         found = [] if line.isprintable() and re.match(begins, line) else [f"says {line!r}"]
     except Hang:
-        found = [f"takes more than {SECONDS} s"]
+        found = [f"takes more than {seconds} s"]
     except BaseException as error:
         found = [f"{type(error).__name__}: {error}"]
     finally:
@@ -478,6 +480,46 @@ def mutated_json(trials: int, rng: random.Random) -> list[str]:
     return failures
 
 
+def trained(loop: Path) -> Path:
+    """A loop of one run, everything a report draws of it, in as little as it takes; images are gone."""
+    run = data_set(loop / "start")
+    ratios = {"cube": 0.5, "sphere": None, "cylinder": 0.25}
+    content = {"objects_per_image": [0, 1], "categories": [0.5, 0.25, 0.25], "predicates": None}
+    (run / "metrics.json").write_text(json.dumps(json.loads((run / "metrics.json").read_text()) | {"ap50": ratios}))
+    (run / "curves.json").write_text(json.dumps({
+        "precision_at_recall": {"cube": [0.5] * len(RECALL_POINTS["coco101"]), "sphere": None},
+        "content": {"source": content, "target": content},
+        "recall_curve": [0.25] * 3, "recall_curve_graph_constraint": [None] * 3, "recall_per_image": {"20": [0.5, None]}}))
+    (run / "log.jsonl").write_text("".join(f'{{"step": {i}, "loss_obj": 0.5, "accuracy_prediction": 0.5}}\n' for i in (1, 2)))
+    return run
+
+
+def mutated_runs(trials: int, rng: random.Random) -> list[str]:
+    """What train.py and evaluate.py leave of a run, through the report and, the log, through TensorBoard's writer."""
+    failures = []
+    with tempfile.TemporaryDirectory() as name, redirect_stdout(StringIO()):
+        loop = Path(name) / "loop"
+        run = trained(loop)
+        predicted = read_graphs(run / "predicted.jsonl", ENV.vocabulary)
+
+        def read():
+            write_report(loop, read_loop(loop), ENV, None, None, predicted)
+            if file == "log.jsonl":
+                write_events(run)
+
+        file = "log.jsonl"
+        read()  # what is loaded once is no part of a trial
+        whole = {file: (run / file).read_bytes() for file in ("log.jsonl", "curves.json", "metrics.json")}
+        for trial in range(trials):
+            file = list(whole)[trial % len(whole)]
+            *lines, last = whole[file].splitlines() if file.endswith("l") else [whole[file]]
+            put(run / file, b"".join(line + b"\n" for line in lines) + broken_json(last.decode(), rng))
+            where = r"(:[2-9]\d*)?" if lines else r"(:\d+)?"
+            failures += complaint(loop, read, f"{re.escape(str(run / file))}{where}: ", seconds=10 * SECONDS)  # it draws
+            put(run / file, whole[file])
+    return failures
+
+
 # --- names and links --------------------------------------------------------------------------------------------------
 
 UP = "../outside/secret.png"
@@ -617,7 +659,8 @@ def mutated_meshes(trials: int, rng: random.Random) -> list[str]:
 FAULTS = (("checkpoint, one bit flipped", flipped_bits, 1000), ("checkpoint, cut off", truncated_checkpoints, 400),
           ("checkpoint, malicious", malicious_pickles, 20), ("checkpoint, another network's sizes", model_settings, 400),
           ("images, mutated PNG and JPEG", mutated_images, 4000), ("images, odd kinds and sizes", odd_images, 36),
-          ("JSON, mutated lines and files", mutated_json, 20_000), ("names that lead out", hostile_names, len(NAMES)),
+          ("JSON, mutated lines and files", mutated_json, 20_000),
+          ("JSON of a run, through its report", mutated_runs, 400), ("names that lead out", hostile_names, len(NAMES)),
           ("links, pipes, devices", hostile_links, 47), ("KITTI labels and calibrations", mutated_kitti, 2000),
           ("OBJ and GLB files", mutated_meshes, 400))
 

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from envs.clevr import ENV
-from sim2sg_lib.dataset import LabelledImages, Rendered, batches, open_images, read_image, write_image, write_labels
+from sim2sg_lib.dataset import LabelledImages, Rendered, batches, find_images, open_images, read_image, write_image, write_labels
 from sim2sg_lib.terminal import InputError
 from sim2sg_lib.graph import make_graph
 from sim2sg_lib.picture import draw_boxes
@@ -78,6 +78,25 @@ def test_truncated_and_disguised_images(folder):
     assert "000000.png: truncated or broken" in complaint(read_image, path, 160, 120)
     path.write_bytes(b"GIF89a" + bytes(100))
     assert "not a readable PNG or JPEG" in complaint(read_image, path, 160, 120)
+
+
+@pytest.mark.parametrize("progressive", [False, True])
+def test_only_a_photo_s_own_scans_count(tmp_path, progressive):
+    noise = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.jpg", progressive=progressive, exif=b"Exif\0\0" + 200 * b"\xff\xda")
+    jpeg = (tmp_path / "a.jpg").read_bytes()
+    (tmp_path / "motion.jpg").write_bytes(jpeg + 200 * b"\xff\xda\0\2")  # a phone's video follows the photo
+    assert (read_image(tmp_path / "motion.jpg", 160, 120) == read_image(tmp_path / "a.jpg", 160, 120)).all()
+    scan = jpeg[jpeg.rindex(b"\xff\xda"):-2]
+    (tmp_path / "scans.jpg").write_bytes(jpeg[:-2] + 200 * scan + jpeg[-2:])
+    with pytest.raises(InputError, match="scans, expected a JPEG of 100 at most"):
+        read_image(tmp_path / "scans.jpg", 160, 120)
+
+
+def test_an_image_wider_than_a_graph_may_say_is_refused(tmp_path):
+    Image.new("1", (65536, 1)).save(tmp_path / "a.png")
+    with pytest.raises(InputError, match="a.png: 65536x1 pixels, expected 65535 at most"):
+        find_images([tmp_path], ENV)
 
 
 def test_every_kind_of_image_becomes_rgb(tmp_path):

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from sim2sg_lib.terminal import InputError
-from sim2sg_lib.graph import Vocabulary, make_graph, read_graphs, select_objects, to_json, write_graphs
+from sim2sg_lib.graph import MAX_LINE, Vocabulary, from_json, make_graph, read_graphs, select_objects, to_json, write_graphs
 
 VOCABULARY = Vocabulary(("cube", "sphere"), ("left", "on"))
 LINE = {"image": "images/000000.png", "width": 320, "height": 240,
@@ -95,6 +95,19 @@ def test_bad_lines_are_named_by_file_line_and_field(tmp_path, text, complaint):
         read_graphs(path, VOCABULARY)
     message = error.value.format_message()
     assert message.startswith(f"{path}:2: ") and complaint in message and "\n" not in message
+
+
+@pytest.mark.parametrize("count, words", [(2_000_000, "relations: 2000000, expected 4 at most between 2 objects"),
+                                          (2, r"relations\[1\]: \[0, 'on', 1\] is there twice")])
+def test_relations_are_at_most_those_there_can_be(count, words):
+    with pytest.raises(ValueError, match=words):
+        from_json(LINE | {"relations": [[0, "on", 1]] * count}, VOCABULARY)
+
+
+def test_a_line_is_not_endless(tmp_path):
+    (tmp_path / "graphs.jsonl").write_text(json.dumps(LINE) + "\n" + json.dumps(LINE | {"image": "x" * MAX_LINE}))
+    with pytest.raises(InputError, match=r"graphs.jsonl:2: \d+ characters, expected 8388608 a line at most"):
+        read_graphs(tmp_path / "graphs.jsonl", VOCABULARY)
 
 
 def test_what_a_line_quotes_is_shown_as_one_short_line():

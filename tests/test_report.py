@@ -1,4 +1,5 @@
 """The report of a loop and predictions on anybody's images: numbers worked out by hand, and the real command lines."""
+import base64
 import json
 import re
 import shutil
@@ -9,14 +10,19 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
 from PIL import Image
 
 import conftest
 from conftest import ENVIRONMENT, ROOT, run
-from sim2sg_lib.graph import Vocabulary, make_graph, read_graphs
+from evaluate import different_names
+from sim2sg_lib.graph import Vocabulary, make_graph, read_graphs, write_graphs
 from sim2sg_lib.metrics import (MISSED, RIGHT, WRONG, compare, content, content_gap, detection_scores, recall_scores,
                                 unjudged)
-from sim2sg_lib.picture import MAX_ARROWS, arrows, free_place, places_of, to_dot
+from sim2sg_lib.picture import (MAX_ARROWS, arrows, draw_histograms, draw_objects, draw_relations, free_place, places_of,
+                                to_dot)
+from sim2sg_lib.report import CASE_INCHES
 
 VOCABULARY = Vocabulary(("cube", "ball"), ("left", "right"))
 LEFT, RIGHT_OF = 0, 1
@@ -118,9 +124,58 @@ def test_circles_lie_as_the_boxes_do_and_a_hub_stands_in_the_middle():
 
 def test_texts_at_boxes_do_not_hide_one_another():
     graph, taken = make_graph("a.png", 100, 100, [], []), []
-    tops = [free_place(np.array([20.0, 50, 40, 70]), 30, 10, graph, taken)[1] for _ in range(4)]
-    assert tops == [40, 70, 50, 30]
+    places = [free_place(np.array([20.0, 50, 40, 70]), 30, 10, graph, taken) for _ in range(9)]
+    assert places == [(20, 40), (20, 70), (20, 50), (20, 60), (20, 30), (20, 80), None, None, None]
     assert free_place(np.array([80.0, 0, 100, 20]), 30, 10, graph, [])[0] == 70     # at the right edge it ends with the box
+
+
+def drawn_graph(graph, names) -> tuple:
+    """Axes with a case's graph, and its circles as (middle (2,), diameter) in pixels."""
+    figure = Figure((CASE_INCHES, CASE_INCHES), dpi=100)
+    FigureCanvasAgg(figure)
+    axes = figure.add_axes((0, 0, 1, 1))
+    draw_relations(axes, unjudged(graph), names)
+    figure.canvas.draw()
+    return axes, [(axes.transData.transform(circle.get_offsets()[0]), circle.get_sizes()[0] ** 0.5 * 100 / 72)
+                  for circle in axes.collections]
+
+
+@pytest.mark.parametrize("count", [2, 5, 8, 14, 30])
+def test_words_of_a_crowded_graph_hide_neither_circles_nor_one_another(count):
+    rng, names = np.random.default_rng(count), Vocabulary(("vegetation", "car"), ("behind", "right", "front"))
+    corners = rng.uniform(0, 80, (count, 2))
+    crowd = [(s, p, o) for s in range(count) for o in range(count) for p in range(3) if s != o]
+    graph = make_graph("a.png", 100, 100, rng.integers(0, 2, count), np.hstack([corners, corners + 20]), crowd,
+                       relation_scores=rng.random(len(crowd)))
+    axes, circles = drawn_graph(graph, names)
+    texts = [text.get_window_extent() for text in axes.texts if text.get_text() and text.get_zorder() < 5]
+    assert len(circles) == count and len(texts) > 1
+    for i, text in enumerate(texts):
+        assert not any(text.overlaps(other) for other in texts[:i])
+        for middle, diameter in circles:  # from it to the text's nearest point
+            assert np.linalg.norm(np.clip(middle, text.min, text.max) - middle) > diameter / 2 - 1
+    drawn = [text.get_text() for text in axes.texts]
+    left_out = len(crowd) - sum(len(words.split()) for words in drawn if words.split() and words.split()[0] in names.predicates)
+    assert not left_out or f"{left_out} more not drawn" in drawn
+
+
+def test_names_fit_into_circles_and_crowded_boxes_keep_their_numbers():
+    graph = make_graph("a.png", 100, 100, [0] * 8, [(10, 10, 90, 90)] * 8)
+    names = Vocabulary(("vegetation",), ("left",))
+    axes, circles = drawn_graph(graph, names)
+    assert [text.get_text() for text in axes.texts] == [f"{i}\nvegetation" for i in range(8)]
+    assert all(text.get_window_extent().width < 0.95 * diameter for text, (_, diameter) in zip(axes.texts, circles))
+    axes = Figure((CASE_INCHES, 1)).add_axes((0, 0, 1, 1))
+    graph = make_graph("a.png", 100, 100, [0] * 30, [(3 * i, 40, 3 * i + 3, 50) for i in range(30)])
+    draw_objects(axes, np.zeros((100, 100, 3), np.uint8), unjudged(graph), names)
+    written = [text.get_text() for text in axes.texts]
+    assert "0 vegetation" in written and any(text.isdecimal() for text in written) and len(written) < 30
+
+
+def test_object_counts_are_whole_numbers():
+    shares = dict.fromkeys(("objects_per_image",), [0.1, 0.2, 0.3, 0.2, 0.1, 0.1])
+    figure = draw_histograms(shares, shares, {"objects_per_image": None}, "sdr")
+    assert all(tick == int(tick) for tick in figure.axes[0].get_xticks())
 
 
 def test_dot_escapes_what_is_hostile():
@@ -186,6 +241,9 @@ def test_the_page_is_one_file_that_parses(loop):
     assert json.loads((loop / "appearance1/predictions.jsonl").read_text().splitlines()[0])["objects"]
     assert not page.open and "script" not in page.tags and "link" not in page.tags and "b" not in page.tags
     assert all(re.match(r"data:image/(svg\+xml|jpeg);base64,", load) for load in page.loads) and len(page.loads) > 20
+    shown = [base64.b64decode(load.split(",")[1]).decode() for load in page.loads[-4:]]  # the last case's figures
+    assert all(f'width="{72 * CASE_INCHES:g}pt"' in svg for svg in shown) and CASE_INCHES * 96 <= 390 - 2 * 16
+    assert "min-width" not in text[text.index("<body"):]  # nothing is wider than a phone
     assert "://" not in text and "url(" not in text and "@import" not in text
     assert HOSTILE in "".join(page.text) and "<script>alert(1)</script>" in "".join(page.text)
     titles = [heading.strip() for heading in re.findall("<h2>(.*?)</h2>", text)]
@@ -279,6 +337,27 @@ def test_predict_reads_any_size_and_keeps_equal_names_apart(toy, tmp_path):
     assert "1 images, 0 objects and 0 relations" in printed and not (tmp_path / "out/X_2.png").exists()
     line = run(toy, "evaluate.py", "predict", tmp_path / "a", *arguments[:-1], tmp_path / "b", "--overwrite", code=3)
     assert "is not overwritten" in line
+
+
+def test_what_predict_calls_an_image_can_be_read(tmp_path):
+    names = different_names(["a/x.png", "b\\x.png", "caf\udce9.png", "X.jpg"])
+    assert names == ["x.png", "b_x.png", "caf_.png", "X_2.jpg"]
+    write_graphs(tmp_path / "graphs.jsonl", [make_graph(name, 9, 9, [], []) for name in names], VOCABULARY)
+    assert [graph.image for graph in read_graphs(tmp_path / "graphs.jsonl", VOCABULARY)] == names
+
+
+def test_every_command_concludes_with_one_object(loop, toy, tmp_path):
+    def concluded(*arguments):
+        return json.loads(run(toy, "evaluate.py", *arguments))
+
+    image, checkpoint = toy / "data/target/test/images/000000.png", toy / "runs/0/model.pt"
+    arguments = ["predict", image, "--checkpoint", checkpoint, "--threshold", 1, "--out", tmp_path / "out"]
+    assert concluded("--json", *arguments) == {"out": str(tmp_path / "out"), "threshold": 1, "images": 1, "objects": 0,
+                                               "relations": 0}
+    assert concluded("tensorboard", loop, "--json")["runs"] == [str(loop / name) for name in ("appearance1", "start")]
+    assert concluded("report", loop, "--json") == {"report": str(loop / "report.html"), "rows": ["start", "appearance1"]}
+    assert list(concluded("--summary", loop, "--json")["rows"]) == ["start", "appearance1"]
+    assert run(toy, "evaluate.py", "-q", "tensorboard", loop) == ""
 
 
 @pytest.mark.parametrize("arguments, words", [
