@@ -79,7 +79,8 @@ def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, 
     record = {"checkpoint": str(checkpoint_path), "data": str(data), "van": van or "ignore",
               "camera": camera or "calib", "command": "python " + shlex.join(sys.argv)}
     suffix = "" if split == "all" else f"_{split}"
-    prepare(out, record, overwrite)
+    if not overwrite:
+        refuse_other_metrics(out, record)
 
     # --- predict
     images, truth, missing = open_test_set(data, env, van, camera)
@@ -95,11 +96,13 @@ def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, 
             scores, curves = score(images, truth, missing, predicted, saved["options"]["source"], env, split)
             metrics |= scores
 
-        # --- save and show
-        write_graphs(out / "predictions.jsonl", predicted, env.vocabulary)
-        write_json(out / f"curves{suffix}.json", curves)
-        write_json(out / f"metrics{suffix}.json", metrics)
-        save_pictures(out / "figures" / "predictions.png", images, truth, predicted, env)
+        # --- save all of it before any of it takes its place, then show
+        write_graphs(partial / "predictions.jsonl", predicted, env.vocabulary)
+        write_json(partial / f"curves{suffix}.json", curves)
+        write_json(partial / f"metrics{suffix}.json", metrics)
+        (partial / "figures").mkdir(exist_ok=True)
+        save_pictures(partial / "figures/predictions.png", images, truth, predicted, env)
+        move(partial, out, "predictions.jsonl", "figures/predictions.png", f"curves{suffix}.json", f"metrics{suffix}.json")
         shutil.rmtree(partial)
     say(f"{checkpoint_path} on {data}, {len(images.names)} images, split {split}")
     if missing and truth:
@@ -122,9 +125,10 @@ def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, 
                    "adaptive environment's (dining) as a share of what the network is sure of.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--overwrite", is_flag=True, help="Replace what an earlier predict wrote.")
+@click.option("--resume/--no-resume", default=True, help="Go on where the same command was interrupted, or start anew.")
 @output_options
 def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | None, threshold: float | None, device: str,
-            overwrite: bool) -> None:
+            overwrite: bool, resume: bool) -> None:
     """Scene graphs of any images, files or folders.
 
     \b
@@ -135,11 +139,12 @@ def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | 
     Graphviz; OUT/graphs.jsonl, all graphs, boxes in each image's own pixels; OUT/predict.json, which file is which
     NAME. No camera is needed and any size will do, but the network sees every image stretched to its own input.
     """
+    import torch
     from sim2sg_lib import checkpoint
-    from sim2sg_lib.dataset import find_images, read_image
-    from sim2sg_lib.files import refuse_used, work_folder, write_json, write_text
+    from sim2sg_lib.dataset import find_images
+    from sim2sg_lib.files import digest, finished, note_finished, refuse_early, work_folder, write_json
     from sim2sg_lib.graph import write_graphs
-    from sim2sg_lib.picture import require_matplotlib, save_overlay, to_dot
+    from sim2sg_lib.picture import require_matplotlib
 
     require_matplotlib()
     checkpoint_path = checkpoint_path or latest_run()
@@ -147,29 +152,43 @@ def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | 
     env, device = envs.find(saved["env"], f"{checkpoint_path}: env"), checkpoint.pick_device(device)
     threshold = env.threshold if threshold is None else threshold
     out = out or checkpoint_path.parent / "predicted"
-    refuse_used(out, overwrite)
+    refuse_early(out, overwrite)
     found = find_images(images, env)
     names = different_names(found.names)
     model = checkpoint.rebuild(saved, checkpoint_path, env, device)
-    graphs = [replace(graph, image=name) for name, graph in
-              zip(names, checkpoint.predict_folder(model, found, env, threshold, threshold))]
 
-    options = {"checkpoint": str(checkpoint_path), "env": env.name, "threshold": threshold,
-               "command": valid("python " + shlex.join(sys.argv)), "images": dict(zip(names, map(valid, found.names)))}
-    with work_folder(out, options, overwrite, resume=False) as partial:
-        for path, graph in zip(found.names, graphs):
-            longer = max(graph.width, graph.height)
-            scale = min(max(longer, OVERLAY_PX[0]), OVERLAY_PX[1]) / longer
-            pixels = read_image(Path(path), max(1, round(graph.width * scale)), max(1, round(graph.height * scale)))
-            save_overlay(partial / f"{Path(graph.image).stem}.png", pixels, graph, env.vocabulary)
-            dot = to_dot(graph, env.vocabulary)
-            write_text(partial / f"{Path(graph.image).stem}.dot", dot)
-        write_graphs(partial / "graphs.jsonl", graphs, env.vocabulary)
-        write_json(partial / "predict.json", options)
-    say(f"{len(graphs)} images, {sum(map(len, graphs))} objects and {sum(len(g.relations) for g in graphs)} relations "
-          f"from {threshold} on -> {out}")
-    conclude({"out": valid(str(out)), "threshold": threshold, "images": len(graphs), "objects": sum(map(len, graphs)),
-              "relations": sum(len(graph.relations) for graph in graphs)})
+    record = {"checkpoint": str(checkpoint_path), "env": env.name, "threshold": threshold,
+              "command": valid("python " + shlex.join(sys.argv)), "images": dict(zip(names, map(valid, found.names)))}
+    options = record | {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "device": str(device),
+                        "input": digest(checkpoint_path, *found.names)}
+    with work_folder(out, options, overwrite, resume) as partial:
+        counts = finished(partial)
+        if counts is None:
+            graphs = checkpoint.predict_folder(model, found, env, threshold, threshold, partial / "predicted.jsonl")
+            graphs = [replace(graph, image=name) for name, graph in zip(names, graphs)]
+            draw_graphs(partial, graphs, found.names, env)
+            write_graphs(partial / "graphs.jsonl", graphs, env.vocabulary)
+            write_json(partial / "predict.json", record)
+            counts = {"objects": sum(map(len, graphs)), "relations": sum(len(graph.relations) for graph in graphs)}
+            note_finished(partial, counts)
+        (partial / "predicted.jsonl").unlink(missing_ok=True)
+    say(f"{len(names)} images, {counts['objects']} objects and {counts['relations']} relations from {threshold} on -> {out}")
+    conclude({"out": valid(str(out)), "threshold": threshold, "images": len(names), **counts})
+
+
+def draw_graphs(folder: Path, graphs: list, paths: list[str], env) -> None:
+    """NAME.png and NAME.dot of each graph, whose image lies at `path`; those that are there are from before an interruption."""
+    from sim2sg_lib.dataset import read_image
+    from sim2sg_lib.files import write_text
+    from sim2sg_lib.picture import save_overlay, to_dot
+    for path, graph in zip(paths, graphs):
+        stem, longer = Path(graph.image).stem, max(graph.width, graph.height)
+        if (folder / f"{stem}.dot").exists():
+            continue
+        scale = min(max(longer, OVERLAY_PX[0]), OVERLAY_PX[1]) / longer
+        pixels = read_image(Path(path), max(1, round(graph.width * scale)), max(1, round(graph.height * scale)))
+        save_overlay(folder / f"{stem}.png", pixels, graph, env.vocabulary)
+        write_text(folder / f"{stem}.dot", to_dot(graph, env.vocabulary))
 
 
 @main.command()
@@ -234,8 +253,9 @@ def tensorboard(folders: tuple[Path, ...]) -> None:
 # --- what to evaluate -------------------------------------------------------------------------------------------------
 
 def latest_run() -> Path:
-    """The newest checkpoint under runs/. Errors: InputError."""
-    found = sorted(Path("runs").rglob("model.pt"), key=lambda p: (p.stat().st_mtime, str(p)))
+    """The newest checkpoint of a finished run under runs/. Errors: InputError."""
+    whole = [path for path in Path("runs").rglob("model.pt") if not any(part.startswith(".") for part in path.parts)]
+    found = sorted(whole, key=lambda p: (p.stat().st_mtime, str(p)))
     if not found:
         raise InputError("no model.pt under runs/: run train.py or make loop first, or give --checkpoint")
     return found[-1]
@@ -261,19 +281,23 @@ def own_test_set(run: Path, options: dict, env) -> Path:
     raise InputError(f"no test set beside {target}: give --data")
 
 
-def prepare(out: Path, record: dict, overwrite: bool) -> None:
-    """Make `out`. Errors: InputError if it holds the metrics of something else, or cannot be made."""
+def refuse_other_metrics(out: Path, record: dict) -> None:
+    """Errors: InputError if `out` holds the metrics of something else."""
     from sim2sg_lib.dataset import read_json
-    for path in [] if overwrite else sorted(out.glob("metrics*.json")):
+    for path in sorted(out.glob("metrics*.json")):
         old = read_json(path)
         for name, default in (("checkpoint", None), ("data", None), ("van", "ignore"), ("camera", "calib")):
             if old.get(name, default) != record[name]:
                 raise InputError(f"{path}: holds the metrics of {name} {old.get(name)}; choose another --out or add "
                                  "--overwrite")
-    try:
-        (out / "figures").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"{out}: cannot be made a folder ({error.strerror})") from None
+
+
+def move(partial: Path, out: Path, *names: str) -> None:
+    """Put finished files where they belong, the last name last; what an end left half written beside them goes."""
+    for name in names:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        os.replace(partial / name, out / name)
+        Path(f"{out / name}.tmp").unlink(missing_ok=True)
 
 
 def open_test_set(data: Path, env, van: str | None, camera: str | None) -> tuple:

@@ -23,6 +23,7 @@ from sim2sg_lib.terminal import InputError, command_line, conclude, output_optio
 
 CHUNK, CHUNK_PIXELS = 16, 16 * 320 * 240  # most scenes rendered at once, and most pixels of more than one
 PREVIEWED = 12
+KEPT = "read.jsonl"  # in a half-made data set: what the network has read in the target so far
 
 
 @click.command(help=__doc__, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
@@ -65,9 +66,10 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     import torch
     from sim2sg_lib import raster_pytorch3d
     from sim2sg_lib.assets import replace_assets
-    from sim2sg_lib.checkpoint import pick_device
+    from sim2sg_lib.checkpoint import load, pick_device
+    from sim2sg_lib.dataset import open_images
     from sim2sg_lib.export import check_level
-    from sim2sg_lib.files import digest, refuse_used, work_folder
+    from sim2sg_lib.files import digest, refuse_early, work_folder
     from sim2sg_lib.graph import write_graphs
     from sim2sg_lib.lift import confident
 
@@ -80,23 +82,26 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
         env = replace_assets(env, assets)
     threshold = env.threshold if threshold is None else threshold
     if not preview:
-        refuse_used(out, overwrite)
+        refuse_early(out, overwrite)
 
-    # --- graphs: predicted from target images, given, or none
-    graphs, cameras, levels = [], [], [threshold] * len(env.vocabulary.categories)
+    # --- graphs: of target images, which will be predicted, given, or none
+    graphs, names, cameras, levels = [], [], [], [threshold] * len(env.vocabulary.categories)
     if checkpoint:
-        graphs, cameras, levels = predict_graphs(checkpoint, target, camera, env, threshold, num, seed, device)
+        model, images = load(checkpoint, env, device), open_images(target, env, camera)
+        chosen = sample(images, num, seed)
+        names, cameras = chosen.names, chosen.cameras
     elif graphs_path:
         graphs, cameras = open_graphs(graphs_path, env)
-    graphs = [confident(graph, levels, threshold) for graph in graphs]
-    num = num or len(graphs) or 400
+        names = [graph.image for graph in graphs]
+        graphs = [confident(graph, levels, threshold) for graph in graphs]
+    num = num or len(names) or 400
     if "kitti" in formats:  # again image by image when it is written, but nobody should wait for that
-        views = [(camera, f"the camera of {graph.image}") for graph, camera in zip(graphs[:num], cameras)]
+        views = [(camera, f"the camera of {name}") for name, camera in zip(names[:num], cameras)]
         for view in views or [(env.camera, "the camera")]:
             check_level(*view)
 
     # --- scenes: one of a domain, or a lifted graph in the source's look
-    method = "label" if graphs else "sdr" if domain == "source" else domain
+    method = "label" if names else "sdr" if domain == "source" else domain
     say(f"{env.name} | {method} | {num} images | {randomise} look | seed {seed} | {device} -> {out}")
 
     def make_scenes(indices: range) -> list:
@@ -111,20 +116,25 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     # --- render and label
     info = {"method": method, "seed": seed, "randomise": randomise, "preset": preset, "renderer": renderer,
             "assets": str(assets) if assets else None, "export": formats, "command": "python " + shlex.join(sys.argv)}
-    if graphs:
+    if names:
         info |= {"threshold": threshold, "thresholds": levels, "refine": refine,
                  "graphs": str(graphs_path or checkpoint), "target": str(target) if target else None, "camera": camera}
     size = env.image_sizes[preset]
     if preview:
+        if checkpoint:
+            graphs, _ = predict_graphs(model, images, chosen, env, threshold)
         return draw_preview(Path(f"{out}.preview.png"), range(min(num, PREVIEWED)), make_scenes, env, size, info, device)
-    splits = {".": range(num)} if graphs or domain == "source" else split_target(num)
+    splits = {".": range(num)} if names or domain == "source" else split_target(num)
     options = info | {"env": env.name, "domain": domain, "num": num, "threads": torch.get_num_threads(), "device": str(device),
-                      "torch": str(torch.__version__), "input": digest(*filter(None, (checkpoint, graphs_path)))}
+                      "torch": str(torch.__version__), "input": digest(*inputs(checkpoint, target, graphs_path, assets, env))}
     with work_folder(out, options, overwrite, resume) as partial:
+        if checkpoint:
+            graphs, info["thresholds"] = predict_graphs(model, images, chosen, env, threshold, partial / KEPT)
         for name, indices in splits.items():
             write_data_set(partial / name, indices, make_scenes, env, size, info, graphs, device)
         if graphs:
             write_graphs(partial / "predicted.jsonl", graphs, env.vocabulary)
+        (partial / KEPT).unlink(missing_ok=True)
     conclude({"out": str(out), "env": env.name, "method": method, "images": num})
 
 
@@ -156,19 +166,30 @@ def parse_export(export: str) -> list[str]:
     return formats
 
 
-def predict_graphs(checkpoint: Path, target: Path, camera: str | None, env, threshold: float, num: int | None, seed: int,
-                   device) -> tuple[list, list, list[float]]:
-    """What the network reads in the target's images, their cameras, and each category's threshold."""
-    from sim2sg_lib.checkpoint import load, predict_folder
-    from sim2sg_lib.dataset import open_images
-    from sim2sg_lib.lift import thresholds
-    model, images = load(checkpoint, env, device), open_images(target, env, camera)
-    chosen = sample(images, num, seed)
-    if not env.adaptive:
-        return predict_folder(model, chosen, env, threshold, threshold), chosen.cameras, thresholds([], env, threshold)
-    graphs = predict_folder(model, images, env, 0.0, threshold)  # of all, so that an image's graph does not depend on --num
-    by_name = dict(zip(images.names, graphs))
-    return [by_name[name] for name in chosen.names], chosen.cameras, thresholds(graphs, env, threshold)
+def inputs(checkpoint: Path | None, target: Path | None, graphs_path: Path | None, assets: Path | None, env) -> list[Path]:
+    """The files on which the images depend; what is not there counts, too."""
+    from sim2sg_lib.assets import asset_files
+    from sim2sg_lib.dataset import input_files
+    paths = [checkpoint, *input_files(target)] if checkpoint else []
+    paths += [graphs_path, graphs_path.parent / "cameras.jsonl"] if graphs_path else []
+    return paths + [path for category in env.vocabulary.categories if assets for path in asset_files(assets / category)]
+
+
+def predict_graphs(model, images, chosen, env, threshold: float, kept: Path | None = None) -> tuple[list, list[float]]:
+    """What the network reads in the chosen ones of the target's images, and each category's threshold.
+
+    kept: a file for what it has read so far.
+    """
+    from sim2sg_lib.checkpoint import predict_folder
+    from sim2sg_lib.lift import confident, thresholds
+    if env.adaptive:
+        graphs = predict_folder(model, images, env, 0.0, threshold, kept)  # of all: an image's graph does not depend on --num
+        levels, by_name = thresholds(graphs, env, threshold), dict(zip(images.names, graphs))
+        graphs = [by_name[name] for name in chosen.names]
+    else:
+        graphs = predict_folder(model, chosen, env, threshold, threshold, kept)
+        levels = thresholds([], env, threshold)
+    return [confident(graph, levels, threshold) for graph in graphs], levels
 
 
 def sample(images, num: int | None, seed: int):
@@ -250,14 +271,13 @@ def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[i
     from sim2sg_lib.metrics import box_fit
 
     if (folder / "dataset.json").exists():  # finished before the interruption
+        (folder / "rendered.jsonl").unlink(missing_ok=True)
         return
     (folder / "images").mkdir(parents=True, exist_ok=True)
-    count = max(1, min(CHUNK, CHUNK_PIXELS // (size[0] * size[1])))
-    chunks = [indices[start:start + count] for start in range(0, len(indices), count)]
+    chunks = cut_into_chunks(indices, size)
     rendered = Rendered(folder, env.vocabulary)
     scenes = [scene for chunk in chunks[:rendered.chunks] for scene in make_scenes(chunk)]
-    with progress(len(indices), "render", "image") as bar:
-        bar.update(len(scenes))
+    with progress(len(indices), "render", "image", done=len(scenes)) as bar:
 
         def render(chunk: range):
             own = make_scenes(chunk)
@@ -277,8 +297,14 @@ def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[i
         fit = box_fit([predicted[i % len(predicted)] for i in indices], graphs)
         say("what shows against the lifted boxes: IoU " + ", ".join(f"{name} {value:.3f}" for name, value in fit.items()))
         info = info | {"fit": fit}
-    rendered.close()
     write_labels(folder, graphs, scenes, env, {**info, "width": size[0], "height": size[1]})
+    rendered.close()  # not before: until the labels are written it is all that a next attempt has to go on from
+
+
+def cut_into_chunks(indices: range, size: tuple[int, int]) -> list[range]:
+    """As many images at once as memory allows. size: width and height in pixels."""
+    count = max(1, min(CHUNK, CHUNK_PIXELS // (size[0] * size[1])))
+    return [indices[start:start + count] for start in range(0, len(indices), count)]
 
 
 def write_chunk(folder: Path, scenes: list, first: int, env, size: tuple[int, int], info: dict, device
@@ -308,7 +334,8 @@ def draw_preview(path: Path, indices: range, make_scenes, env, size: tuple[int, 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "images").mkdir()
-        graphs, _, _ = write_chunk(folder, make_scenes(indices), 0, env, size, info | {"export": []}, device)
+        graphs = [graph for chunk in cut_into_chunks(indices, size) for graph in
+                  write_chunk(folder, make_scenes(chunk), chunk.start, env, size, info | {"export": []}, device)[0]]
         tiles = [draw_boxes(read_image(folder / graph.image, *size), graph, env.vocabulary) for graph in graphs]
     rows = [(f"from {start}", tiles[start:start + 4]) for start in range(0, len(tiles), 4)]
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,6 @@
 Writes OUT/model.pt, OUT/config.json and OUT/log.jsonl. Target labels are never opened. Interrupted, the same command goes on
 where it stopped, to the same bytes.
 """
-import json
 import os
 import shlex
 import sys
@@ -96,14 +95,14 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, init: Path |
     from sim2sg_lib import checkpoint
     from sim2sg_lib.align import Discriminators
     from sim2sg_lib.dataset import LabelledImages, TargetImages, read_json
-    from sim2sg_lib.files import digest, refuse_used, work_folder, write_json
+    from sim2sg_lib.files import digest, finished, note_finished, refuse_early, work_folder, write_json
 
     start = time.perf_counter()
     torch.manual_seed(seed)
     terms = parse_align(align, target)
     schedule = override(SCHEDULES[preset], steps=steps, appearance_factor=appearance_factor,
                         prediction_factor=prediction_factor, warmup=warmup)
-    refuse_used(out, overwrite)
+    refuse_early(out, overwrite)
     first = source[0] / "dataset.json"
     device, env = checkpoint.pick_device(device), envs.find(read_json(first).get("env"), f"{first}: env")
 
@@ -124,32 +123,35 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, init: Path |
 
     # --- learn, save
     inputs = [folder / name for folder in source for name in ("dataset.json", "graphs.jsonl")] + ([init] if init else [])
+    inputs += synthetic.paths + (real.paths if real else [])
     with work_folder(out, options | {"input": digest(*inputs)}, overwrite, resume) as partial:
-        write_json(partial / "config.json", options)
-        learner = Learner(model, discriminators, schedule, augment == "colour", seed)
-        loss = learn(learner, synthetic, real, seed, partial, save_every, device)
-        checkpoint.save(partial / "model.pt", model, env, options)
-        seconds = round(time.perf_counter() - start, 1)
-        write_json(partial / "config.json", options | {"seconds": seconds})
+        summary = finished(partial)
+        if summary is None:
+            write_json(partial / "config.json", options)
+            learner = Learner(model, discriminators, schedule, augment == "colour", seed)
+            log = learn(learner, synthetic, real, seed, partial, save_every, device, start)
+            checkpoint.save(partial / "model.pt", model, env, options)
+            summary = {"loss": round(log.last_loss, 6), "seconds": round(time.perf_counter() - log.start, 1)}
+            write_json(partial / "config.json", options | {"seconds": summary["seconds"]})
+            note_finished(partial, summary)
         (partial / STATE).unlink(missing_ok=True)
-    conclude({"out": str(out), "env": env.name, "steps": schedule.steps, "loss": loss, "seconds": seconds})
+    conclude({"out": str(out), "env": env.name, "steps": schedule.steps, **summary})
 
 
-def learn(learner: "Learner", synthetic, real, seed: int, partial: Path, save_every: int, device) -> float:
-    """The inner loop of Algorithm 1, from where an interruption left it. Returns the mean loss at the end.
+def learn(learner: "Learner", synthetic, real, seed: int, partial: Path, save_every: int, device, start: float) -> "TrainingLog":
+    """The inner loop of Algorithm 1, from where an interruption left it. Returns the log, which knows the loss at the end.
 
-    synthetic, real: the data sets; real is None without alignment. Errors: click.ClickException for a loss that is not
-    finite.
+    synthetic, real: the data sets; real is None without alignment. start: of the program, in seconds of its clock.
+    Errors: click.ClickException for a loss that is not finite.
     """
     from sim2sg_lib.dataset import loader
 
-    schedule, log = learner.schedule, TrainingLog(partial / "log.jsonl", learner.schedule.batch)
+    schedule, log = learner.schedule, TrainingLog(partial / "log.jsonl", learner.schedule.batch, start)
     begun = learner.restore(partial / STATE, log, device)
     source_batches = loader(synthetic, schedule.batch, schedule.steps, seed, device, begun)
     target_batches = (loader(real, schedule.batch, schedule.steps, seed + 1, device, begun) if real
                       else [(None, [])] * (schedule.steps - begun))
-    with stop_request() as asked, progress(schedule.steps, "train", "step") as bar:
-        bar.update(begun)
+    with stop_request() as asked, progress(schedule.steps, "train", "step", done=begun) as bar:
         for step, (source, (target_images, target_names)) in enumerate(zip(source_batches, target_batches), begun):
             if step == begun:  # now that the loaders have drawn their own seeds
                 learner.restore_random()
@@ -165,7 +167,7 @@ def learn(learner: "Learner", synthetic, real, seed: int, partial: Path, save_ev
             if asked:
                 raise asked[0]
     log.close()
-    return round(log.last_loss, 6)
+    return log
 
 
 class Learner:
@@ -231,7 +233,7 @@ class Learner:
         """Take up what `save` put aside. Returns the steps done, 0 if there is nothing. Errors: InputError."""
         from sim2sg_lib import checkpoint
         if not path.exists():
-            log.restore({"bytes": 0, "rows": []})
+            log.restore({"bytes": 0})
             return 0
         state = checkpoint.read_archive(path, device)
         for name, part in self.parts().items():
@@ -332,8 +334,9 @@ def stop_if_not_finite(losses: dict, step: int, names: list[str], log: "Training
 class TrainingLog:
     """log.jsonl: one line every LOG_EVERY steps, each number the mean over them, with images a second."""
 
-    def __init__(self, path: Path, batch: int) -> None:
-        self.file, self.batch = open(path, "ab"), batch
+    def __init__(self, path: Path, batch: int, start: float) -> None:
+        from sim2sg_lib.files import open_log
+        self.file, self.batch, self.start = open_log(path), batch, start
         self.rows, self.step, self.since, self.last_loss = [], 0, time.perf_counter(), float("nan")
         self.warned: set[str] = set()
 
@@ -345,13 +348,13 @@ class TrainingLog:
             self.write()
 
     def write(self) -> None:
+        from sim2sg_lib.files import add_line
         now = time.perf_counter()
         mean = {k: round(sum(row[k] for row in self.rows if k in row) / sum(k in row for row in self.rows), 6)
                 for k in self.rows[-1]}
         speed = self.batch * len(self.rows) / (now - self.since)
         line = {"step": self.step + 1, **mean, "images_per_s": round(speed, 2)}
-        self.file.write(json.dumps(line).encode() + b"\n")
-        self.file.flush()
+        add_line(self.file, line)
         self.rows, self.since = [], now
         self.warn(mean)
 
@@ -367,15 +370,21 @@ class TrainingLog:
                 f"--{term}-factor")
 
     def state(self) -> dict:
-        """How long the file is, on the disk, and the rows that are not in it yet."""
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        return {"bytes": self.file.tell(), "rows": self.rows}
+        """How long the file is, on the disk, the rows that are not in it yet, and what the end will ask for."""
+        from sim2sg_lib.files import writing
+        with writing(self.file.name):
+            os.fsync(self.file.fileno())
+        return {"bytes": self.file.seek(0, os.SEEK_END), "rows": self.rows, "step": self.step, "last_loss": self.last_loss,
+                "seconds": time.perf_counter() - self.start}
 
     def restore(self, state: dict) -> None:
-        """Drop the lines of steps that will be taken again."""
-        self.file.truncate(state["bytes"])
-        self.rows = state["rows"]
+        """Drop the lines of steps that will be taken again. state: of `state`, or the bytes alone."""
+        from sim2sg_lib.files import writing
+        with writing(self.file.name):
+            self.file.truncate(state["bytes"])
+        self.rows, self.step = state.get("rows", []), state.get("step", 0)
+        self.last_loss = state.get("last_loss", self.last_loss)
+        self.start -= state.get("seconds", 0.0)
 
     def close(self) -> None:
         if self.rows:

@@ -161,8 +161,7 @@ def predict_folder(model: SceneGraphNet, images: ImageFolder, env: Env, object_t
     possible = torch.from_numpy(env.rules.possible(len(vocabulary.categories), vocabulary.predicates)).to(device)
     file, rows = open_growing(kept) if kept else (None, [])
     graphs = [make_graph(**graph) for row in rows for graph in row["graphs"]]
-    with progress(len(images.names), "predict", "image", leave=False) as bar, file or nullcontext():
-        bar.update(len(graphs))
+    with progress(len(images.names), "predict", "image", leave=False, done=len(graphs)) as bar, file or nullcontext():
         for start in range(len(graphs), len(images.names), batch):
             names, cameras = images.names[start:start + batch], images.cameras[start:start + batch]
             pixels = torch.stack([load_tensor(images.folder / n, model.config.width, model.config.height) for n in names])

@@ -116,6 +116,13 @@ def find_images(paths: list[Path], env: Env) -> ImageFolder:
     return ImageFolder(Path(), names, [env.camera.resized(*size) for size in sizes])
 
 
+def input_files(folder: Path) -> list[Path]:
+    """Of what files the answer of `open_images` and the pixels depend, for `digest`. Errors: InputError."""
+    kitti, names = kitti_root(folder), image_names(folder)
+    cameras = [kitti / f"calib/{Path(name).stem}.txt" for name in names] if kitti else [folder / "cameras.jsonl"]
+    return [*(folder / name for name in names), *cameras]
+
+
 def image_names(folder: Path) -> list[str]:
     """The PNG and JPEG files of a folder, of its images/ or of its KITTI image_2/, sorted. Errors: InputError if none."""
     kitti = kitti_root(folder)
@@ -344,7 +351,7 @@ class Rendered:
         self.labelled += row["labelled"]
 
     def close(self) -> None:
-        """All is rendered: what is known goes to the files that a data set keeps."""
+        """All that is known is in the files that a data set keeps."""
         self.file.close()
         self.path.unlink()
 

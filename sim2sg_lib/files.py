@@ -8,15 +8,17 @@ import json
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from sim2sg_lib.terminal import InputError, say
 
 ROOT = Path(__file__).resolve().parents[1]
-STARTED_WITH, LOCK = "started_with.json", "lock"  # in a partial folder: what it will be, and who is at work on it
-FREE = ("command", "threads", "torch", "device")  # may differ when a stage goes on; the bytes are then no longer promised
+STARTED_WITH = "started_with.json"  # in a partial folder: what it will be
+SUMMARY = "summary"  # its key for what a stage concludes with, once only publishing is left to do
+FREE = ("command", "threads", "torch", "device", SUMMARY)  # may differ when a stage goes on, then maybe not to the same bytes
+DIGESTS = ("code", "input")  # say no more than that something differs
 # a data set, a set of splits, a run: anything else may be somebody's only copy and is never overwritten
 MARKS = (("dataset.json", "images"), ("train/dataset.json",), ("config.json", "log.jsonl"), ("predict.json", "graphs.jsonl"))
 
@@ -29,13 +31,20 @@ def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
     sync: on the disk first, so that this holds for a power cut, too. Errors: InputError where it cannot be written.
     """
     temporary = Path(f"{path}.tmp")
-    try:
+    with writing(path):
         with open(temporary, "wb") as file:
             file.write(content)
             if sync:
                 file.flush()
                 os.fsync(file.fileno())
         os.replace(temporary, path)
+
+
+@contextmanager
+def writing(path: Path | str) -> Iterator[None]:
+    """What the system refuses in here becomes an InputError that names the file."""
+    try:
+        yield
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
@@ -71,22 +80,34 @@ def open_growing(path: Path, is_whole=lambda row: True) -> tuple[BinaryIO, list[
             break
         rows.append(row)
         size += len(line)
-    file = open(path, "ab")
-    file.truncate(size)
+    file = open_log(path)
+    with writing(path):
+        file.truncate(size)
     return file, rows
 
 
 def add_line(file: BinaryIO, row: dict) -> None:
-    """A row at the end of a file of `open_growing`."""
-    file.write(json.dumps(row, allow_nan=False).encode() + b"\n")
-    file.flush()
+    """A row at the end of a file of `open_growing` or `open_log`. Errors: InputError where it cannot be written."""
+    content = json.dumps(row, allow_nan=False).encode() + b"\n"
+    with writing(file.name):
+        while content:  # a file without a buffer may take less than all
+            content = content[file.write(content):]
+
+
+def open_log(path: Path) -> BinaryIO:
+    """A file for `add_line`; without a buffer, so that nothing is left that closing it would try to write again."""
+    return open(path, "ab", buffering=0)
 
 
 def digest(*paths: Path) -> str:
-    """SHA-256 of files, in hexadecimal; what is missing counts as empty."""
+    """SHA-256 of files and their names, in hexadecimal; what is missing counts as empty."""
     total = hashlib.sha256()
-    for path in paths:
-        total.update(hashlib.sha256(Path(path).read_bytes() if Path(path).is_file() else b"").digest())
+    for path in map(Path, paths):
+        content = hashlib.sha256()
+        with open(path if path.is_file() else os.devnull, "rb") as file:
+            while block := file.read(1 << 20):
+                content.update(block)
+        total.update(hashlib.sha256(os.fsencode(path.name)).digest() + content.digest())
     return total.hexdigest()
 
 
@@ -102,60 +123,116 @@ def work_folder(out: Path, options: dict, overwrite: bool, resume: bool) -> Iter
     """The folder in which OUT grows: what an interrupted stage left of it, or an empty one; published at the end.
 
     options: all that decides what OUT will hold, for JSON. overwrite: replace a finished OUT, or a half-made one of other
-    options. resume: go on with a half-made one. Errors: InputError if OUT is in use, is being made by another process,
-    or is half made with other options; click.ClickException leaves what is there for the next time.
+    options. resume: go on with a half-made one. Errors: InputError if OUT is in use, cannot be replaced, is being made by
+    another process, or is half made with other options; click.ClickException leaves what is there for the next time.
     """
-    out = Path(out)
+    out = place(out)
     partial, old = out.parent / f".{out.name}.partial", out.parent / f".{out.name}.old"
-    if old.exists() and not out.exists():  # ended between the two renames of `publish`
-        old.rename(out)
-    refuse_used(out, overwrite)
-    with partial_folder(partial, out, options, overwrite, resume):
+    options = whole(options)
+    with held(partial, out):
+        recover(partial, out, old, options if resume else None)
+        refuse_used(out, overwrite)
+        prepare(partial, out, options, overwrite, resume)
         yield partial
+        refuse_used(out, overwrite)  # hours may have gone by
         publish(partial, out, old)
 
 
 @contextmanager
 def partial_folder(partial: Path, out: Path, options: dict, overwrite: bool, resume: bool) -> Iterator[Path]:
     """`partial`, in which something for `out` grows, prepared and held against other processes. See `work_folder`."""
+    with held(partial, out):
+        prepare(partial, out, whole(options), overwrite, resume)
+        yield partial
+
+
+@contextmanager
+def held(partial: Path, out: Path) -> Iterator[None]:
+    """Hold `partial`, which need not exist, against other processes. Errors: InputError if one of them has it."""
     from filelock import FileLock, Timeout
+    path = partial.with_suffix(".lock")  # beside the folder, which is renamed while it is held
     try:
-        partial.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(partial / LOCK)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(path)
         lock.acquire(timeout=0)
     except Timeout:
         raise InputError(f"{out}: another process is at work on it") from None
     except OSError as error:
-        raise InputError(f"{out}: cannot be created ({error.strerror})") from None
+        raise InputError(f"{out}: cannot be made a folder ({error.strerror})") from None
     try:
-        prepare(partial, out, options | {"code": digest_of_code()}, overwrite, resume)
-        yield partial
+        yield
     finally:
+        with suppress(OSError):
+            path.unlink()
         lock.release()
+
+
+def place(out: Path) -> Path:
+    """Where OUT lies: the target of a link. Errors: InputError if no other folder can take its place."""
+    out = Path(os.path.realpath(out)) if Path(out).is_symlink() else Path(out)
+    if Path.cwd().is_relative_to(os.path.realpath(out)):
+        raise InputError(f"{out}: is the folder in which this program runs, or one around it; choose another --out")
+    if os.path.ismount(out):
+        raise InputError(f"{out}: is a mount point, which no other folder can replace; choose a folder inside")
+    return out
+
+
+def recover(partial: Path, out: Path, old: Path, options: dict | None) -> None:
+    """Whatever an end inside `publish` left. options: a finished OUT of these goes back to work, to be published again."""
+    if old.exists() and not out.exists():
+        old.rename(out)
+    if old.exists():
+        shutil.rmtree(old)
+    if options is not None and not partial.exists() and differences(read_started(out / STARTED_WITH), options) == []:
+        out.rename(partial)
 
 
 def prepare(partial: Path, out: Path, options: dict, overwrite: bool, resume: bool) -> None:
     """Sweep what was half written, or everything where it cannot go on. Errors: InputError."""
-    options = json.loads(json.dumps(options))  # tuples become lists, as they do in the file
-    path = partial / STARTED_WITH
-    before = read_started(path)
-    changed = [name for name in options | (before or {}) if name not in FREE
-               and options.get(name) != (before or {}).get(name)]
-    if before and resume and changed and not overwrite:
-        name = changed[0]
-        what = "other code" if name == "code" else f"{name} {before.get(name)!r}, not {options.get(name)!r}"
-        raise InputError(f"{partial}: was begun with {what}; give the same options, or start anew with --no-resume")
-    if before and resume and not changed:
+    try:
+        partial.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be made a folder ({error.strerror})") from None
+    before = read_started(partial / STARTED_WITH)
+    changed = differences(before, options)
+    if changed and resume and not overwrite:
+        raise InputError(f"{partial}: was begun with {', '.join(changed)}; give the same options, or start anew with "
+                         "--no-resume")
+    if changed == [] and resume:
         for path in partial.rglob("*.tmp"):
             path.unlink()
-        note = [f"{name} {before.get(name)!r}, now {options[name]!r}" for name in FREE[1:]
+        note = [f"{name} {before.get(name)!r}, now {options[name]!r}" for name in FREE[1:-1]
                 if name in options and before.get(name) != options[name]]
         say(f"{out}: goes on where it was interrupted" + (f" (not to the same bytes: {', '.join(note)})" if note else ""))
         return
+    if before:
+        say(f"{partial}: thrown away, " + (f"it was begun with {', '.join(changed)}" if resume else "as --no-resume asks"))
+    (partial / STARTED_WITH).unlink(missing_ok=True)  # first, so that nobody goes on with what an end here leaves
     for path in partial.iterdir():
-        if path.name != LOCK:
-            shutil.rmtree(path) if path.is_dir() else path.unlink()
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
     write_json(partial / STARTED_WITH, options)
+
+
+def whole(options: dict) -> dict:
+    """The options and the code, as they will be read: tuples are lists in a file."""
+    return json.loads(json.dumps(options | {"code": digest_of_code()}))
+
+
+def differences(before: dict | None, options: dict) -> list[str] | None:
+    """What a folder was begun with and what is asked for now, where they differ; None if there is no such folder."""
+    if before is None:
+        return None
+    old, new = [flat({name: value for name, value in row.items() if name not in FREE}) for row in (before, options)]
+    names = [name for name in new | old if old.get(name) != new.get(name)]
+    return [f"other {name}" if name in DIGESTS else f"{name} {old.get(name)!r}, not {new.get(name)!r}" for name in names]
+
+
+def flat(options: dict, prefix: str = "") -> dict:
+    """{"schedule": {"steps": 6}} -> {"schedule.steps": 6}."""
+    rows = {}
+    for name, value in options.items():
+        rows |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return rows
 
 
 def read_started(path: Path) -> dict | None:
@@ -167,9 +244,19 @@ def read_started(path: Path) -> dict | None:
     return options if isinstance(options, dict) else None
 
 
+def note_finished(partial: Path, summary: dict) -> None:
+    """Nothing is left to do in a half-made folder but to publish it. summary: what the stage concludes with."""
+    write_json(partial / STARTED_WITH, read_started(partial / STARTED_WITH) | {SUMMARY: summary})
+
+
+def finished(partial: Path) -> dict | None:
+    """What `note_finished` noted; None if there is something left to do."""
+    return read_started(partial / STARTED_WITH).get(SUMMARY)
+
+
 def refuse_used(out: Path, overwrite: bool) -> None:
     """Errors: InputError if `out` is a file, or a folder with something in it that may not, or must not, be overwritten."""
-    if out.exists() and not out.is_dir():
+    if os.path.lexists(out) and not out.is_dir():
         raise InputError(f"{out}: is a file, expected a folder")
     if not out.is_dir() or not any(out.iterdir()):
         return
@@ -179,11 +266,14 @@ def refuse_used(out: Path, overwrite: bool) -> None:
         raise InputError(f"{out}: is neither a data set nor a run, so it is not overwritten; choose another --out")
 
 
+def refuse_early(out: Path, overwrite: bool) -> None:
+    """As `work_folder` will, before the work of minutes. Errors: InputError."""
+    if not (out / STARTED_WITH).exists():  # else it is finished, and may only want the end of publishing
+        refuse_used(place(out), overwrite)
+
+
 def publish(partial: Path, out: Path, old: Path) -> None:
-    """Put the finished folder in `out`'s place: what was there goes only once the new one is complete."""
-    for name in (STARTED_WITH, LOCK):
-        (partial / name).unlink()
-    shutil.rmtree(old, ignore_errors=True)
+    """Put the finished folder in `out`'s place: what was there goes only once the new one is there."""
     if out.exists():
         out.rename(old)
     try:
@@ -192,4 +282,5 @@ def publish(partial: Path, out: Path, old: Path) -> None:
         if old.exists():
             old.rename(out)
         raise
+    (out / STARTED_WITH).unlink()  # until now a next attempt can go on
     shutil.rmtree(old, ignore_errors=True)

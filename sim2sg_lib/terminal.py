@@ -54,18 +54,21 @@ def conclude(summary: dict) -> None:
         print(json.dumps(summary, allow_nan=False))
 
 
-def progress(total: int, title: str, unit: str, leave: bool = True):
-    """A bar on a terminal, else a line every LINE_SECONDS: a context manager with update(n) and set_postfix_str(text)."""
+def progress(total: int, title: str, unit: str, leave: bool = True, done: int = 0):
+    """A bar on a terminal, else a line every LINE_SECONDS: a context manager with update(n) and set_postfix_str(text).
+
+    done: before this process; it says nothing about how fast this one is.
+    """
     if sys.stderr.isatty() or chosen("quiet"):
-        return tqdm(total=total, desc=title, unit=unit, leave=leave, disable=chosen("quiet"), dynamic_ncols=True)
-    return ProgressLines(total, title, unit)
+        return tqdm(total=total, desc=title, unit=unit, leave=leave, disable=chosen("quiet"), dynamic_ncols=True, initial=done)
+    return ProgressLines(total, title, unit, done)
 
 
 class ProgressLines:
     """tqdm's figures as plain lines, for log files."""
 
-    def __init__(self, total: int, title: str, unit: str) -> None:
-        self.total, self.title, self.unit, self.done, self.note = total, title, unit, 0, ""
+    def __init__(self, total: int, title: str, unit: str, done: int) -> None:
+        self.total, self.title, self.unit, self.begun, self.done, self.note = total, title, unit, done, done, ""
         self.start = self.last = time.monotonic()
 
     def __enter__(self) -> "ProgressLines":
@@ -84,7 +87,8 @@ class ProgressLines:
             self.last = now
             print(tqdm.format_meter(self.done, self.total, now - self.start, unit=self.unit, prefix=self.title,
                                     bar_format="{desc}: {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left{postfix}",
-                                    postfix=self.note.removeprefix(", ") or None), file=sys.stderr, flush=True)
+                                    initial=self.begun, postfix=self.note.removeprefix(", ") or None),
+                  file=sys.stderr, flush=True)
 
 
 # --- how it ends ------------------------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@
 Trials are forks of one process that has imported everything and computed nothing, so that they begin at once and the moments
 fall into the work. Each is followed by the same command once more, which must end with the bytes of an undisturbed run.
 """
+import builtins
 import errno
 import hashlib
 import os
@@ -26,7 +27,8 @@ import train
 from sim2sg_lib import align, checkpoint, dataset, detector, export, lift, metrics, picture, refine, render, terminal  # noqa: F401
 
 SYNTHESIS = ["--env", "clevr", "--num", "40", "--out", "out"]
-TRAINING = ["--source", "../data", "--steps", "12", "--save-every", "2", "--seed", "1", "--out", "out"]
+TRAINING = ["--source", "../data", "--target", "../data", "--align", "appearance,prediction", "--augment", "colour", "--steps",
+            "12", "--save-every", "2", "--seed", "1", "--out", "out"]
 SHORT = {"synthesize.py": ["--num", "3", "--out", "out"],
          "train.py": ["--source", "../data", "--steps", "3", "--save-every", "1", "--out", "out"]}
 KILLS = {"synthesize.py": 200, "train.py": 100}
@@ -98,8 +100,8 @@ def kill(module, arguments: list[str], trials: int, root: Path, rng: random.Rand
 
 
 def fail_at(count: int):
-    """The n-th call that makes a file's content last, or gives a file or folder its name, finds the disk full."""
-    left = [count]
+    """The n-th call that writes, cuts or opens for writing, makes content last, or gives a name, finds the disk full."""
+    left, whole_open = [count], open
 
     def spoil(call):
         def spoilt(*arguments, **options):
@@ -109,7 +111,28 @@ def fail_at(count: int):
             return call(*arguments, **options)
         return spoilt
 
-    for name in ("replace", "rename", "fsync", "truncate"):
+    class Spoilt:
+        """A file open for writing."""
+
+        def __init__(self, file) -> None:
+            self.file, self.write, self.truncate = file, spoil(file.write), spoil(file.truncate)
+
+        def __getattr__(self, name: str):
+            return getattr(self.file, name)
+
+        def __enter__(self) -> "Spoilt":
+            return self
+
+        def __exit__(self, *error) -> None:
+            self.file.close()
+
+    def spoilt_open(path, mode: str = "r", *arguments, **options):
+        if not set(mode) & set("wax+"):
+            return whole_open(path, mode, *arguments, **options)
+        return Spoilt(spoil(whole_open)(path, mode, *arguments, **options))
+
+    builtins.open = spoilt_open
+    for name in ("replace", "rename", "fsync"):
         setattr(os, name, spoil(getattr(os, name)))
 
 

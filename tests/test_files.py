@@ -4,10 +4,12 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
-from sim2sg_lib import files
+import train
+from sim2sg_lib import files, terminal
 from sim2sg_lib.files import work_folder, write_bytes
 from sim2sg_lib.terminal import InputError
 
@@ -17,7 +19,7 @@ OPTIONS = {"seed": 1, "sizes": (1, 2)}
 def grow(out, options=OPTIONS, overwrite=False, resume=True, fail=False):
     """Returns what an attempt finds in the folder that grows; it adds a file of its own, unless it fails."""
     with work_folder(out, options, overwrite, resume) as partial:
-        found = {path.name for path in partial.iterdir()} - {files.STARTED_WITH, files.LOCK}
+        found = {path.name for path in partial.iterdir()} - {files.STARTED_WITH}
         (partial / "first").write_text("1")
         (partial / "torn.tmp").write_text("0")
         if fail:
@@ -55,6 +57,117 @@ def test_other_options_inputs_or_code_do_not_finish_what_was_begun(tmp_path, mon
     monkeypatch.setattr(files, "digest_of_code", lambda: "other")
     assert "begun with other code" in complaint(out)
     assert grow(out, OPTIONS, resume=False) == set()
+
+
+def test_a_refusal_names_all_that_differs_and_overwriting_says_what_it_throws_away(tmp_path, capsys):
+    out = tmp_path / "out"
+    begun = {"schedule": {"steps": 6, "rate": 0.1}, "input": "a", "seed": 1}
+    interrupt(out, begun)
+    line = complaint(out, {"schedule": {"steps": 7, "rate": 0.1}, "input": "b", "seed": 2})
+    assert "was begun with schedule.steps 6, not 7, other input, seed 1, not 2; give" in line
+    capsys.readouterr()
+    interrupt_again = {"out": out, "options": begun | {"seed": 2}, "overwrite": True, "fail": True}
+    with pytest.raises(RuntimeError):
+        grow(**interrupt_again)
+    assert capsys.readouterr().out == f"{tmp_path}/.out.partial: thrown away, it was begun with seed 1, not 2\n"
+    grow(out, begun | {"seed": 2}, resume=False)
+    assert "thrown away, as --no-resume asks" in capsys.readouterr().out
+
+
+def end_publishing(monkeypatch, moment, end):
+    """The `moment`-th rename or deletion of `publish` raises; what happened before has happened."""
+    calls, publish = [], files.publish
+
+    def spoil(call):
+        def spoilt(*arguments, **options):
+            calls.append(call)
+            if len(calls) == moment:
+                raise end
+            return call(*arguments, **options)
+        return spoilt
+
+    def publish_and_end(*arguments):
+        for name in ("rename", "unlink"):
+            monkeypatch.setattr(Path, name, spoil(getattr(Path, name)))
+        publish(*arguments)
+
+    monkeypatch.setattr(files, "publish", publish_and_end)
+
+
+@pytest.mark.parametrize("occupied", [False, True])
+@pytest.mark.parametrize("end", [KeyboardInterrupt(), OSError(errno.EBUSY, "busy")])
+def test_whatever_ends_the_publishing_the_same_command_finishes_it(tmp_path, monkeypatch, end, occupied):
+    for moment in range(1, 4 if occupied else 3):
+        out = tmp_path / str(moment) / "out"
+        if occupied:
+            out.mkdir(parents=True)
+            (out / "config.json").write_text("{}"), (out / "log.jsonl").write_text("")
+        with monkeypatch.context() as patch, pytest.raises(type(end)):
+            end_publishing(patch, moment, end)
+            grow(out, overwrite=occupied)
+        assert grow(out, overwrite=occupied) == {"first", "second"}
+        assert {path.name for path in out.iterdir()} == {"first", "second"}
+        assert [path.name for path in out.parent.iterdir()] == ["out"]
+
+
+def test_a_half_swept_folder_is_not_gone_on_with(tmp_path, monkeypatch):
+    out = tmp_path / "out"
+    interrupt(out)
+    (tmp_path / ".out.partial/folder").mkdir()
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(files.shutil, "rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        grow(out, resume=False)
+    assert grow(out) == set()
+
+
+def test_a_folder_that_somebody_made_meanwhile_is_not_deleted(tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(InputError, match="is not empty"), work_folder(out, {}, False, True) as partial:
+        (partial / "new").write_text("new")
+        out.mkdir()
+        (out / "precious").write_text("only copy")
+    assert (out / "precious").exists() and (tmp_path / ".out.partial/new").exists()
+
+
+def test_a_link_to_a_folder_is_replaced_at_its_target(tmp_path):
+    (tmp_path / "disk").mkdir()
+    (tmp_path / "out").symlink_to(tmp_path / "disk/far")
+    for _ in range(2):
+        grow(tmp_path / "out", overwrite=True)
+        assert (tmp_path / "out").is_symlink() and [p.name for p in (tmp_path / "disk").iterdir()] == ["far"]
+        (tmp_path / "out/config.json").write_text("{}"), (tmp_path / "out/log.jsonl").write_text("")
+
+
+def test_what_no_folder_can_replace_is_refused_before_the_work(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for out in (".", "..", tmp_path, "../here"):
+        assert "in which this program runs" in complaint(out)
+    assert "is a mount point" in complaint("/proc", overwrite=True)
+    assert [path.name for path in tmp_path.iterdir()] == ["here"]
+
+
+def test_what_an_end_left_of_the_old_folder_is_swept_by_who_holds_the_lock(tmp_path):
+    out = tmp_path / "out"
+    (tmp_path / ".out.old").mkdir()
+    (tmp_path / ".out.old/large").write_text("1")
+    out.mkdir()
+    with work_folder(out, {}, False, True):
+        assert not (tmp_path / ".out.old").exists() and (tmp_path / ".out.lock").exists()
+
+
+def test_what_a_finished_stage_concludes_with_is_no_difference(tmp_path):
+    with pytest.raises(RuntimeError), work_folder(tmp_path / "out", {}, False, True) as partial:
+        files.note_finished(partial, {"loss": 1.0})
+        raise RuntimeError
+    with work_folder(tmp_path / "out", {}, False, True) as partial:
+        assert files.finished(partial) == {"loss": 1.0}
+
+
+def test_a_full_disk_names_the_log(tmp_path):
+    file = files.open_log("/dev/full")
+    with pytest.raises(InputError, match="^/dev/full: cannot be written .No space left"), file:
+        files.add_line(file, {"a": 1})
 
 
 def test_overwriting_starts_anew_where_options_differ_and_keeps_the_old_until_the_end(tmp_path):
@@ -118,3 +231,28 @@ def test_json_is_whole_and_without_nan(tmp_path):
     with pytest.raises(ValueError):
         files.write_json(tmp_path / "a.json", {"a": float("nan")})
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, 2]} and len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_was_done_before_says_nothing_about_the_rate(monkeypatch, capsys):
+    monkeypatch.setattr(terminal, "LINE_SECONDS", 0.0)
+    clock = iter((0.0, 10.0))
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
+    with terminal.progress(9000, "train", "step", done=6000) as bar:
+        bar.update(20)
+    assert "6020/9000,  2.00step/s, 24:50 left" in capsys.readouterr().err
+
+
+def test_a_log_cut_back_and_put_aside_at_once_is_as_long_as_it_is(tmp_path):
+    log = train.TrainingLog(tmp_path / "log.jsonl", 4, 0.0)
+    for step in range(12):
+        log.add(step, {"loss": 1.0})
+    again = train.TrainingLog(tmp_path / "log.jsonl", 4, 0.0)
+    again.restore({"bytes": 0, "rows": [{"loss": 1.0}] * 8, "step": 7, "last_loss": 1.0, "seconds": 1.0})
+    assert again.state()["bytes"] == 0
+
+
+def test_a_digest_knows_contents_and_names_apart(tmp_path):
+    for name, content in (("a", b"1"), ("b", b"1"), ("c", b"")):
+        (tmp_path / name).write_bytes(content)
+    groups = (("a",), ("b",), ("c",), ("a", "b"), ("b", "a"), ("none",), ())
+    assert len({files.digest(*(tmp_path / name for name in group)) for group in groups}) == len(groups)

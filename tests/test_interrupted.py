@@ -1,5 +1,6 @@
 """The real programs, interrupted: what they leave, how they end, and that going on gives the bytes of not stopping."""
 import json
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,7 +25,7 @@ def interrupt(cwd, arguments, watched, number):
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     process.send_signal(number)
-    return process.wait(), process.stderr.read()
+    return process.wait(timeout=60), process.stderr.read()
 
 
 @pytest.fixture(scope="module")
@@ -71,12 +72,136 @@ def test_training_goes_on_to_the_same_bytes(data, number, status):
     assert {path.name for path in (cwd / "run").iterdir()} == {"model.pt", "config.json", "log.jsonl"}
 
 
+def inside(cwd, setup, *arguments):
+    """Run a program in a process in which `setup`, some Python, has replaced something; returns (status, stdout, stderr)."""
+    words = [str(ROOT / arguments[0]), *map(str, arguments[1:])]
+    code = (f"import errno, os, signal, sys; sys.argv = {words!r}\nimport {arguments[0][:-3]} as program\n{setup}\n"
+            "from sim2sg_lib import terminal\nterminal.command_line(program.main)")
+    result = subprocess.run([sys.executable, "-c", code], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
+    assert "Traceback" not in result.stderr, result.stderr
+    return result.returncode, result.stdout, result.stderr
+
+
+STOP_AT = """
+optimise = program.Learner.optimise
+def stop(self, losses, step):
+    optimise(self, losses, step)
+    if step == {}: os.kill(os.getpid(), signal.SIGTERM)
+program.Learner.optimise = stop
+"""
+
+
+def test_stopped_in_the_very_last_step_it_goes_straight_to_saving(data, tmp_path):
+    arguments = ["train.py", "--source", data / "sdr", "--steps", 10, "--out", "run", "--json"]
+    assert inside(tmp_path, STOP_AT.format(9), *arguments)[0] == 143
+    begun = json.loads(run(tmp_path, *arguments))
+    state = json.loads((tmp_path / "run/config.json").read_text())
+    (tmp_path / "whole").mkdir()
+    undisturbed = json.loads(run(tmp_path / "whole", *arguments))
+    assert begun["loss"] == undisturbed["loss"] and begun["seconds"] == state["seconds"]
+    (tmp_path / "odd").mkdir()
+    arguments[4] = 7  # no line of the log is due with the last step
+    assert inside(tmp_path / "odd", STOP_AT.format(6), *arguments)[0] == 143
+    run(tmp_path / "odd", *arguments)
+    assert [json.loads(line)["step"] for line in (tmp_path / "odd/run/log.jsonl").read_text().splitlines()] == [7]
+
+
+def test_the_seconds_of_all_processes_count(data, tmp_path):
+    arguments = ["train.py", "--source", data / "sdr", "--steps", 3, "--out", "run"]
+    late = "import time; begun = time.perf_counter; time.perf_counter = lambda: begun() + (1000 if asleep else 0); asleep = []"
+    sleep = STOP_AT.format(1).replace("if step", "asleep.append(1)\n    if step")
+    assert inside(tmp_path, late + sleep, *arguments)[0] == 143
+    run(tmp_path, *arguments)
+    assert 1000 < json.loads((tmp_path / "run/config.json").read_text())["seconds"] < 1100
+
+
+FULL = """
+import sim2sg_lib.files as files
+os_replace = os.replace
+def replace(a, b):
+    if str(b).endswith({!r}): raise OSError(errno.ENOSPC, "No space left on device")
+    os_replace(a, b)
+os.replace = replace
+"""
+
+
+def test_a_disk_that_is_full_when_all_is_rendered_or_learned_costs_neither(data, tmp_path):
+    arguments = ["synthesize.py", "--num", 20, "--out", "set"]
+    for name in ("graphs.jsonl", "dataset.json"):
+        code, _, words = inside(tmp_path, FULL.format(name), *arguments)
+        assert code == 3 and f"{name}: cannot be written (No space left on device)" in words
+        assert len((tmp_path / ".set.partial/rendered.jsonl").read_text().splitlines()) == 2
+    run(tmp_path, *arguments)
+    assert not (tmp_path / "set/rendered.jsonl").exists()
+    arguments = ["train.py", "--source", data / "sdr", "--steps", 2, "--out", "run"]
+    busy = ("from pathlib import Path\nrename = Path.rename\n"
+            "def refuse(self, to): raise OSError(errno.EBUSY, 'Device or resource busy', str(self))\nPath.rename = refuse")
+    assert inside(tmp_path, busy, *arguments)[0] == 3
+    never = "program.learn = None"  # learning again would be a traceback
+    assert inside(tmp_path, never, *arguments)[0] == 0
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"model.pt", "config.json", "log.jsonl"}
+
+
+def test_exchanged_inputs_are_not_mixed(data, tmp_path):
+    shutil.copytree(data / "target/train", tmp_path / "photos")
+    arguments = ["train.py", "--source", data / "sdr", "--target", "photos", "--align", "appearance", "--steps", 3, "--out", "r"]
+    assert inside(tmp_path, STOP_AT.format(0), *arguments)[0] == 143
+    image = sorted((tmp_path / "photos/images").iterdir())[0]
+    kept = image.read_bytes()
+    shutil.copy(data / "target/test/images/000000.png", image)
+    assert "was begun with other input;" in run(tmp_path, *arguments, code=3)
+    image.write_bytes(kept)
+    run(tmp_path, *arguments)
+    graphs = [json.dumps({"image": f"{i}.png", "width": 160, "height": 120, "objects": [
+        {"category": "cube", "box": [60, 40, 90, 70]}], "relations": []}) for i in range(2)]
+    (tmp_path / "graphs.jsonl").write_text("\n".join(graphs) + "\n")
+    arguments = ["synthesize.py", "--graphs", "graphs.jsonl", "--out", "lifted"]
+    assert inside(tmp_path, FULL.format("dataset.json"), *arguments)[0] == 3
+    cameras = [json.loads(line) for line in (data / "sdr/cameras.jsonl").read_text().splitlines()[:2]]
+    (tmp_path / "cameras.jsonl").write_text("".join(
+        json.dumps(camera | {"image": f"{i}.png"}) + "\n" for i, camera in enumerate(cameras)))
+    assert "was begun with other input;" in run(tmp_path, *arguments, code=3)
+
+
+READS = """
+from sim2sg_lib import checkpoint
+load_tensor, read = checkpoint.load_tensor, []
+def count(path, *size):
+    read.append(path)
+    if len(read) > {}: os.kill(os.getpid(), signal.SIGTERM)
+    return load_tensor(path, *size)
+checkpoint.load_tensor = count
+import atexit; atexit.register(lambda: print("read", len(read)))
+"""
+
+
+def test_what_the_network_read_is_not_read_again(data, tmp_path):
+    run(tmp_path, "train.py", "--source", data / "sdr", "--steps", 2, "--out", "run")
+    (tmp_path / "photos").mkdir()
+    for i in range(20):
+        shutil.copy(data / f"sdr/images/{i % 12:06d}.png", tmp_path / f"photos/{i:02d}.png")
+    (tmp_path / "whole").mkdir()
+    for name in ("run", "photos"):
+        (tmp_path / "whole" / name).symlink_to(tmp_path / name)
+    for arguments in (["evaluate.py", "predict", "photos", "--checkpoint", "run/model.pt", "--out", "out"],
+                      ["synthesize.py", "--checkpoint", "run/model.pt", "--target", "photos", "--out", "set"]):
+        assert inside(tmp_path, READS.format(16), *arguments)[0] == 143  # a batch is 16 images
+        code, printed, _ = inside(tmp_path, READS.format(99), *arguments)
+        assert code == 0 and "goes on where it was interrupted" in printed and "read 4\n" in printed
+        run(tmp_path / "whole", *arguments)
+        assert fingerprint(tmp_path / arguments[-1]) == fingerprint(tmp_path / "whole" / arguments[-1])
+
+
 def test_quiet_and_json(data, tmp_path):
     arguments = ["synthesize.py", "--num", 2, "--out"]
     assert run(tmp_path, *arguments, "a", "-q") == ""
     assert json.loads(run(tmp_path, *arguments, "b", "--json")) == {"out": "b", "env": "clevr", "method": "sdr", "images": 2}
     assert "12 samples" in run(tmp_path, "synthesize.py", "--preview", "--out", "c")
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "c.preview.png"}
+    few = ("program.CHUNK, write_chunk = 5, program.write_chunk\ndef write(folder, scenes, *more):\n    assert len(scenes) <= 5\n"
+           "    return write_chunk(folder, scenes, *more)\nprogram.write_chunk = write")
+    assert inside(tmp_path, few, "synthesize.py", "--preview", "--out", "d")[0] == 0  # as many at once as memory allows
+    assert (tmp_path / "c.preview.png").read_bytes() == (tmp_path / "d.preview.png").read_bytes()
 
 
 BARE = """
@@ -119,3 +244,19 @@ def test_evaluation_goes_on_after_a_kill(data, tmp_path):
     scores = [json.loads((tmp_path / folder / "metrics.json").read_text()) for folder in ("scores", "whole")]
     assert scores[0] | {"command": 0} == scores[1] | {"command": 0}
     assert {path.name for path in (tmp_path / "scores").iterdir()} == {"metrics.json", "curves.json", "predictions.jsonl", "figures"}
+    before, half = fingerprint(tmp_path / "scores"), FULL.format("partial/metrics.json")
+    code, _, words = inside(tmp_path, half, *arguments[:4], data / "sdr", *arguments[5:], "--overwrite")
+    assert code == 3 and "metrics.json: cannot be written" in words
+    partial = tmp_path / "scores/.evaluate.partial"
+    assert {k: v for k, v in fingerprint(tmp_path / "scores").items() if not k.startswith(partial.name)} == before
+    (tmp_path / "scores/curves.json.tmp").write_text("{")
+    assert "thrown away, it was begun with data " in run(tmp_path, *arguments, "--overwrite")
+    assert fingerprint(tmp_path / "scores").keys() == before.keys()
+
+
+def test_an_evaluation_of_what_is_not_there_makes_no_folder(data, tmp_path):
+    run(tmp_path, "train.py", "--source", data / "sdr", "--steps", 1, "--out", "runs/.half.partial")
+    arguments = ["--data", "nowhere", "--out", "scores"]
+    run(tmp_path, "evaluate.py", "--checkpoint", "runs/.half.partial/model.pt", *arguments, code=3)
+    assert not (tmp_path / "scores").exists()
+    assert "no model.pt under runs/" in run(tmp_path, "evaluate.py", *arguments, code=3)  # it is half made
