@@ -298,7 +298,7 @@ def write_image(path: Path, image: np.ndarray) -> int:
     """(H, W, 3) uint8 -> PNG; the lightest compression, since writing costs more than rendering. Returns the file's CRC."""
     content = io.BytesIO()
     Image.fromarray(image).save(content, "PNG", compress_level=1)
-    write_bytes(path, content.getvalue(), sync=False)  # a power cut is found out by the CRC
+    write_bytes(path, content.getvalue(), sync=False)  # a power cut before the set is whole is found out by the CRC
     return zlib.crc32(content.getvalue())
 
 
