@@ -307,7 +307,7 @@ def test_thresholds_follow_what_the_network_is_sure_of_from_the_command_line(tmp
         Image.new("RGB", (64, 48)).save(tmp_path / "target" / name)
     found = {"a.png": [(CHAIR, 0.2)], "b.png": [(CHAIR, 0.4), (CHAIR, 0.07), (TABLE, 0.5)]}
 
-    def predict(model, images, env, object_threshold, predicate_threshold):
+    def predict(model, images, env, object_threshold, predicate_threshold, kept):
         rows = [(name, [row for row in found[name] if row[1] >= object_threshold]) for name in images.names]
         return [make_graph(name, 64, 48, [label for label, _ in row], [[10 * i, 18, 10 * i + 8, 32] for i in range(len(row))], [],
                            scores=[score for _, score in row]) for name, row in rows]
