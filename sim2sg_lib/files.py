@@ -268,8 +268,11 @@ def refuse_used(out: Path, overwrite: bool) -> None:
 
 def refuse_early(out: Path, overwrite: bool) -> None:
     """As `work_folder` will, before the work of minutes. Errors: InputError."""
-    if not (out / STARTED_WITH).exists():  # else it is finished, and may only want the end of publishing
-        refuse_used(place(out), overwrite)
+    if not out.exists() or (out / STARTED_WITH).exists():  # a finished one may only want the end of publishing
+        return
+    out = place(out)
+    with held(out.parent / f".{out.name}.partial", out):  # and sweeps the lock of a process that was killed
+        refuse_used(out, overwrite)
 
 
 def publish(partial: Path, out: Path, old: Path) -> None:

@@ -256,3 +256,11 @@ def test_a_digest_knows_contents_and_names_apart(tmp_path):
         (tmp_path / name).write_bytes(content)
     groups = (("a",), ("b",), ("c",), ("a", "b"), ("b", "a"), ("none",), ())
     assert len({files.digest(*(tmp_path / name for name in group)) for group in groups}) == len(groups)
+
+
+def test_the_lock_that_a_killed_process_left_beside_its_result_goes_with_the_next_refusal(tmp_path):
+    grow(tmp_path / "out")
+    (tmp_path / ".out.lock").touch()
+    with pytest.raises(InputError, match="is not empty"):
+        files.refuse_early(tmp_path / "out", False)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
