@@ -313,7 +313,7 @@ def test_help_needs_no_torch(script):
 
 
 def test_training_says_once_when_a_discriminator_has_come_apart_or_won(tmp_path, capsys):
-    log = TrainingLog(tmp_path / "log.jsonl", batch=4)
+    log = TrainingLog(tmp_path / "log.jsonl", batch=4, start=0.0)
     for step, (appearance, prediction) in enumerate([(0.7, 0.68)] * 10 + [(3.2, 0.6)] * 10 + [(3.3, 0.01)] * 10):
         log.add(step, {"loss_obj": 1.0, "loss_appearance": appearance, "loss_prediction": prediction})
     log.close()
