@@ -6,6 +6,7 @@ is watched by `complaint`: take longer than 2 s, open a file outside the folder 
 """
 import collections
 import copy
+import importlib.util
 import json
 import os
 import pickle
@@ -495,8 +496,8 @@ def trained(loop: Path) -> Path:
 
 
 def mutated_runs(trials: int, rng: random.Random) -> list[str]:
-    """What train.py and evaluate.py leave of a run, through the report and, the log, through TensorBoard's writer."""
-    failures = []
+    """What train.py and evaluate.py leave of a run, through the report and, the log, through TensorBoard's writer where it is."""
+    failures, tensorboard = [], importlib.util.find_spec("tensorboard") is not None
     with tempfile.TemporaryDirectory() as name, redirect_stdout(StringIO()):
         loop = Path(name) / "loop"
         run = trained(loop)
@@ -504,7 +505,7 @@ def mutated_runs(trials: int, rng: random.Random) -> list[str]:
 
         def read():
             write_report(loop, read_loop(loop), ENV, None, None, predicted)
-            if file == "log.jsonl":
+            if file == "log.jsonl" and tensorboard:
                 write_events(run)
 
         file = "log.jsonl"

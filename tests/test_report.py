@@ -302,6 +302,15 @@ def test_training_logs_become_event_files(loop, toy):
     assert last.step == row["step"] and last.value == pytest.approx(row["loss_appearance"])
     assert "accuracy/prediction" in events.Tags()["scalars"] and "rate" in events.Tags()["scalars"]
     assert "no log.jsonl" in run(toy, "evaluate.py", "tensorboard", "data", code=3)
+    concluded = json.loads(run(toy, "evaluate.py", "tensorboard", loop, "--json"))
+    assert concluded["runs"] == [str(loop / name) for name in ("appearance1", "start")]
+    assert run(toy, "evaluate.py", "-q", "tensorboard", loop) == ""
+
+
+def test_without_tensorboard_one_line_says_how_to_get_it(loop, toy, tmp_path, monkeypatch):
+    (tmp_path / "tensorboard.py").write_text("raise ImportError")
+    monkeypatch.setitem(conftest.ENVIRONMENT, "PYTHONPATH", f"{tmp_path}:{ROOT}")
+    assert "pip install tensorboard" in run(toy, "evaluate.py", "tensorboard", loop, code=3)
 
 
 # --- predict's command line -------------------------------------------------------------------------------------------
@@ -354,10 +363,8 @@ def test_every_command_concludes_with_one_object(loop, toy, tmp_path):
     arguments = ["predict", image, "--checkpoint", checkpoint, "--threshold", 1, "--out", tmp_path / "out"]
     assert concluded("--json", *arguments) == {"out": str(tmp_path / "out"), "threshold": 1, "images": 1, "objects": 0,
                                                "relations": 0}
-    assert concluded("tensorboard", loop, "--json")["runs"] == [str(loop / name) for name in ("appearance1", "start")]
     assert concluded("report", loop, "--json") == {"report": str(loop / "report.html"), "rows": ["start", "appearance1"]}
     assert list(concluded("--summary", loop, "--json")["rows"]) == ["start", "appearance1"]
-    assert run(toy, "evaluate.py", "-q", "tensorboard", loop) == ""
 
 
 @pytest.mark.parametrize("arguments, words", [
