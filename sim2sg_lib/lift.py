@@ -117,11 +117,12 @@ def find_supports(graph: SceneGraph, env: Env) -> np.ndarray:
 
     Of relations that lead in a circle, two books on one another, the least certain does not count.
     """
-    below = np.full(len(graph), -1)
+    below, predicates = np.full(len(graph), -1), env.vocabulary.predicates
+    allowed = env.rules.possible(len(env.vocabulary.categories), predicates)
     for row in np.argsort(-graph.relation_scores, kind="stable"):
         s, p, o = graph.relations[row]
-        possible = env.vocabulary.predicates[p] == "on" and env.rules.supports.get(int(graph.labels[s])) == graph.labels[o]
-        if possible and graph.relation_scores[row] > 0 and below[s] < 0 and s not in pile(o, below):
+        stands = predicates[p] == "on" and allowed[p, graph.labels[s], graph.labels[o]] and graph.relation_scores[row] > 0
+        if stands and below[s] < 0 and s not in pile(o, below):
             below[s] = o
     return below
 

@@ -194,32 +194,30 @@ def relations(objects: Sequence[SceneObject], camera: Camera, predicates: tuple[
     Spatial ones as CLEVR defines them (Johnson et al. 2017): <s, p, o> holds iff (position_s - position_o) . axis_p >
     margin, strictly; the axes are horizontal, so heights drop out.
     """
-    axes, count = predicate_axes(camera), len(objects)
+    axes = predicate_axes(camera)
     positions = np.array([o.position_world for o in objects], np.float64).reshape(-1, 3)
     labels = np.array([o.label for o in objects], np.int64)
     offset = positions[:, None] - positions[None]  # (N, N, 3), from object to subject
     near = (positions - camera.position_world) @ axes["behind"] <= rules.reach_m
     related = near[:, None] & near[None]
-    if rules.hub is not None:
-        related &= (labels[:, None] == rules.hub) | (labels[None] == rules.hub)
-    holds = np.zeros((count, count, len(predicates)), bool)
+    possible = rules.possible(labels.max(initial=-1) + 1, predicates)
+    holds = possible[:, labels[:, None], labels].transpose(1, 2, 0)  # (N, N, P)
     for p, name in enumerate(predicates):
         if name == "on":
-            holds[..., p] = [[stands_on(s, o, rules) for o in objects] for s in objects] if count else False
+            for s, o in np.argwhere(holds[..., p]):
+                holds[s, o, p] = stands_on(objects[s], objects[o], rules.margins_m[name])
         else:
-            holds[..., p] = related & (offset @ axes[name] > rules.margins_m[name])
+            holds[..., p] &= related & (offset @ axes[name] > rules.margins_m[name])
     s, o, p = np.nonzero(holds)
     return np.stack([s, p, o], 1).astype(np.int64)
 
 
-def stands_on(upper: SceneObject, lower: SceneObject, rules: RelationRules) -> bool:
+def stands_on(upper: SceneObject, lower: SceneObject, gap_allowed_m: float) -> bool:
     """Whether the upper's footprint is centred over the lower's, at the height of its top."""
-    if rules.supports.get(upper.label) != lower.label:
-        return False
     gap_m = upper.position_world[2] - lower.position_world[2] - lower.size_m[2]
     x, y = to_footprint(lower, upper.position_world)
     inside = abs(x) <= lower.size_m[0] / 2 and abs(y) <= lower.size_m[1] / 2
-    return inside and abs(gap_m) <= rules.margins_m["on"]
+    return inside and abs(gap_m) <= gap_allowed_m
 
 
 def to_footprint(item: SceneObject, point_world: Sequence[float]) -> tuple[float, float]:
