@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sim2sg_lib.camera import Cameras
-from sim2sg_lib.meshes import Meshes, Textures, pack_textures
+from sim2sg_lib.meshes import Meshes, Textures, pack_textures, rows_of
 from sim2sg_lib.raster import depth_map
 from sim2sg_lib.scene import Scene
 
@@ -60,9 +60,9 @@ def pack_lighting(scenes: list[Scene], meshes: Meshes, like: Tensor) -> Lighting
 
 def incoming(light: Lighting, lamp: int, scene: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
     """Unit directions (N, 3) to a lamp and what it sends (N, 3) to points (N, 3) of the scenes (N,), shadows aside."""
-    place, sun, intensity = (of_scene(values[:, lamp], scene)
+    place, sun, intensity = (rows_of(values[:, lamp], scene)
                              for values in (light.lamp_world, light.is_sun[..., None], light.intensity))
-    offset = place - points * of_scene((~light.is_sun[:, lamp, None]).to(points.dtype), scene)
+    offset = place - points * rows_of((~light.is_sun[:, lamp, None]).to(points.dtype), scene)
     squared = dot(offset, offset).clamp(min=1e-6)
     strength = torch.where(sun, torch.ones_like(squared), 1 / squared)
     return offset / squared.sqrt(), intensity * strength
@@ -84,24 +84,19 @@ def mix(start: Tensor, end: Tensor, share: Tensor) -> Tensor:
     return torch.lerp(start, end, share.expand(-1, 3).contiguous())
 
 
-def of_scene(values: Tensor, scene: Tensor) -> Tensor:
-    """Rows of values (B, ...) for the scenes (N,): (N, ...); of a single scene a view, nothing is copied."""
-    return values.expand(len(scene), *values.shape[1:]) if len(values) == 1 else values.index_select(0, scene)
-
-
 def sky(light: Lighting, scene: Tensor, directions: Tensor) -> Tensor:
     """(N, 3) light of the sky in unit directions (N, 3); below the horizon, the horizon's."""
     height = directions[:, 2:].clamp(0, 1).sqrt()
-    return mix(of_scene(light.horizon, scene), of_scene(light.zenith, scene), height)
+    return mix(rows_of(light.horizon, scene), rows_of(light.zenith, scene), height)
 
 
 def ground_light(light: Lighting, scene: Tensor, points: Tensor) -> Tensor:
     """(N, 3) what the ground at points (N, 3) sends back, unshadowed and plain: the light that objects get from below."""
-    received = of_scene(light.zenith + light.horizon, scene) / 2
+    received = rows_of(light.zenith + light.horizon, scene) / 2
     for i in range(light.lamp_world.shape[1]):
         to_lamp, sent = incoming(light, i, scene, points)
         received = received + sent * to_lamp[:, 2:].clamp(min=0)
-    return of_scene(light.ground_colour, scene) * received
+    return rows_of(light.ground_colour, scene) * received
 
 
 # --- shadows ----------------------------------------------------------------------------------------------------------

@@ -185,10 +185,13 @@ class Textures:
     seed: torch.Tensor
 
     def select(self, index: torch.Tensor) -> "Textures":
-        """One for each of an index (N,); of a single texture views, nothing is copied."""
-        values = (getattr(self, field.name) for field in fields(self))
-        return Textures(*(value.expand(len(index), *value.shape[1:]) if len(value) == 1 else value.index_select(0, index)
-                          for value in values))
+        """One for each of an index (N,)."""
+        return Textures(*(rows_of(getattr(self, field.name), index) for field in fields(self)))
+
+
+def rows_of(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
+    """values[index] of values (K, ...) and an index (N,): (N, ...); of a single row a view, nothing is copied."""
+    return values.expand(len(index), *values.shape[1:]) if len(values) == 1 else values.index_select(0, index)
 
 
 @dataclass(frozen=True)

@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sim2sg_lib.camera import Cameras, stack_cameras
-from sim2sg_lib.light import (Lighting, contact_shade, dot, ground_light, incoming, lit_share, mix, of_scene, pack_lighting,
-                              pick, sky)
-from sim2sg_lib.meshes import Mesh, Meshes, build, pack_textures
+from sim2sg_lib.light import Lighting, contact_shade, dot, ground_light, incoming, lit_share, mix, pack_lighting, pick, sky
+from sim2sg_lib.meshes import Mesh, Meshes, build, pack_textures, rows_of
 from sim2sg_lib.raster import Fragments, rasterize, scale_cameras, soft_blend
 from sim2sg_lib.scene import Material, Scene, Strip
 from sim2sg_lib.texture import noise, textured
@@ -59,7 +58,7 @@ def shade(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[S
         shaded, among = share_samples(nearest.index_select(0, hit), pixel, len(ground.view(-1, 3)))
     own, scene = pick(shaded, hit, scene)
     columns = *pick(own, nearest, fragments.bary_coords[..., 0, :].reshape(-1, 3)), scene
-    objects = torch.cat([display(shade_objects(f, w, meshes, cameras, light), of_scene(light.exposure[:, None], s))  # (N, 3)
+    objects = torch.cat([display(shade_objects(f, w, meshes, cameras, light), rows_of(light.exposure[:, None], s))  # (N, 3)
                          for f, w, s in zip(*(column.split(BLOCK) for column in columns))])
     objects = objects if among is None else objects.index_select(0, among)
     # the display curve comes before the average: the other way round leaves jagged edges at highlights
@@ -119,7 +118,7 @@ def shade_objects(face: Tensor, bary: Tensor, meshes: Meshes, cameras: Cameras, 
         return first + second + third
 
     point, normal = interpolate(meshes.verts_world), F.normalize(interpolate(meshes.normals_world), dim=-1)
-    view = F.normalize(of_scene(cameras.positions_world(), scene) - point, dim=-1)
+    view = F.normalize(rows_of(cameras.positions_world(), scene) - point, dim=-1)
     colour, metallic, roughness = pick(skin, meshes.colour, meshes.metallic[:, None], meshes.roughness[:, None])
     colour = textured(colour, meshes.texture, skin, interpolate(meshes.verts_object))
     matte, mirror = (1 - metallic) * colour, mix(torch.full_like(colour, DIELECTRIC), colour, metallic)
@@ -138,8 +137,8 @@ def surroundings(light: Lighting, scene: Tensor, point: Tensor, normal: Tensor, 
     """(N, 3) light from sky and ground: evenly for what is matte, along the mirrored ray for what shines."""
     above = 0.5 + 0.5 * normal[:, 2:]
     every = torch.arange(len(light.scenes), device=scene.device)
-    diffuse = matte * mix(of_scene(ground_light(light, every, point.new_zeros(len(every), 3)), scene),
-                          of_scene(light.zenith + light.horizon, scene) / 2, above)
+    diffuse = matte * mix(rows_of(ground_light(light, every, point.new_zeros(len(every), 3)), scene),
+                          rows_of(light.zenith + light.horizon, scene) / 2, above)
     mirrored = 2 * dot(normal, view) * normal - view
     distance = point[:, 2:] / (-mirrored[:, 2:]).clamp(min=0.1)
     below = ground_light(light, scene, point + mirrored * distance)
@@ -213,7 +212,7 @@ def behind(cameras: Cameras, light: Lighting, rows: tuple[int, int]) -> tuple[Te
     eye, rays = cameras.positions_world(), cameras.rays_world(rows)
     scene = torch.arange(len(eye), device=eye.device).repeat_interleave(rays.shape[1] * rays.shape[2])
     rays = rays.reshape(-1, 3)
-    own_eye, down = of_scene(eye, scene), rays[:, 2] < -1e-4
+    own_eye, down = rows_of(eye, scene), rays[:, 2] < -1e-4
     distance = torch.where(down, -own_eye[:, 2] / torch.where(down, rays[:, 2], -1.0), 0.0)
     points, normal, wall = raise_walls(own_eye + rays * distance[:, None], eye, rays, light)
     return scene, rays, points, normal, wall, down | wall
@@ -223,7 +222,7 @@ def received_light(meshes: Meshes, light: Lighting, scene: Tensor, points: Tenso
                    soften: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """(N, 3) light at points (N, 3) of ground and walls with normals (N, 3); `soften` is done to a lamp's lit shares (N,)."""
     # half of the sky's light comes from near the horizon
-    received = of_scene(light.zenith + light.horizon, scene) / 2 * contact_shade(meshes, scene, points)[:, None]
+    received = rows_of(light.zenith + light.horizon, scene) / 2 * contact_shade(meshes, scene, points)[:, None]
     for i in range(light.lamp_world.shape[1]):
         to_lamp, sent = incoming(light, i, scene, points)
         lit = lit_share(light.shadows[i], scene, points)
@@ -262,7 +261,7 @@ def colour_ground(points: Tensor, rays: Tensor, scene: Tensor, light: Lighting, 
     """(N, 3) colours of the ground at points (N, 3), each scene's strips painted over it, edges a pixel wide."""
     if is_large(cameras):
         points = points * points.new_tensor([1.0, 1.0, 0.0])  # not just nearly: noise then takes half as long
-    colour = textured(of_scene(light.ground_colour, scene), light.ground, scene, points)
+    colour = textured(rows_of(light.ground_colour, scene), light.ground, scene, points)
     for b, strips in enumerate(own.strips for own in light.scenes):
         if not strips:
             continue

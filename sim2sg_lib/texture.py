@@ -4,7 +4,7 @@ import math
 import torch
 from torch import Tensor
 
-from sim2sg_lib.light import mix
+from sim2sg_lib.light import mix, pick
 from sim2sg_lib.meshes import Textures
 from sim2sg_lib.scene import PATTERNS
 
@@ -16,7 +16,7 @@ def textured(colour: Tensor, textures: Textures, index: Tensor, points: Tensor) 
         return patterned(worn.pop(), colour, index, points, textures)
     for number in worn:
         chosen = (textures.pattern.index_select(0, index) == number).nonzero()[:, 0]
-        own = patterned(number, *(values.index_select(0, chosen) for values in (colour, index, points)), textures)
+        own = patterned(number, *pick(chosen, colour, index, points), textures)
         colour = colour.index_copy(0, chosen, own)
     return colour
 
