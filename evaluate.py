@@ -65,7 +65,6 @@ def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, 
              device: str, overwrite: bool, resume: bool) -> None:
     """One checkpoint on one folder, see the options of main."""
     # --- setup: the library is imported here, so that --help answers at once
-    import torch
     from sim2sg_lib import checkpoint
     from sim2sg_lib.files import digest, partial_folder, write_json
     from sim2sg_lib.graph import write_graphs
@@ -84,8 +83,8 @@ def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, 
 
     # --- predict
     images, truth, missing = open_test_set(data, env, van, camera)
-    options = record | {"images": len(images.names), "threads": torch.get_num_threads(), "torch": str(torch.__version__),
-                        "device": str(device), "input": digest(checkpoint_path, *(images.folder / n for n in images.names))}
+    options = record | checkpoint.machine(device) | {
+        "images": len(images.names), "input": digest(checkpoint_path, *(images.folder / name for name in images.names))}
     with partial_folder(out / ".evaluate.partial", out, options, overwrite, resume) as partial:
         model = checkpoint.rebuild(saved, checkpoint_path, env, device)
         predicted = checkpoint.predict_folder(model, images, env, 0.0, 0.0, partial / "predicted.jsonl")
@@ -139,7 +138,6 @@ def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | 
     Graphviz; OUT/graphs.jsonl, all graphs, boxes in each image's own pixels; OUT/predict.json, which file is which
     NAME. No camera is needed and any size will do, but the network sees every image stretched to its own input.
     """
-    import torch
     from sim2sg_lib import checkpoint
     from sim2sg_lib.dataset import find_images
     from sim2sg_lib.files import digest, finished, note_finished, refuse_early, work_folder, write_json
@@ -159,8 +157,7 @@ def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | 
 
     record = {"checkpoint": str(checkpoint_path), "env": env.name, "threshold": threshold,
               "command": valid("python " + shlex.join(sys.argv)), "images": dict(zip(names, map(valid, found.names)))}
-    options = record | {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "device": str(device),
-                        "input": digest(checkpoint_path, *found.names)}
+    options = record | checkpoint.machine(device) | {"input": digest(checkpoint_path, *found.names)}
     with work_folder(out, options, overwrite, resume) as partial:
         counts = finished(partial)
         if counts is None:

@@ -63,21 +63,15 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
          assets: Path | None, export: str, renderer: str, seed: int, device: str, preview: bool, overwrite: bool,
          resume: bool) -> None:
     # --- setup: the library is imported here, so that --help answers at once
-    import torch
-    from sim2sg_lib import raster_pytorch3d
     from sim2sg_lib.assets import replace_assets
-    from sim2sg_lib.checkpoint import load, pick_device
+    from sim2sg_lib.checkpoint import load, machine, pick_device
     from sim2sg_lib.dataset import open_images
-    from sim2sg_lib.export import check_level
     from sim2sg_lib.files import digest, refuse_early, work_folder
     from sim2sg_lib.graph import write_graphs
-    from sim2sg_lib.lift import confident
 
     env, device = envs.find(env_name), pick_device(device)
-    check_options(env, domain, num, checkpoint, target, camera, graphs_path, refine, assets)
+    check_options(env, domain, num, checkpoint, target, camera, graphs_path, refine, assets, renderer)
     formats = parse_export(export)
-    if renderer == "pytorch3d":
-        raster_pytorch3d.require()
     if assets:
         env = replace_assets(env, assets)
     threshold = env.threshold if threshold is None else threshold
@@ -91,14 +85,11 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
         chosen = sample(images, num, seed)
         names, cameras = chosen.names, chosen.cameras
     elif graphs_path:
-        graphs, cameras = open_graphs(graphs_path, env)
+        graphs, cameras = open_graphs(graphs_path, env, threshold)
         names = [graph.image for graph in graphs]
-        graphs = [confident(graph, levels, threshold) for graph in graphs]
     num = num or len(names) or 400
-    if "kitti" in formats:  # again image by image when it is written, but nobody should wait for that
-        views = [(camera, f"the camera of {name}") for name, camera in zip(names[:num], cameras)]
-        for view in views or [(env.camera, "the camera")]:
-            check_level(*view)
+    if "kitti" in formats:
+        check_cameras(names[:num], cameras, env)
 
     # --- scenes: one of a domain, or a lifted graph in the source's look
     method = "label" if names else "sdr" if domain == "source" else domain
@@ -125,8 +116,8 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
             graphs, _ = predict_graphs(model, images, chosen, env, threshold)
         return draw_preview(Path(f"{out}.preview.png"), range(min(num, PREVIEWED)), make_scenes, env, size, info, device)
     splits = {".": range(num)} if names or domain == "source" else split_target(num)
-    options = info | {"env": env.name, "domain": domain, "num": num, "threads": torch.get_num_threads(), "device": str(device),
-                      "torch": str(torch.__version__), "input": digest(*inputs(checkpoint, target, graphs_path, assets, env))}
+    options = info | machine(device) | {"env": env.name, "domain": domain, "num": num,
+                                        "input": digest(*inputs(checkpoint, target, graphs_path, assets, env))}
     with work_folder(out, options, overwrite, resume) as partial:
         if checkpoint:
             graphs, info["thresholds"] = predict_graphs(model, images, chosen, env, threshold, partial / KEPT)
@@ -139,8 +130,11 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
 
 
 def check_options(env, domain: str, num: int | None, checkpoint, target, camera, graphs_path, refine: int,
-                  assets: Path | None) -> None:
-    """Errors: InputError for options that contradict one another."""
+                  assets: Path | None, renderer: str) -> None:
+    """Errors: InputError for options that contradict one another, and for a renderer that is not there."""
+    from sim2sg_lib import raster_pytorch3d
+    if renderer == "pytorch3d":
+        raster_pytorch3d.require()
     if domain not in env.domains:
         raise InputError(f"--domain: {domain!r} is not one of {', '.join(env.domains)}")
     if (checkpoint is None) != (target is None) or (checkpoint and graphs_path):
@@ -164,6 +158,15 @@ def parse_export(export: str) -> list[str]:
         if name not in ("kitti", "coco"):
             raise InputError(f"--export: {name!r} is not kitti or coco")
     return formats
+
+
+def check_cameras(names: list[str], cameras: list, env) -> None:
+    """Errors: InputError for a view that KITTI's format cannot hold; asked again when it is written, but nobody should wait
+    for that."""
+    from sim2sg_lib.export import check_level
+    views = [(camera, f"the camera of {name}") for name, camera in zip(names, cameras)]
+    for view in views or [(env.camera, "the camera")]:
+        check_level(*view)
 
 
 def inputs(checkpoint: Path | None, target: Path | None, graphs_path: Path | None, assets: Path | None, env) -> list[Path]:
@@ -201,11 +204,14 @@ def sample(images, num: int | None, seed: int):
     return replace(images, names=[images.names[i] for i in chosen], cameras=[images.cameras[i] for i in chosen])
 
 
-def open_graphs(path: Path, env) -> tuple[list, list]:
-    """The graphs of a JSON Lines file and their cameras: those of a cameras.jsonl beside it, or the nominal one."""
+def open_graphs(path: Path, env, threshold: float) -> tuple[list, list]:
+    """What is sure enough in the graphs of a JSON Lines file, and their cameras: those of a cameras.jsonl beside it, or the
+    nominal one."""
     from sim2sg_lib.dataset import check_aspect, read_cameras
     from sim2sg_lib.graph import read_graphs, safe_join
-    graphs = read_graphs(path, env.vocabulary)
+    from sim2sg_lib.lift import confident
+    graphs = [confident(graph, [threshold] * len(env.vocabulary.categories), threshold)
+              for graph in read_graphs(path, env.vocabulary)]
     if not graphs:
         raise InputError(f"{path}: no graph in it")
     for graph in graphs:

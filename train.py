@@ -115,8 +115,7 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, init: Path |
     options = {"command": "python " + shlex.join(sys.argv), "env": env.name, "source": [str(s) for s in source],
                "target": str(target) if target else None, "align": list(terms), "init": str(init) if init else None,
                "preset": preset, "augment": augment, "seed": seed, "schedule": asdict(schedule),
-               "model": asdict(model.config), "threads": torch.get_num_threads(), "torch": str(torch.__version__),
-               "device": str(device)}
+               "model": asdict(model.config), **checkpoint.machine(device)}
     say(f"{env.name} | {model.config.backbone} {width}x{height}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M"
         f" weights | {len(synthetic)} synthetic images, {len(real) if real else 0} of the target | "
         f"align {align or 'none'} | {schedule.steps} steps | seed {seed} | {device} -> {out}")

@@ -148,6 +148,11 @@ def pick_device(name: str) -> torch.device:
         raise InputError(f"device {name!r} is not available, expected auto, cpu or cuda") from None
 
 
+def machine(device: torch.device) -> dict:
+    """For the record: on what the same command may give other bytes elsewhere."""
+    return {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "device": str(device)}
+
+
 def predict_folder(model: SceneGraphNet, images: ImageFolder, env: Env, object_threshold: float, predicate_threshold: float,
                    kept: Path | None = None, batch: int = 16) -> list[SceneGraph]:
     """The network's scene graph of every image, in order; boxes in the pixels of the image's camera.
