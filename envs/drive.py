@@ -3,7 +3,7 @@
 Source: structured domain randomisation. 2-6 lanes of a straight road, 1-2 cars in each, 2 sidewalks, 0-2 pedestrians, 1-3
 houses and 1-3 trees, nothing minds what it runs into; time of day, clouds, random colours and textures.
 Target: a stand-in for KITTI, which cannot be shipped: cars and pedestrians as many and where KITTI's labels have them,
-kerbs parked full, houses in rows, other assets, plausible materials. It is not KITTI, and no table calls it so.
+cars in rows along the kerb, houses beside them, other assets, plausible materials. It is not KITTI, and no table calls it so.
 
 World: as in kitti.py, the camera stands above the origin and looks along +y; x is to its right.
 """
@@ -56,9 +56,11 @@ PLACES = {CAR: ((0, 0, 0, 2, 13, 19, 25, 11), (0, 0, 5, 11, 18, 14, 13, 7), (0, 
 FACE_US = (.69, .71, .43, .41, .64, .51, .09, .11, .07, .10, .08, .11, .12)
 ACROSS = (.11, .11, .34, .49, .08, .03, .02, .03, .24, .51, .56, .42, .55)
 # ours: the share that stands next to the one before, in a row of cars or a group of people, and how many more stand there
-# since some will be hidden and bear no label; both so that the labels come out with KITTI's occlusions and numbers
+# since some will be hidden and bear no label: so the labels come out with KITTI's numbers. Not with its
+# occlusions: there is less here to hide behind, the README says how much less
 FOLLOWS = {CAR: 0.3, PEDESTRIAN: 0.6}
 HIDDEN = {CAR: 0.22, PEDESTRIAN: 0.15}
+PLACE_TRIES = 30  # of one car or pedestrian, then the street is full
 
 KITTI_P2 = np.array([[721.5377, 0, 609.5593, 0], [0, 721.5377, 172.854, 0], [0, 0, 1.0, 0]])  # of most frames
 CAMERAS = {"source": paper_camera(WIDTH, HEIGHT), "target": camera_of(KITTI_P2, WIDTH, HEIGHT)}
@@ -143,7 +145,7 @@ def street_of_target(stock: Stock, rng: np.random.Generator) -> list[SceneObject
 def join(objects: list[SceneObject], label: int, before: SceneObject | None, stock: Stock, rng: np.random.Generator
          ) -> SceneObject | None:
     """A car or pedestrian more, drawn again where it would be out of sight or in another. Returns it, or `before`."""
-    for _ in range(30):
+    for _ in range(PLACE_TRIES):
         if before and rng.uniform() < FOLLOWS[label]:
             x, y, _ = before.position_world
             along_m = rng.choice((-1, 1)) * (along_street(before)[1] + rng.uniform(0.4, 2.0))
@@ -194,7 +196,7 @@ def along_street(item: SceneObject) -> tuple[float, float]:
 
 
 def settle(objects: list[SceneObject], boxes_px: np.ndarray, camera: Camera, rng: np.random.Generator) -> list[SceneObject]:
-    """Lifted cars keep to their lanes and head as those do; one box of vegetation becomes as many trees as it has room for (A.2.3)."""
+    """Lifted cars keep to their lanes and head as those do; one box of vegetation becomes as many trees as fit in it (A.2.3)."""
     settled = []
     for item, (x0, _, x1, _) in zip(objects, boxes_px):
         x, y, _ = item.position_world
