@@ -76,7 +76,7 @@ def read_row(run: Path) -> dict:
 
 
 def read_curves(run: Path) -> dict:
-    """A run's curves.json; empty without one. Errors: InputError for a field that cannot be drawn."""
+    """A run's curves.json. Errors: InputError for a field that cannot be drawn."""
     def numbers(value, *counts, gaps=False):  # a list of one of the counts; gaps: it may hold None
         return (isinstance(value, list) and (not counts or len(value) in counts)
                 and all(is_number(item) or gaps and item is None for item in value))
@@ -88,7 +88,7 @@ def read_curves(run: Path) -> dict:
         return each(value, lambda h: h is None or numbers(h, *range(MAX_OBJECTS + 1)), CONTENT)
 
     path = run / "curves.json"
-    curves, points = read_json(path) if path.exists() else {}, len(RECALL_POINTS["coco101"])
+    curves, points = read_json(path), len(RECALL_POINTS["coco101"])
     for field, fits in (("precision_at_recall", lambda value: each(value, lambda p: p is None or numbers(p, points))),
                         ("recall_curve", lambda value: numbers(value, gaps=True)),
                         ("recall_curve_graph_constraint", lambda value: numbers(value, gaps=True)),
