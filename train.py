@@ -141,7 +141,7 @@ def learn(learner: "Learner", synthetic, real, seed: int, partial: Path, save_ev
     """The inner loop of Algorithm 1, from where an interruption left it. Returns the log, which knows the loss at the end.
 
     synthetic, real: the data sets; real is None without alignment. start: of the program, in seconds of its clock.
-    Errors: click.ClickException for a loss that is not finite.
+    Errors: click.ClickException for a loss or a gradient that is not finite.
     """
     from sim2sg_lib.dataset import loader
 
@@ -157,7 +157,8 @@ def learn(learner: "Learner", synthetic, real, seed: int, partial: Path, save_ev
             images, targets, names = source
             losses, notes = learner.losses(step, images, targets, target_images)
             stop_if_not_finite(losses, step, names + target_names, log)
-            learner.optimise(losses, step)
+            stop_if_not_finite(learner.backward(losses, step), step, names + target_names, log)
+            learner.update(step)
             log.add(step, {k: v.item() for k, v in losses.items()} | notes)
             bar.set_postfix_str(f"loss {log.last_loss:.3f}", refresh=False)
             bar.update()
@@ -204,15 +205,24 @@ class Learner:
             notes |= accuracies | {"reversal": growth}
         return losses, notes
 
-    def optimise(self, losses: dict, step: int) -> None:
-        """One step of the optimisers; gradients are clipped module by module."""
+    def learning(self, step: int) -> dict:
+        """name -> (module, optimiser) of what this step changes."""
+        network = {"network": (self.model, self.optimiser)}
+        return network | ({"discriminators": (self.discriminators, self.judge)} if self.adversarial(step) else {})
+
+    def backward(self, losses: dict, step: int) -> dict:
+        """The gradients, clipped module by module. Returns what their norms were."""
         import torch
-        pairs = [(self.optimiser, self.model)] + ([(self.judge, self.discriminators)] if self.adversarial(step) else [])
-        for optimiser, _ in pairs:
+        learning = self.learning(step)
+        for _, optimiser in learning.values():
             optimiser.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
-        for optimiser, module in pairs:
-            torch.nn.utils.clip_grad_norm_(module.parameters(), CLIP)
+        return {f"the gradient of the {name}": torch.nn.utils.clip_grad_norm_(module.parameters(), CLIP)
+                for name, (module, _) in learning.items()}
+
+    def update(self, step: int) -> None:
+        """One step of the optimisers."""
+        for _, optimiser in self.learning(step).values():
             optimiser.step()
         self.learning_rate.step()
 
@@ -321,9 +331,9 @@ def augment_colours(images, generator):
     return (shuffled * gain.to(images.device) + shift.to(images.device)).clamp(0, 1)
 
 
-def stop_if_not_finite(losses: dict, step: int, names: list[str], log: "TrainingLog") -> None:
-    """Errors: click.ClickException that names the first loss that is NaN or infinite, and the images behind it."""
-    for name, value in losses.items():
+def stop_if_not_finite(values: dict, step: int, names: list[str], log: "TrainingLog") -> None:
+    """Errors: click.ClickException that names the first value that is NaN or infinite, and the images behind it."""
+    for name, value in values.items():
         if not value.isfinite():
             log.close()
             raise click.ClickException(f"step {step}: {name} is {value.item()} on {', '.join(names)}; stopped, "

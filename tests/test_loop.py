@@ -300,6 +300,32 @@ def test_training_stops_at_a_loss_that_is_not_finite(toy, tmp_path):
     assert "step 0: loss_obj is nan on data/sdr/images/" in line and not (tmp_path / "run").exists()
 
 
+def test_training_stops_at_a_gradient_that_is_not_finite_and_keeps_the_state_before(toy, tmp_path):
+    arguments = ["--source", "data/sdr", "--target", "data/target/train", "--align", "appearance", "--steps", 4, "--save-every", 1,
+                 "--appearance-factor", 1e39, "--out", tmp_path / "run"]  # ramped: step 0 is without it
+    line = run(toy, "train.py", *arguments, code=1)
+    assert "step 1: the gradient of the network is " in line and "data/target/train/images/" in line
+    state = torch.load(tmp_path / ".run.partial/state.pt", weights_only=True)
+    assert state["done"] == 1 and not (tmp_path / "run").exists()
+    assert all(value.isfinite().all() for part in ("model", "discriminators") for value in state["parts"][part].values())
+
+
+def test_a_fourth_environment_is_one_file(tmp_path):
+    for path in ("synthesize.py", "train.py", "evaluate.py", "Makefile", "sim2sg_lib", "envs"):
+        (shutil.copytree if (ROOT / path).is_dir() else shutil.copy)(ROOT / path, tmp_path / path)
+    text = (ROOT / "envs/clevr.py").read_text()
+    (tmp_path / "envs/blocks.py").write_text(text.replace('name="clevr"', 'name="blocks"').replace('"cylinder"', '"drum"'))
+    for arguments in (["synthesize.py", "--env", "blocks", "--num", 4, "--out", "a"],
+                      ["train.py", "--source", "a", "--steps", 1, "--out", "r"],
+                      ["evaluate.py", "--checkpoint", "r/model.pt", "--data", "a"],
+                      ["synthesize.py", "--env", "blocks", "--checkpoint", "r/model.pt", "--target", "a", "--out", "b"]):
+        result = subprocess.run([sys.executable, *map(str, arguments)], cwd=tmp_path, text=True, capture_output=True,
+                                env=ENVIRONMENT | {"PYTHONPATH": ""})
+        assert result.returncode == 0, result.stderr
+    assert json.loads((tmp_path / "b/dataset.json").read_text())["categories"] == ["cube", "sphere", "drum"]
+    assert "drum" in json.loads((tmp_path / "r/metrics.json").read_text())["ap50"]
+
+
 @pytest.mark.parametrize("script", ["synthesize.py", "train.py", "evaluate.py"])
 def test_help_needs_no_torch(script):
     code = ("import runpy, sys; sys.argv = [sys.argv[1], '--help']\n"
