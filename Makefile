@@ -81,7 +81,9 @@ $(if $(filter strong,$(PROTOCOL)),--augment colour)
 EVALUATE := $(RUN) evaluate.py --device $(DEVICE) --overwrite
 
 .PHONY: loop options test bench faults
-.DELETE_ON_ERROR:
+# a stage's files appear whole or not at all: whatever ends make, what has just been finished must not be deleted
+DATA := target/test sdr more $(NUMBERS:%=label%) $(patsubst %,appearance%,$(filter-out 1,$(NUMBERS)))
+.PRECIOUS: $(DATA:%=$(OUT)/data/%/dataset.json) $(RUNS:%=$(OUT)/%/model.pt) $(RUNS:%=$(OUT)/%/metrics.json)
 
 # --- the loop ---------------------------------------------------------------------------------------------------------
 

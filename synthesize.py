@@ -282,7 +282,8 @@ def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[i
     (folder / "images").mkdir(parents=True, exist_ok=True)
     chunks = cut_into_chunks(indices, size)
     rendered = Rendered(folder, env.vocabulary)
-    scenes = [scene for chunk in chunks[:rendered.chunks] for scene in make_scenes(chunk)]
+    # on one thread each, as they were made before: refinement's last digits depend on it
+    scenes = [scene for made in in_parallel(make_scenes, chunks[:rendered.chunks], device) for scene in made]
     with progress(len(indices), "render", "image", done=len(scenes)) as bar:
 
         def render(chunk: range):

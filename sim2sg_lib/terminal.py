@@ -105,6 +105,8 @@ def command_line(main: click.Command) -> None:
     signal.signal(signal.SIGTERM, stop)
     try:
         code = main(standalone_mode=False)
+        for number in (signal.SIGINT, signal.SIGTERM):  # all is done: what comes while Python takes leave is no interruption
+            signal.signal(number, signal.SIG_IGN)
     except click.ClickException as error:
         error.show()
         code = error.exit_code

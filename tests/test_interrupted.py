@@ -1,5 +1,6 @@
 """The real programs, interrupted: what they leave, how they end, and that going on gives the bytes of not stopping."""
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -83,11 +84,11 @@ def inside(cwd, setup, *arguments):
 
 
 STOP_AT = """
-optimise = program.Learner.optimise
-def stop(self, losses, step):
-    optimise(self, losses, step)
+update = program.Learner.update
+def stop(self, step):
+    update(self, step)
     if step == {}: os.kill(os.getpid(), signal.SIGTERM)
-program.Learner.optimise = stop
+program.Learner.update = stop
 """
 
 
@@ -173,6 +174,46 @@ def count(path, *size):
 checkpoint.load_tensor = count
 import atexit; atexit.register(lambda: print("read", len(read)))
 """
+
+
+THREADS = """
+import torch
+from sim2sg_lib import refine as module
+refine = module.refine
+def record(*arguments):
+    with open("threads.txt", "a") as file: print(torch.get_num_threads(), file=file)
+    return refine(*arguments)
+module.refine = record
+"""
+
+
+def test_refinement_made_again_after_an_interruption_is_the_same(data, tmp_path):
+    """Its last digits depend on the number of threads; the worker threads that make it have one each."""
+    arguments = ["synthesize.py", "--graphs", data / "sdr/graphs.jsonl", "--num", 40, "--refine", 3, "--out"]
+    assert inside(tmp_path, THREADS + FULL.format("dataset.json"), *arguments, "set")[0] == 3
+    assert inside(tmp_path, THREADS, *arguments, "set")[0] == 0
+    run(tmp_path, *arguments, "whole")
+    assert (tmp_path / "threads.txt").read_text().split() == ["1"] * 6  # three chunks, twice
+    for name in ("scenes.jsonl", "graphs.jsonl", "cameras.jsonl"):
+        assert (tmp_path / "set" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interrupted_make_keeps_what_was_just_finished(tmp_path, number):
+    command = ["make", "-C", str(ROOT), "-o", ".venv/ready", f"RUN={sys.executable}", f"OUT={tmp_path}", "SOURCE_NUM=4",
+               f"{tmp_path}/data/sdr/dataset.json"]
+    process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                               start_new_session=True)
+    path = tmp_path / "data/sdr/dataset.json"
+    while not path.exists():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    os.killpg(process.pid, number)  # while Python takes leave
+    words = process.communicate(timeout=60)[0]
+    assert path.exists() and "Deleting" not in words and "Traceback" not in words
+    again = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
+    assert again.returncode == 0 and "synthesize.py" not in again.stdout, again.stdout + again.stderr
 
 
 def test_what_the_network_read_is_not_read_again(data, tmp_path):
