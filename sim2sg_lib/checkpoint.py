@@ -19,6 +19,7 @@ from sim2sg_lib.relations import SceneGraphNet, to_graph
 from sim2sg_lib.terminal import InputError, progress
 
 FORMAT = 1
+BATCH, BATCH_PIXELS = 16, 2**22  # most images read at once, and most pixels of the network's input of more than one
 MAX_BYTES, MAX_PICKLE_BYTES = 2**32, 2**21  # the paper's network has 313 MB, its pickle 79 KB
 GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")  # all that tensors take
 
@@ -154,15 +155,15 @@ def machine(device: torch.device) -> dict:
 
 
 def predict_folder(model: SceneGraphNet, images: ImageFolder, env: Env, object_threshold: float, predicate_threshold: float,
-                   kept: Path | None = None, batch: int = 16) -> list[SceneGraph]:
+                   kept: Path | None = None) -> list[SceneGraph]:
     """The network's scene graph of every image, in order; boxes in the pixels of the image's camera.
 
     Relations that the environment's rules exclude (a chair beside a chair, where one end must be a table) are left out.
 
     kept: a file for the graphs so far, batch by batch: after an interruption those are not predicted again.
     """
-    device = next(model.parameters()).device
-    vocabulary = env.vocabulary
+    device, vocabulary = next(model.parameters()).device, env.vocabulary
+    batch = max(1, min(BATCH, BATCH_PIXELS // (model.config.width * model.config.height)))
     possible = torch.from_numpy(env.rules.possible(len(vocabulary.categories), vocabulary.predicates)).to(device)
     file, rows = open_growing(kept) if kept else (None, [])
     graphs = [make_graph(**graph) for row in rows for graph in row["graphs"]]

@@ -36,7 +36,8 @@ from sim2sg_lib.terminal import InputError
 SUFFIXES = (".png", ".jpg", ".jpeg")
 FORMAT = 1  # of dataset.json and the files beside it
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of a JPEG: no stuffed byte, restart or filling
-MAX_SCANS = 100  # of a JPEG; real ones have a dozen, and each takes as long as the whole image
+# of a JPEG, each of which takes as long as the whole image, and times its pixels; real ones have a dozen
+MAX_SCANS, MAX_SCANNED = 100, 2**30
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is MAX_PIXELS, and errors are one line
 
 
@@ -104,7 +105,7 @@ def find_images(paths: list[Path], env: Env) -> ImageFolder:
     """
     names = []
     for path in map(Path, paths):
-        names += [str(path / name) for name in image_names(path)] if path.is_dir() else [str(path)]
+        names += [str(safe_join(path, name)) for name in image_names(path)] if path.is_dir() else [str(path)]
     names = list(dict.fromkeys(names))
     for name in names:
         if not Path(name).is_file():
@@ -184,6 +185,8 @@ def read_cameras(path: Path, names: list[str], sizes: list[tuple[int, int]]) -> 
             raise InputError(f"{path}:{line}: R: expected a rotation")
         if np.hypot(R[2, 0], R[2, 1]) < 1e-3:
             raise InputError(f"{path}:{line}: R: the camera looks straight up or down, so nothing is in front or behind")
+        if np.hypot(R[0, 0], R[0, 1]) < 1e-3:
+            raise InputError(f"{path}:{line}: R: the camera lies on its side, so nothing is left or right")
         if not isinstance(row.get("image"), str) or row["image"] in cameras:
             raise InputError(f"{path}:{line}: image: {row.get('image')!r}, expected a path that has no camera yet")
         cameras[row["image"]] = (K, R, t)
@@ -225,8 +228,9 @@ def read_image(path: Path, width: int, height: int) -> np.ndarray:
     """
     image = open_image(path)
     scans = 0 if image.format == "PNG" else count_scans(read_bytes(path, "a JPEG image"))
-    if scans > MAX_SCANS:
-        raise InputError(f"{path}: {scans} scans, expected a JPEG of {MAX_SCANS} at most")
+    most = min(MAX_SCANS, MAX_SCANNED // (image.width * image.height))
+    if scans > most:
+        raise InputError(f"{path}: {scans} scans, expected a JPEG of this size to have {most} at most")
     try:
         if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
             image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))

@@ -19,11 +19,11 @@ from torchvision.models.detection.roi_heads import RoIHeads, fastrcnn_loss
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import FrozenBatchNorm2d, box_area, nms
 
-from sim2sg_lib.graph import MAX_PIXELS
 from sim2sg_lib.terminal import InputError
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 ROI_SIZE = 7
+MAX_INPUT_PIXELS = 2**21  # of the network's input: twice what any preset takes
 SCORE_THRESHOLD = 0.05    # a detection below it is no candidate at all
 CLASS_NMS_IOU = 0.5       # within one category
 MIN_PRE_NMS = 300         # fewer RPN boxes of a level can all lie on the few most distinct objects
@@ -93,8 +93,8 @@ class ModelConfig:
             least = 0 if entry.name == "gcn_steps" else 1
             if entry.type in (int, bool) and type(value) is not entry.type or entry.type is int and not least <= value < 2**16:
                 raise ValueError(f"{entry.name}: {value!r} expected true or false, or an integer from {least} to 65535")
-        if self.width * self.height > MAX_PIXELS:
-            raise ValueError(f"width, height: {self.width}x{self.height} expected {MAX_PIXELS} pixels at most")
+        if self.width * self.height > MAX_INPUT_PIXELS:
+            raise ValueError(f"width, height: {self.width}x{self.height} expected {MAX_INPUT_PIXELS} pixels at most")
         if not self.returned_layers or list(self.returned_layers) != sorted({1, 2, 3, 4} & set(self.returned_layers)):
             raise ValueError(f"returned_layers: {self.returned_layers} expected some of 1, 2, 3, 4, rising")
         if not all(type(size) is int and 0 < size < 2**16 for size in self.anchor_sizes):

@@ -39,7 +39,7 @@ from envs.clevr import ENV
 from envs.drive import ENV as STREET
 from sim2sg_lib import checkpoint
 from sim2sg_lib.assets import read_mesh
-from sim2sg_lib.dataset import LabelledImages, open_images, read_cameras, read_image, read_info, read_labels, write_labels
+from sim2sg_lib.dataset import LabelledImages, find_images, open_images, read_cameras, read_image, read_info, read_labels, write_labels
 from sim2sg_lib.detector import quick_config
 from sim2sg_lib.graph import make_graph, read_graphs, to_json
 from sim2sg_lib.kitti import camera_of, read_calib, read_objects, to_graph
@@ -546,6 +546,13 @@ def street(folder: Path) -> Path:
     return folder
 
 
+def photos(folder: Path) -> Path:
+    """A folder of one image."""
+    folder.mkdir()
+    Image.new("RGB", (160, 120)).save(folder / "0.png")
+    return folder
+
+
 def replace_by(path: Path, kind: str, outside: Path) -> None:
     """Puts a pipe, a link to itself, to an endless device, or to what was there and now lies outside, in a file's place."""
     path.parent.mkdir(exist_ok=True)
@@ -581,11 +588,12 @@ def hostile_names(trials: int, rng: random.Random) -> list[str]:
 
 
 def hostile_links(trials: int, rng: random.Random) -> list[str]:
-    """Files and folders of a data set, of KITTI's and of a run replaced by links out of it, pipes and endless devices."""
+    """Files and folders of a data set, of KITTI's, of photos and of a run replaced by links out of it, pipes, endless devices."""
     failures = []
     cases = [(data_set, file, kind) for file in FILES for kind in ("outside", "pipe", "zero", "loop")]
     cases += [(street, file, kind) for file in STREET_FILES for kind in ("outside", "pipe", "zero", "loop")]
     cases += [(data_set, "model.pt", kind) for kind in ("pipe", "zero", "loop")]
+    cases += [(photos, "0.png", kind) for kind in ("outside", "pipe", "zero", "loop")]
     for make, file, kind in cases[:trials]:
         with tempfile.TemporaryDirectory() as top:
             folder, outside = make(Path(top) / "set"), Path(top) / "outside"
@@ -595,6 +603,8 @@ def hostile_links(trials: int, rng: random.Random) -> list[str]:
             def read():
                 if file == "model.pt":
                     return checkpoint.read(folder / file)
+                if make is photos:  # what evaluate.py predict reads
+                    return read_image(folder / Path(find_images([folder], ENV).names[0]).name, 160, 120)
                 if make is data_set:
                     return LabelledImages([folder], ENV, 80, 60)[0]
                 return read_labels(open_images(folder, STREET), STREET)
@@ -662,7 +672,7 @@ FAULTS = (("checkpoint, one bit flipped", flipped_bits, 1000), ("checkpoint, cut
           ("images, mutated PNG and JPEG", mutated_images, 4000), ("images, odd kinds and sizes", odd_images, 36),
           ("JSON, mutated lines and files", mutated_json, 20_000),
           ("JSON of a run, through its report", mutated_runs, 400), ("names that lead out", hostile_names, len(NAMES)),
-          ("links, pipes, devices", hostile_links, 47), ("KITTI labels and calibrations", mutated_kitti, 2000),
+          ("links, pipes, devices", hostile_links, 51), ("KITTI labels and calibrations", mutated_kitti, 2000),
           ("OBJ and GLB files", mutated_meshes, 400))
 
 

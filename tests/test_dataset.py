@@ -7,6 +7,7 @@ import torch
 from PIL import Image
 
 from envs.clevr import ENV
+from sim2sg_lib import dataset
 from sim2sg_lib.dataset import LabelledImages, Rendered, batches, find_images, open_images, read_image, write_image, write_labels
 from sim2sg_lib.terminal import InputError
 from sim2sg_lib.graph import make_graph
@@ -81,7 +82,7 @@ def test_truncated_and_disguised_images(folder):
 
 
 @pytest.mark.parametrize("progressive", [False, True])
-def test_only_a_photo_s_own_scans_count(tmp_path, progressive):
+def test_only_a_photo_s_own_scans_count(tmp_path, monkeypatch, progressive):
     noise = np.random.default_rng(0).integers(0, 256, (120, 160, 3), np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.jpg", progressive=progressive, exif=b"Exif\0\0" + 200 * b"\xff\xda")
     jpeg = (tmp_path / "a.jpg").read_bytes()
@@ -89,7 +90,10 @@ def test_only_a_photo_s_own_scans_count(tmp_path, progressive):
     assert (read_image(tmp_path / "motion.jpg", 160, 120) == read_image(tmp_path / "a.jpg", 160, 120)).all()
     scan = jpeg[jpeg.rindex(b"\xff\xda"):-2]
     (tmp_path / "scans.jpg").write_bytes(jpeg[:-2] + 200 * scan + jpeg[-2:])
-    with pytest.raises(InputError, match="scans, expected a JPEG of 100 at most"):
+    with pytest.raises(InputError, match="scans, expected a JPEG of this size to have 100 at most"):
+        read_image(tmp_path / "scans.jpg", 160, 120)
+    monkeypatch.setattr(dataset, "MAX_SCANNED", 5 * 160 * 120)  # a large image may have fewer
+    with pytest.raises(InputError, match="scans, expected a JPEG of this size to have 5 at most"):
         read_image(tmp_path / "scans.jpg", 160, 120)
 
 
@@ -121,6 +125,7 @@ def test_every_kind_of_image_becomes_rgb(tmp_path):
     ("K", [[175, 1, 80], [0, 175, 60], [0, 0, 1]], "K: expected rows"), ("image", "images/000000.png", "has no camera yet"),
     ("R", [[1, 0, 0], [0, 1, 0], [0, 0, -1]], "R: expected a rotation"),
     ("R", [[1, 0, 0], [0, -1, 0], [0, 0, -1]], "R: the camera looks straight"),
+    ("R", [[0, 0, -1], [1, 0, 0], [0, -1, 0]], "R: the camera lies on its side"),
     ("image", "images/9.png", "no camera for images/000001.png")])
 def test_bad_cameras_are_named_by_line(folder, name, value, words):
     path = folder / "cameras.jsonl"

@@ -445,6 +445,8 @@ def test_to_graph_keeps_everything_for_evaluation():
 def test_configuration_survives_a_checkpoint():
     for config in (TINY, paper_config(3, 4, 320, 240)):
         assert ModelConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
+    with pytest.raises(ValueError, match="2048x2048 expected 2097152 pixels at most"):  # its weights would fit all the same
+        dataclasses.replace(TINY, width=2048, height=2048)
     assert paper_config(3, 4, 320, 240).anchor_sizes == (16, 32, 64, 128, 256)
     assert paper_config(4, 4, 1242, 375).anchor_sizes == (32, 64, 128, 256, 512)
 

@@ -16,7 +16,10 @@ from PIL import Image
 
 import conftest
 from conftest import ENVIRONMENT, ROOT, run
+from envs.clevr import ENV
 from evaluate import different_names
+from sim2sg_lib import checkpoint
+from sim2sg_lib.dataset import open_images
 from sim2sg_lib.graph import Vocabulary, make_graph, read_graphs, write_graphs
 from sim2sg_lib.metrics import (MISSED, RIGHT, WRONG, compare, content, content_gap, detection_scores, recall_scores,
                                 unjudged)
@@ -346,6 +349,19 @@ def test_predict_reads_any_size_and_keeps_equal_names_apart(toy, tmp_path):
     assert "1 images, 0 objects and 0 relations" in printed and not (tmp_path / "out/X_2.png").exists()
     line = run(toy, "evaluate.py", "predict", tmp_path / "a", *arguments[:-1], tmp_path / "b", "--overwrite", code=3)
     assert "is not overwritten" in line
+
+
+def test_as_many_images_at_once_as_memory_allows(toy, tmp_path, monkeypatch):
+    images = open_images(toy / "data/target/test", ENV)
+    make_sure(toy / "runs/0/model.pt", tmp_path / "sure.pt")
+    model = checkpoint.load(tmp_path / "sure.pt", ENV)
+    seen, predict = [], model.predict
+    monkeypatch.setattr(model, "predict", lambda features, possible: seen.append(len(features["0"])) or predict(features, possible))
+    together = checkpoint.predict_folder(model, images, ENV, 0.0, 0.0)
+    monkeypatch.setattr(checkpoint, "BATCH_PIXELS", 3 * 160 * 120 + 1)
+    apart = checkpoint.predict_folder(model, images, ENV, 0.0, 0.0)
+    assert seen == [4, 3, 1] and [graph.image for graph in apart] == images.names
+    assert all(np.allclose(a.boxes_px, b.boxes_px, atol=1e-2) for a, b in zip(together, apart)) and sum(map(len, apart))
 
 
 def test_what_predict_calls_an_image_can_be_read(tmp_path):
