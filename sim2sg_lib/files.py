@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
@@ -153,6 +153,7 @@ def held(partial: Path, out: Path) -> Iterator[None]:
     path = partial.with_suffix(".lock")  # beside the folder, which is renamed while it is held
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()  # a folder that takes no file is not one in which another process works
         lock = FileLock(path)
         lock.acquire(timeout=0)
     except Timeout:
@@ -266,8 +267,14 @@ def refuse_used(out: Path, overwrite: bool) -> None:
         raise InputError(f"{out}: is neither a data set nor a run, so it is not overwritten; choose another --out")
 
 
-def refuse_early(out: Path, overwrite: bool) -> None:
-    """As `work_folder` will, before the work of minutes. Errors: InputError."""
+def refuse_early(out: Path, overwrite: bool, inputs: Sequence[Path | None] = ()) -> None:
+    """As `work_folder` will, before the work of minutes; and where OUT's replacement would delete what it is made from.
+
+    Errors: InputError.
+    """
+    for path in filter(None, inputs):
+        if path.exists() and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(out)):
+            raise InputError(f"{out}: holds {path}, which is read, and would be replaced; choose another --out")
     if not out.exists() or (out / STARTED_WITH).exists():  # a finished one may only want the end of publishing
         return
     out = place(out)

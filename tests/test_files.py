@@ -156,6 +156,11 @@ def test_what_an_end_left_of_the_old_folder_is_swept_by_who_holds_the_lock(tmp_p
         assert not (tmp_path / ".out.old").exists() and (tmp_path / ".out.lock").exists()
 
 
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="no /proc")
+def test_a_folder_that_takes_no_file_is_not_said_to_be_in_use():
+    assert "cannot be made a folder" in complaint(Path("/proc/x"))
+
+
 def test_what_a_finished_stage_concludes_with_is_no_difference(tmp_path):
     with pytest.raises(RuntimeError), work_folder(tmp_path / "out", {}, False, True) as partial:
         files.note_finished(partial, {"loss": 1.0})
