@@ -45,6 +45,12 @@ STEPS := $(call pick,5)
 ITERATIONS ?= $(call pick,6)
 WARMUP := $(call pick,7)
 
+# found now, not after the first hour
+ifeq ($(shell echo '$(PROTOCOL),$(CAMERA),$(SEED),$(ITERATIONS)' | grep -Ex '(paper|strong),(|calib|paper),[0-9]+,[1-9][0-9]*'),)
+$(error PROTOCOL=$(PROTOCOL) CAMERA=$(CAMERA) SEED=$(SEED) ITERATIONS=$(ITERATIONS): expected paper or strong, nothing or calib \
+or paper, a whole number, and one from 1 on)
+endif
+
 # --- where things are -------------------------------------------------------------------------------------------------
 
 ifneq ($(words $(OUT)) $(words x$(TARGET)),1 1)
@@ -92,10 +98,10 @@ loop: $(RUNS:%=$(OUT)/%/metrics.json)
 	$(RUN) evaluate.py --summary $(OUT)
 	-$(RUN) evaluate.py report $(OUT)
 
-# a folder holds one loop: other options would mix its old stages with new ones
+# a folder holds one loop: other options would mix its old stages with new ones, once there are any
 options: .venv/ready
 	@mkdir -p $(OUT)
-	@test -e $(OUT)/options.txt || echo "$(OPTIONS)" > $(OUT)/options.txt
+	@test -e $(OUT)/data || echo "$(OPTIONS)" > $(OUT)/options.txt
 	@test "$(OPTIONS)" = "$$(cat $(OUT)/options.txt)" || { echo "Error: $(OUT) was made with $$(cat $(OUT)/options.txt);" \
 		"choose another OUT or remove it" >&2; exit 2; }
 
@@ -104,7 +110,7 @@ $(OUT)/data/target/test/dataset.json: | options
 	$(SYNTHESIZE) --domain $(DOMAIN) --num $(TARGET_NUM) --seed 1 $(if $(INSIDE),--export kitti) --out $(OUT)/data/target
 
 # SDR: random scenes of the source domain
-$(OUT)/data/sdr/dataset.json: | options
+$(OUT)/data/sdr/dataset.json: | options $(TARGET_READY)
 	$(SYNTHESIZE) --num $(SOURCE_NUM) --seed $(SEED) --randomise $(PROTOCOL) --out $(OUT)/data/sdr
 
 # the start of the loop, trained on them
