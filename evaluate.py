@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 
 import envs
-from sim2sg_lib.terminal import InputError, command_line, conclude, output_options, say
+from sim2sg_lib.terminal import FloatRange, InputError, command_line, conclude, output_options, say
 
 PICTURES = 8
 OVERLAY_PX = (640, 1600)  # the longer side of an image that predict draws on: its own, within these
@@ -119,7 +119,7 @@ def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, 
               show_default="the latest under runs/", help="Network to use.")
 @click.option("--out", type=click.Path(path_type=Path), default=None, show_default="predicted/ beside the checkpoint",
               help="Folder to write.")
-@click.option("--threshold", type=click.FloatRange(0, 1), default=None, show_default="the environment's",
+@click.option("--threshold", type=FloatRange(0, 1), default=None, show_default="the environment's",
               help="Confidence below which objects and relations are dropped, of every category; the report and lifting take an "
                    "adaptive environment's (dining) as a share of what the network is sure of.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
@@ -150,7 +150,7 @@ def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | 
     env, device = envs.find(saved["env"], f"{checkpoint_path}: env"), checkpoint.pick_device(device)
     threshold = env.threshold if threshold is None else threshold
     out = out or checkpoint_path.parent / "predicted"
-    refuse_early(out, overwrite)
+    refuse_early(out, overwrite, [*images, checkpoint_path])
     found = find_images(images, env)
     names = different_names(found.names)
     model = checkpoint.rebuild(saved, checkpoint_path, env, device)
@@ -201,13 +201,12 @@ def report(loop: Path) -> None:
     content, what each iteration made of the target, and scene graphs with what is right, wrong and missed. Scores are
     those of metrics.json and curves.json, graphs those of predictions.jsonl.
     """
-    from sim2sg_lib.dataset import read_json
     from sim2sg_lib.graph import read_graphs
     from sim2sg_lib.kitti import kitti_root
     from sim2sg_lib.report import read_loop, write_report
     table = read_loop(loop)
     last = list(table)[-1]
-    env = envs.find(read_json(loop / last / "config.json").get("env"), f"{loop / last / 'config.json'}: env")
+    env = envs.find(table[last]["env"], f"{loop / last / 'config.json'}: env")
     predicted = read_graphs(loop / last / "predictions.jsonl", env.vocabulary)
     data, images, truth = Path(str(table[last].get("data"))), None, None
     if data.is_dir():
@@ -415,6 +414,9 @@ def summarise(loops: tuple[Path, ...]) -> None:
     """Print the table of one or several finished loops, and draw figures/loop.png of each."""
     from sim2sg_lib.report import COLUMNS, draw_sheet, read_loop, table_cells, verdict
     tables = [read_loop(loop) for loop in loops]
+    env_names = sorted({row["env"] for table in tables for row in table.values()})
+    if len(env_names) > 1:
+        raise InputError(f"--summary: loops of {' and '.join(env_names)}, expected those of one environment")
     names = [name for name in tables[0] if all(name in table for table in tables)]
     if not names:
         raise InputError("--summary: the loops have no row in common")

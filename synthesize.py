@@ -19,7 +19,7 @@ from pathlib import Path
 import click
 
 import envs
-from sim2sg_lib.terminal import InputError, command_line, conclude, output_options, progress, say
+from sim2sg_lib.terminal import FloatRange, InputError, command_line, conclude, output_options, progress, say
 
 CHUNK, CHUNK_PIXELS = 16, 16 * 320 * 240  # most scenes rendered at once, and most pixels of more than one
 PREVIEWED = 12
@@ -38,7 +38,7 @@ KEPT = "read.jsonl"  # in a half-made data set: what the network has read in the
               help="Of a KITTI --target: its calibration, or the paper's assumption of 90 degrees.")
 @click.option("--graphs", "graphs_path", type=click.Path(path_type=Path), default=None,
               help="Lift the graphs of this JSON Lines file.")
-@click.option("--threshold", type=click.FloatRange(0, 1), default=None, show_default="the environment's",
+@click.option("--threshold", type=FloatRange(0, 1), default=None, show_default="the environment's",
               help="Confidence below which objects and relations are dropped; on dining, for objects, the share of what the "
                    "network is sure of.")
 @click.option("--randomise", type=click.Choice(["paper", "strong"]), default="paper",
@@ -70,13 +70,13 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     from sim2sg_lib.graph import write_graphs
 
     env, device = envs.find(env_name), pick_device(device)
-    check_options(env, domain, num, checkpoint, target, camera, graphs_path, refine, assets, renderer)
+    check_options(env, domain, num, checkpoint, target, camera, graphs_path, threshold, refine, assets, renderer)
     formats = parse_export(export)
     if assets:
         env = replace_assets(env, assets)
     threshold = env.threshold if threshold is None else threshold
     if not preview:
-        refuse_early(out, overwrite)
+        refuse_early(out, overwrite, [checkpoint, target, graphs_path, assets])
 
     # --- graphs: of target images, which will be predicted, given, or none
     graphs, names, cameras, levels = [], [], [], [threshold] * len(env.vocabulary.categories)
@@ -129,8 +129,8 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
     conclude({"out": str(out), "env": env.name, "method": method, "images": num})
 
 
-def check_options(env, domain: str, num: int | None, checkpoint, target, camera, graphs_path, refine: int,
-                  assets: Path | None, renderer: str) -> None:
+def check_options(env, domain: str, num: int | None, checkpoint, target, camera, graphs_path, threshold: float | None,
+                  refine: int, assets: Path | None, renderer: str) -> None:
     """Errors: InputError for options that contradict one another, and for a renderer that is not there."""
     from sim2sg_lib import raster_pytorch3d
     if renderer == "pytorch3d":
@@ -141,8 +141,9 @@ def check_options(env, domain: str, num: int | None, checkpoint, target, camera,
         raise InputError("--checkpoint and --target go together, and not with --graphs")
     if camera and not target:
         raise InputError("--camera is that of a KITTI --target: add --checkpoint and --target, or leave it out")
-    if refine and not (checkpoint or graphs_path):
-        raise InputError("--refine fits lifted graphs: add --checkpoint and --target, or --graphs")
+    if (refine or threshold is not None) and not (checkpoint or graphs_path):
+        raise InputError(f"{'--refine' if refine else '--threshold'} is for lifted graphs: add --checkpoint and --target, "
+                         "or --graphs")
     if assets and env.domains[domain][1] != "source":
         raise InputError(f"--assets take the place of the source's, and --domain {domain} has none of those")
     if domain != "source" and (checkpoint or graphs_path):
@@ -302,7 +303,8 @@ def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[i
         write_coco(folder, graphs, env.vocabulary)
     if predicted:
         fit = box_fit([predicted[i % len(predicted)] for i in indices], graphs)
-        say("what shows against the lifted boxes: IoU " + ", ".join(f"{name} {value:.3f}" for name, value in fit.items()))
+        say("what shows against the lifted boxes: IoU " + ", ".join(f"{name} {value:.3f}" for name, value in fit.items())
+            if fit else f"no object in any of {len(predicted)} graphs is sure enough: the scenes are empty")
         info = info | {"fit": fit}
     write_labels(folder, graphs, scenes, env, {**info, "width": size[0], "height": size[1]})
     rendered.close()  # not before: until the labels are written it is all that a next attempt has to go on from

@@ -18,7 +18,7 @@ from pathlib import Path
 import click
 
 import envs
-from sim2sg_lib.terminal import InputError, command_line, conclude, output_options, progress, say, stop_request
+from sim2sg_lib.terminal import FloatRange, InputError, command_line, conclude, output_options, progress, say, stop_request
 
 LOG_EVERY = 10  # steps between two lines of log.jsonl, each the mean over them
 
@@ -73,11 +73,11 @@ HEALTHY = (0.05, 2.0)  # beyond this loss a discriminator has won or come apart;
 @click.option("--input", "input_", type=click.Choice(["edges", "rgb"]), default=None,
               show_default="edges from scratch, rgb with ImageNet weights", help="What the encoder sees of an image.")
 @click.option("--steps", type=click.IntRange(1), default=None, show_default="the preset's", help="Optimiser steps.")
-@click.option("--appearance-factor", type=click.FloatRange(0), default=None, show_default="the preset's",
+@click.option("--appearance-factor", type=FloatRange(0), default=None, show_default="the preset's",
               help="Gradient-reversal factor of the appearance discriminator.")
-@click.option("--prediction-factor", type=click.FloatRange(0), default=None, show_default="the preset's",
+@click.option("--prediction-factor", type=FloatRange(0), default=None, show_default="the preset's",
               help="Gradient-reversal factor of the prediction discriminator.")
-@click.option("--warmup", type=click.FloatRange(0, 1, max_open=True), default=None, show_default="the preset's",
+@click.option("--warmup", type=FloatRange(0, 1, max_open=True), default=None, show_default="the preset's",
               help="Share of the steps before the discriminators start.")
 @click.option("--augment", type=click.Choice(["none", "colour"]), default="none", help="Augment the source's colours.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="Same seed and thread count: same bytes.")
@@ -102,7 +102,7 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, init: Path |
     terms = parse_align(align, target)
     schedule = override(SCHEDULES[preset], steps=steps, appearance_factor=appearance_factor,
                         prediction_factor=prediction_factor, warmup=warmup)
-    refuse_early(out, overwrite)
+    refuse_early(out, overwrite, [*source, target, init])
     first = source[0] / "dataset.json"
     device, env = checkpoint.pick_device(device), envs.find(read_json(first).get("env"), f"{first}: env")
 

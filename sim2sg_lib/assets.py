@@ -23,6 +23,8 @@ def replace_assets(env: Env, folder: Path) -> Env:
     Those of more than MAX_FACES are left out. Errors: InputError for a folder without any of them, a category of which none
     is left, or a file that cannot be read.
     """
+    if not folder.is_dir():
+        raise InputError(f"{folder}: no such folder, expected one of OBJ or GLB files by category")
     assets, sizes_m, names = dict(env.assets), dict(env.asset_sizes_m), list(env.category_assets)
     for label, category in enumerate(env.vocabulary.categories):
         paths = asset_files(folder / category)

@@ -384,13 +384,15 @@ def _total_variation(p: list[float] | None, q: list[float] | None) -> float | No
     return float(np.abs(np.pad(p, (0, bins - len(p))) - np.pad(q, (0, bins - len(q)))).sum() / 2)
 
 
-def box_fit(predicted: list[SceneGraph], rendered: list[SceneGraph]) -> dict[str, float]:
+def box_fit(predicted: list[SceneGraph], rendered: list[SceneGraph]) -> dict[str, float] | None:
     """How well lifted scenes show what they were lifted from: IoU of each predicted box with the best rendered one.
 
     Best of the same category in the same image, 0 where there is none; images may differ in size. Returns the median, the
-    10th percentile and the mean over all predicted boxes; all 0 without a box.
+    10th percentile and the mean over all predicted boxes; None without a box.
     """
-    fits = [np.zeros(1)] if not any(map(len, predicted)) else []
+    if not any(map(len, predicted)):
+        return None
+    fits = []
     for p, r in zip(predicted, rendered, strict=True):
         scale = np.array([r.width / p.width, r.height / p.height] * 2)
         same = p.labels[:, None] == r.labels[None, :]

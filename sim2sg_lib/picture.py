@@ -259,7 +259,8 @@ def draw_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], title: str, la
     figure = Figure((4.4, 2.7 + 0.17 * ((len(curves) + 1) // 2)), layout="constrained")
     axes = figure.add_subplot()
     for i, (name, (x, y)) in enumerate(curves.items()):
-        axes.plot(x, y, DASHES[i % len(DASHES)], color=LINES[i % len(LINES)], linewidth=1.5, label=name)
+        axes.plot(x, y, DASHES[i % len(DASHES)], color=LINES[i % len(LINES)], linewidth=1.5, label=name,
+                  marker="o" if len(x) == 1 else None, markersize=4)  # of one point there is no line to see
     if mark:
         axes.axhline(mark[0], color="black", linewidth=1.2, label=mark[1], linestyle=(0, (1, 1)))
     axes.set(xscale=scales[0], yscale=scales[1], ylim=limits)

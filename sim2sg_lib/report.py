@@ -43,6 +43,8 @@ PHOTO_WIDTH = 640    # pixels, the most an image has on the page
 
 def read_loop(loop: Path) -> dict[str, dict]:
     """Run folder -> its metrics and training time, in the table's order. Errors: InputError."""
+    if not loop.is_dir():
+        raise InputError(f"{loop}: no such folder, expected that of a loop")
     found = [match for match in map(ITERATION.fullmatch, (p.name for p in loop.glob("*"))) if match]
     found.sort(key=lambda match: (list(ROWS).index(match[1]), int(match[2])))
     table = {}
@@ -50,7 +52,7 @@ def read_loop(loop: Path) -> dict[str, dict]:
         if (loop / name / "metrics.json").exists():
             table[name] = read_row(loop / name)
     if not table:
-        raise InputError(f"{loop}: no run with metrics.json in it, expected a finished loop")
+        raise InputError(f"{loop}: no start/, sdr/, label1/, ... with metrics.json in it, as `make loop` writes them")
     return table
 
 
@@ -69,10 +71,11 @@ def read_row(run: Path) -> dict:
                         ("metrics.json: content_gap",
                          gaps is None or scores(gaps, *CONTENT)),
                         ("config.json: seconds", is_number(config.get("seconds"))),
+                        ("config.json: env", isinstance(config.get("env"), str)),
                         ("config.json: source", isinstance(source, list) and source and all(isinstance(s, str) for s in source))):
         if not fits:
             raise InputError(f"{run}/{field}: not what train.py and evaluate.py write")
-    return metrics | {"seconds": config["seconds"], "source": source}
+    return metrics | {"seconds": config["seconds"], "source": source, "env": config["env"]}
 
 
 def read_curves(run: Path) -> dict:

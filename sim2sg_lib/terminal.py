@@ -1,5 +1,6 @@
 """What a program says and how it ends: no torch, no numpy, so that --help answers at once."""
 import json
+import math
 import signal
 import sys
 import time
@@ -21,6 +22,16 @@ class InputError(click.ClickException):
         """The message as one line that any terminal can show: it may quote what a file says, however long."""
         line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in self.message)
         return line if len(line) <= 600 else f"{line[:400]} ... {line[-195:]}"
+
+
+class FloatRange(click.FloatRange):
+    """click's, without NaN and infinity, which it lets pass."""
+
+    def convert(self, value, param, context):
+        number = super().convert(value, param, context)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number.", param, context)
+        return number
 
 
 # --- what it says -----------------------------------------------------------------------------------------------------

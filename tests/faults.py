@@ -448,7 +448,7 @@ def data_set(folder: Path) -> Path:
     scores = {"20": 0.5, "50": 0.6}
     gaps = dict.fromkeys(("objects_per_image", "categories", "predicates"), 0.1)
     (folder / "metrics.json").write_text(json.dumps({"map50": 0.5, "recall": scores, "content_gap": gaps, "data": "x"}))
-    (folder / "config.json").write_text(json.dumps({"seconds": 1.5, "source": ["data/sdr"]}))
+    (folder / "config.json").write_text(json.dumps({"env": "clevr", "seconds": 1.5, "source": ["data/sdr"]}))
     return folder
 
 

@@ -97,10 +97,9 @@ def test_bad_lines_are_named_by_file_line_and_field(tmp_path, text, complaint):
     assert message.startswith(f"{path}:2: ") and complaint in message and "\n" not in message
 
 
-@pytest.mark.parametrize("count, words", [(2_000_000, "relations: 2000000, expected 4 at most between 2 objects"),
-                                          (2, r"relations\[1\]: \[0, 'on', 1\] is there twice")])
-def test_relations_are_at_most_those_there_can_be(count, words):
-    with pytest.raises(ValueError, match=words):
+@pytest.mark.parametrize("count", [2, 2_000_000])
+def test_no_relation_is_there_twice(count):
+    with pytest.raises(ValueError, match=r"relations\[1\]: \[0, 'on', 1\] is there twice"):
         from_json(LINE | {"relations": [[0, "on", 1]] * count}, VOCABULARY)
 
 

@@ -80,7 +80,7 @@ def test_the_table_of_a_loop(toy, tmp_path):
                         ("appearance1", 0.3), ("full", 0.25)):
         (tmp_path / "loop" / name).mkdir(parents=True)
         source = ["data/sdr"] + (["data/1"] if name not in ("start", "sdr") else [])
-        (tmp_path / "loop" / name / "config.json").write_text(json.dumps({"seconds": 1, "source": source}))
+        (tmp_path / "loop" / name / "config.json").write_text(json.dumps({"env": "clevr", "seconds": 1, "source": source}))
         metrics = {"map50": score, "recall": {"20": score, "50": score, "100": score}, "content_gap": None}
         (tmp_path / "loop" / name / "metrics.json").write_text(json.dumps(metrics))
     printed = run(toy, "evaluate.py", "--summary", tmp_path / "loop")
@@ -114,6 +114,7 @@ def test_the_makefile_names_every_stage_once(tmp_path):
     stages = [line for line in lines if ".py " in line]
     names = [Path(line.split("--out ")[1].split()[0]).name for line in stages if "synthesize.py" in line]
     assert sorted(names) == ["appearance2", "appearance3", "label1", "label2", "label3", "more", "sdr", "target"]
+    assert names[:2] == ["target", "sdr"]  # a wrong DOMAIN is found before anything is trained
     assert sum("train.py" in line for line in stages) == sum("evaluate.py --device" in line for line in stages) == 9
     assert [line.split("evaluate.py ")[1].split()[0] for line in stages[-2:]] == ["--summary", "report"]
     aligned = [line for line in stages if "--align" in line]
@@ -133,6 +134,21 @@ def test_the_makefile_names_every_stage_once(tmp_path):
         assert folders == {f"{target}/train", str((target / "test" / labels).parent)}
     assert "no such folder" in plan(f"TARGET={tmp_path}/nowhere", code=2)
     assert "without spaces" in plan("TARGET=a b", code=2)
+    for wrong in ("ITERATIONS=0", "ITERATIONS=x", "SEED=-1", "PROTOCOL=weak", "PROTOCOL=", "CAMERA=mine"):
+        assert f"{wrong} " in plan(wrong, code=2).replace(":", " ") and "expected paper or strong" in plan(wrong, code=2)
+
+
+@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
+def test_a_folder_is_bound_to_its_options_once_something_is_made(tmp_path):
+    def make(*options):
+        return subprocess.run(["make", "-C", ROOT, "-o", ".venv/ready", f"RUN={sys.executable}", f"OUT={tmp_path}", *options],
+                              text=True, capture_output=True, env=ENVIRONMENT)
+    assert "'tagret' is not one of source, target" in make("DOMAIN=tagret", "loop").stderr and not (tmp_path / "data").exists()
+    assert make("options").returncode == 0
+    (tmp_path / "data").mkdir()
+    assert make("options").returncode == 0
+    other = make("options", "DOMAIN=target-content")
+    assert other.returncode == 2 and "was made with ENV=clevr" in other.stderr
 
 
 def test_a_graph_file_is_lifted_and_rendered(toy):
@@ -222,7 +238,14 @@ def test_target_labels_cannot_influence_training(toy, tmp_path):
     ("synthesize.py", ["--domain", "mars", "--out", "y"], "'mars' is not one of source, target"),
     ("synthesize.py", ["--domain", "target", "--num", 2, "--out", "y"], "2 images cannot be split"),
     ("synthesize.py", ["--graphs", "graphs.jsonl", "--domain", "target", "--out", "y"], "leave it out"),
-    ("synthesize.py", ["--refine", "--out", "y"], "--refine fits lifted graphs"),
+    ("synthesize.py", ["--refine", "--out", "y"], "--refine is for lifted graphs"),
+    ("synthesize.py", ["--threshold", 0, "--out", "y"], "--threshold is for lifted graphs"),
+    ("synthesize.py", ["--env", "dining", "--assets", "nowhere", "--out", "y"], "nowhere: no such folder"),
+    ("synthesize.py", ["--checkpoint", "runs/0/model.pt", "--target", "data/target/train", "--out", "data/target", "--overwrite"],
+     "data/target: holds data/target/train, which is read"),
+    ("synthesize.py", ["--graphs", "data/sdr/graphs.jsonl", "--out", "data/sdr", "--overwrite"], "holds data/sdr/graphs.jsonl"),
+    ("train.py", ["--source", "data/1", "--source", "data/sdr", "--out", "data/sdr", "--overwrite"], "holds data/sdr, which is"),
+    ("train.py", ["--source", "data/sdr", "--init", "runs/0/model.pt", "--out", "runs/0", "--overwrite"], "holds runs/0/model.pt"),
     ("synthesize.py", ["--out", "runs", "--overwrite"], "is neither a data set nor a run"),
     ("synthesize.py", ["--checkpoint", "runs/0/model.pt", "--out", "y"], "--checkpoint and --target go together"),
     ("synthesize.py", ["--graphs", "none.jsonl", "--out", "y"], "none.jsonl: no such file"),
@@ -243,13 +266,36 @@ def test_target_labels_cannot_influence_training(toy, tmp_path):
     ("evaluate.py", ["--checkpoint", "runs/0/model.pt", "--data", "data/target/test", "--out", "runs/0/model.pt"],
      "model.pt: cannot be made a folder"),
     ("evaluate.py", ["--summary", "runs", "--split", "hard"], "takes no other option"),
-    ("evaluate.py", ["--summary", "nowhere"], "nowhere: no run with metrics.json"),
+    ("evaluate.py", ["--summary", "nowhere"], "nowhere: no such folder"),
+    ("evaluate.py", ["--summary", "data"], "data: no start/, sdr/, label1/, ... with metrics.json in it"),
+    ("evaluate.py", ["--summary", ROOT / "docs/results/dining-0", "--summary", ROOT / "docs/results/drive-0"],
+     "loops of dining and drive, expected those of one environment"),
 ])
 def test_mistakes_get_one_line_and_harm_nothing(toy, script, arguments, words):
     before = fingerprint(toy)
     line = run(toy, script, *arguments, code=3)
     assert line.startswith("Error: ") and words in line
     assert fingerprint(toy) == before
+
+
+@pytest.mark.parametrize("script, arguments", [
+    ("synthesize.py", ["--graphs", "data/sdr/graphs.jsonl", "--threshold", "nan"]),
+    ("train.py", ["--source", "data/sdr", "--warmup", "nan"]), ("train.py", ["--source", "data/sdr", "--prediction-factor", "inf"]),
+    ("evaluate.py", ["predict", "data/target/test", "--threshold", "nan"])])
+def test_a_number_is_finite(toy, script, arguments):
+    result = subprocess.run([sys.executable, str(ROOT / script), *arguments, "--out", "y"], cwd=toy, text=True,
+                            capture_output=True, env=ENVIRONMENT)
+    assert result.returncode == 2 and f"{arguments[-1]} is not a finite number" in result.stderr and not (toy / "y").exists()
+    assert "Traceback" not in result.stderr
+
+
+def test_that_no_object_is_sure_enough_is_said(toy, tmp_path):
+    printed = run(toy, "synthesize.py", "--graphs", "data/sdr/graphs.jsonl", "--num", 2, "--out", tmp_path / "some")
+    assert "what shows against the lifted boxes: IoU median " in printed and "empty" not in printed
+    printed = run(toy, "synthesize.py", "--checkpoint", "runs/0/model.pt", "--target", "data/target/test", "--threshold", 1,
+                  "--out", tmp_path / "none")
+    assert "no object in any of 4 graphs is sure enough: the scenes are empty" in printed and "IoU" not in printed
+    assert json.loads((tmp_path / "none/dataset.json").read_text())["fit"] is None
 
 
 def test_other_environments_and_broken_images_are_refused(toy, tmp_path):

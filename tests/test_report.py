@@ -23,8 +23,8 @@ from sim2sg_lib.dataset import open_images
 from sim2sg_lib.graph import Vocabulary, make_graph, read_graphs, write_graphs
 from sim2sg_lib.metrics import (MISSED, RIGHT, WRONG, compare, content, content_gap, detection_scores, recall_scores,
                                 unjudged)
-from sim2sg_lib.picture import (MAX_ARROWS, arrows, draw_histograms, draw_objects, draw_relations, free_place, places_of,
-                                to_dot)
+from sim2sg_lib.picture import (MAX_ARROWS, arrows, draw_curves, draw_histograms, draw_objects, draw_relations, free_place,
+                                places_of, to_dot)
 from sim2sg_lib.report import CASE_INCHES
 
 VOCABULARY = Vocabulary(("cube", "ball"), ("left", "right"))
@@ -181,6 +181,11 @@ def test_object_counts_are_whole_numbers():
     assert all(tick == int(tick) for tick in figure.axes[0].get_xticks())
 
 
+def test_a_curve_of_one_point_is_seen():
+    axes = draw_curves({"one": ([1], [2.0]), "two": ([1, 2], [2.0, 3.0])}, "", ("x", "y")).axes[0]
+    assert [line.get_marker() for line in axes.lines] == ["o", "None"]
+
+
 def test_dot_escapes_what_is_hostile():
     graph = make_graph('a"b\\\nc.png', 100, 100, [0, 1], boxes(0, 20), [(0, LEFT, 1)], [0.5, 1], relation_scores=[0.25])
     assert to_dot(graph, Vocabulary(('cu"be', "ball"), ("left", "right"))) == (
@@ -281,7 +286,7 @@ def test_a_report_says_what_it_lacks(loop, toy, tmp_path):
     (tmp_path / "other/appearance1/metrics.json").write_text(json.dumps(metrics | {"data": "data/target/val"}))
     (tmp_path / "other/appearance1/predictions.jsonl").write_text("")
     assert "are not those of" in run(toy, "evaluate.py", "report", tmp_path / "other", code=3)
-    assert "no run with metrics.json" in run(tmp_path, "evaluate.py", "report", tmp_path, code=3)
+    assert "no start/, sdr/, label1/, ... with metrics.json" in run(tmp_path, "evaluate.py", "report", tmp_path, code=3)
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
@@ -381,6 +386,14 @@ def test_every_command_concludes_with_one_object(loop, toy, tmp_path):
                                                "relations": 0}
     assert concluded("report", loop, "--json") == {"report": str(loop / "report.html"), "rows": ["start", "appearance1"]}
     assert list(concluded("--summary", loop, "--json")["rows"]) == ["start", "appearance1"]
+
+
+def test_predict_does_not_replace_what_it_reads(toy, tmp_path):
+    shutil.copytree(toy / "data/sdr", tmp_path / "set")
+    before = sorted(tmp_path.rglob("*"))
+    line = run(toy, "evaluate.py", "predict", tmp_path / "set/images", "--checkpoint", "runs/0/model.pt", "--out", tmp_path / "set",
+               "--overwrite", code=3)
+    assert f"holds {tmp_path}/set/images, which is read" in line and sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("arguments, words", [
