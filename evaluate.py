@@ -343,8 +343,9 @@ def different_names(paths: list[str]) -> list[str]:
 
     What a graph's file cannot name, a backslash or what is no UTF-8, becomes an underscore.
     """
+    from sim2sg_lib.graph import NOT_IN_NAMES
     names, taken = [], set()
-    for path in (Path(re.sub("[\\\\\ud800-\udfff]", "_", Path(path).name)) for path in paths):
+    for path in (Path(re.sub(NOT_IN_NAMES, "_", Path(path).name)) for path in paths):
         stem, number = path.stem, 1
         while stem.casefold() in taken:
             number += 1

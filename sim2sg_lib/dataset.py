@@ -36,7 +36,7 @@ from sim2sg_lib.terminal import InputError
 SUFFIXES = (".png", ".jpg", ".jpeg")
 FORMAT = 1  # of dataset.json and the files beside it
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of a JPEG: no stuffed byte, restart or filling
-# of a JPEG, each of which takes as long as the whole image, and times its pixels; real ones have a dozen
+# of a JPEG; real ones have a dozen scans, and each takes as long as the whole image: so also of scans times pixels
 MAX_SCANS, MAX_SCANNED = 100, 2**30
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is MAX_PIXELS, and errors are one line
 

@@ -22,6 +22,7 @@ MAX_FILE_BYTES = 256 * 2**20  # of an image, a mesh or a text, which is read who
 MAX_LINE = 8 * 2**20          # characters of JSON Lines, which in memory take forty times as much
 MAX_PIXELS = 64 * 2**20       # of an image, beyond which it is not decoded
 MAX_SIDE = 65535              # pixels, of an image in either direction
+NOT_IN_NAMES = "[\0\\\\\ud800-\udfff]"  # a pattern: what the name of a file may not hold, a backslash for one
 MAX_DEPTH = 16                # of lists and objects inside one another in JSON
 MAX_OBJECTS = 1000            # of an image: relations grow with their square
 
@@ -202,7 +203,7 @@ def safe_join(root: Path, name: str, where: str = "") -> Path:
 
 def _stays_inside(name: str) -> bool:
     """Whether a name is relative and without "..", backslash, NUL, or what is no character."""
-    return not re.search("[\0\\\\\ud800-\udfff]", name) and not Path(name).is_absolute() and ".." not in Path(name).parts
+    return not re.search(NOT_IN_NAMES, name) and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
 def load_json(text: str, where: str) -> dict:

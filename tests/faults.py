@@ -39,7 +39,8 @@ from envs.clevr import ENV
 from envs.drive import ENV as STREET
 from sim2sg_lib import checkpoint
 from sim2sg_lib.assets import read_mesh
-from sim2sg_lib.dataset import LabelledImages, find_images, open_images, read_cameras, read_image, read_info, read_labels, write_labels
+from sim2sg_lib.dataset import (LabelledImages, find_images, open_images, read_cameras, read_image, read_info, read_labels,
+                                write_labels)
 from sim2sg_lib.detector import quick_config
 from sim2sg_lib.graph import make_graph, read_graphs, to_json
 from sim2sg_lib.kitti import camera_of, read_calib, read_objects, to_graph
