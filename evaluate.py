@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 
 import envs
-from sim2sg_lib.terminal import FloatRange, InputError, command_line, conclude, output_options, say
+from sim2sg_lib.cli import FloatRange, InputError, command_line, conclude, output_options, say
 
 PICTURES = 8
 OVERLAY_PX = (640, 1600)  # the longer side of an image that predict draws on: its own, within these
@@ -66,9 +66,11 @@ def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, 
     """One checkpoint on one folder, see the options of main."""
     # --- setup: the library is imported here, so that --help answers at once
     from sim2sg_lib import checkpoint
-    from sim2sg_lib.files import digest, partial_folder, write_json
-    from sim2sg_lib.graph import write_graphs
-    from sim2sg_lib.kitti import written_by_export
+    from sim2sg_lib.net.predict import predict_folder
+    from sim2sg_lib.io.files import write_json
+    from sim2sg_lib.io.folders import digest, partial_folder
+    from sim2sg_lib.io.graphs import write_graphs
+    from sim2sg_lib.io.kitti import written_by_export
 
     checkpoint_path = checkpoint_path or latest_run()
     saved = checkpoint.read(checkpoint_path)
@@ -87,7 +89,7 @@ def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, 
         "images": len(images.names), "input": digest(checkpoint_path, *(images.folder / name for name in images.names))}
     with partial_folder(out / ".evaluate.partial", out, options, overwrite, resume) as partial:
         model = checkpoint.rebuild(saved, checkpoint_path, env, device)
-        predicted = checkpoint.predict_folder(model, images, env, 0.0, 0.0, partial / "predicted.jsonl")
+        predicted = predict_folder(model, images, env, 0.0, 0.0, partial / "predicted.jsonl")
 
         # --- score
         metrics, curves = record | {"split": split, "images": len(images.names)}, {}
@@ -139,10 +141,12 @@ def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | 
     NAME. No camera is needed and any size will do, but the network sees every image stretched to its own input.
     """
     from sim2sg_lib import checkpoint
+    from sim2sg_lib.net.predict import predict_folder
     from sim2sg_lib.dataset import find_images
-    from sim2sg_lib.files import digest, finished, note_finished, refuse_early, work_folder, write_json
-    from sim2sg_lib.graph import write_graphs
-    from sim2sg_lib.picture import require_matplotlib
+    from sim2sg_lib.io.files import write_json
+    from sim2sg_lib.io.folders import digest, finished, note_finished, refuse_early, work_folder
+    from sim2sg_lib.io.graphs import write_graphs
+    from sim2sg_lib.viz.drawings import require_matplotlib
 
     require_matplotlib()
     checkpoint_path = checkpoint_path or latest_run()
@@ -161,7 +165,7 @@ def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | 
     with work_folder(out, options, overwrite, resume) as partial:
         counts = finished(partial)
         if counts is None:
-            graphs = checkpoint.predict_folder(model, found, env, threshold, threshold, partial / "predicted.jsonl")
+            graphs = predict_folder(model, found, env, threshold, threshold, partial / "predicted.jsonl")
             graphs = [replace(graph, image=name) for name, graph in zip(names, graphs)]
             draw_graphs(partial, graphs, found.names, env)
             write_graphs(partial / "graphs.jsonl", graphs, env.vocabulary)
@@ -175,9 +179,9 @@ def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | 
 
 def draw_graphs(folder: Path, graphs: list, paths: list[str], env) -> None:
     """NAME.png and NAME.dot of each graph, whose image lies at `path`; those that are there are from before an interruption."""
-    from sim2sg_lib.dataset import read_image
-    from sim2sg_lib.files import write_text
-    from sim2sg_lib.picture import save_overlay, to_dot
+    from sim2sg_lib.io.images import read_image
+    from sim2sg_lib.io.files import write_text
+    from sim2sg_lib.viz.drawings import save_overlay, to_dot
     for path, graph in zip(paths, graphs):
         stem, longer = Path(graph.image).stem, max(graph.width, graph.height)
         if (folder / f"{stem}.dot").exists():
@@ -201,9 +205,10 @@ def report(loop: Path) -> None:
     content, what each iteration made of the target, and scene graphs with what is right, wrong and missed. Scores are
     those of metrics.json and curves.json, graphs those of predictions.jsonl.
     """
-    from sim2sg_lib.graph import read_graphs
-    from sim2sg_lib.kitti import kitti_root
-    from sim2sg_lib.report import read_loop, write_report
+    from sim2sg_lib.io.graphs import read_graphs
+    from sim2sg_lib.io.kitti import kitti_root
+    from sim2sg_lib.score.table import read_loop
+    from sim2sg_lib.viz.report import write_report
     table = read_loop(loop)
     last = list(table)[-1]
     env = envs.find(table[last]["env"], f"{loop / last / 'config.json'}: env")
@@ -232,7 +237,7 @@ def tensorboard(folders: tuple[Path, ...]) -> None:
 
     Written beside every log.jsonl under FOLDERS, or under runs/, in the place of those that are there.
     """
-    from sim2sg_lib.report import write_events
+    from sim2sg_lib.viz.report import write_events
     runs = []
     for folder in folders or (Path("runs"),):
         # a run that still trains lies in a folder with a dot
@@ -259,7 +264,8 @@ def latest_run() -> Path:
 
 def own_test_set(run: Path, options: dict, env) -> Path:
     """Where the run was evaluated before, else test or val beside its target or the stand-in, else a labelled target itself."""
-    from sim2sg_lib.dataset import has_labels, read_json
+    from sim2sg_lib.dataset import has_labels
+    from sim2sg_lib.io.reading import read_json
     if (run / "metrics.json").exists():
         data = read_json(run / "metrics.json").get("data")
         if not isinstance(data, str):
@@ -279,7 +285,7 @@ def own_test_set(run: Path, options: dict, env) -> Path:
 
 def refuse_other_metrics(out: Path, record: dict) -> None:
     """Errors: InputError if `out` holds the metrics of something else."""
-    from sim2sg_lib.dataset import read_json
+    from sim2sg_lib.io.reading import read_json
     for path in sorted(out.glob("metrics*.json")):
         old = read_json(path)
         for name, default in (("checkpoint", None), ("data", None), ("van", "ignore"), ("camera", "calib")):
@@ -299,7 +305,7 @@ def move(partial: Path, out: Path, *names: str) -> None:
 def open_test_set(data: Path, env, van: str | None, camera: str | None) -> tuple:
     """Images, labels (None if it has none), and the categories that nobody labelled. Errors: InputError."""
     from sim2sg_lib.dataset import has_labels, open_images, read_labels
-    from sim2sg_lib.kitti import kitti_root, unlabelled_categories
+    from sim2sg_lib.io.kitti import kitti_root, unlabelled_categories
     images = open_images(data, env, camera)
     truth = read_labels(images, env, van) if has_labels(data) or van else None
     return images, truth, unlabelled_categories(kitti_root(data), env) if kitti_root(data) else ()
@@ -308,9 +314,9 @@ def open_test_set(data: Path, env, van: str | None, camera: str | None) -> tuple
 def score(images, truth: list, missing: tuple[str, ...], predicted: list, sources: list[str], env, split: str
           ) -> tuple[dict, dict]:
     """What metrics.json and curves.json say. sources: the data sets that the network learned from, the newest last."""
-    from sim2sg_lib.kitti import kitti_root
-    from sim2sg_lib.kitti_eval import folder_scores
-    from sim2sg_lib.metrics import CURVES, KITTI_ROWS, content, content_gap, evaluate_graphs
+    from sim2sg_lib.io.kitti import kitti_root
+    from sim2sg_lib.score.kitti_ap import folder_scores
+    from sim2sg_lib.score.metrics import CURVES, KITTI_ROWS, content, content_gap, evaluate_graphs
     scores = evaluate_graphs(truth, labelled_only(predicted, missing, env), env.vocabulary, split)
     curves = {name: scores.pop(name) for name in CURVES}
     newest = newest_source(sources, env, missing)
@@ -325,7 +331,7 @@ def score(images, truth: list, missing: tuple[str, ...], predicted: list, source
 
 def newest_source(sources: list[str], env, missing: tuple[str, ...]) -> list | None:
     """The graphs of the last --source the network trained on, without the `missing` categories; None if that is gone."""
-    from sim2sg_lib.graph import read_graphs
+    from sim2sg_lib.io.graphs import read_graphs
     newest = Path(sources[-1]) / "graphs.jsonl"
     return labelled_only(read_graphs(newest, env.vocabulary), missing, env) if os.path.exists(newest) else None
 
@@ -343,7 +349,7 @@ def different_names(paths: list[str]) -> list[str]:
 
     What a graph's file cannot name, a backslash or what is no UTF-8, becomes an underscore.
     """
-    from sim2sg_lib.graph import NOT_IN_NAMES
+    from sim2sg_lib.io.reading import NOT_IN_NAMES
     names, taken = [], set()
     for path in (Path(re.sub(NOT_IN_NAMES, "_", Path(path).name)) for path in paths):
         stem, number = path.stem, 1
@@ -387,7 +393,7 @@ def metrics_table(metrics: dict) -> str:
 
 def kitti_table(scores: dict) -> list[str]:
     """AP11 and AP40 by KITTI's own rules, a line a category."""
-    from sim2sg_lib.kitti_eval import MIN_OBJECTS, MIN_OVERLAP
+    from sim2sg_lib.score.kitti_ap import MIN_OBJECTS, MIN_OVERLAP
     lines = []
     for category, levels in scores.items():
         cells = [f"{level} {number(s['ap11'])} / {number(s['ap40'])}" + ("" if s["ap11"] is not None else
@@ -398,9 +404,9 @@ def kitti_table(scores: dict) -> list[str]:
 
 def save_pictures(path: Path, images, truth: list | None, predicted: list, env) -> None:
     """A sheet of the first images: predicted boxes above the environment's threshold, labelled ones below."""
-    from sim2sg_lib.dataset import read_image
+    from sim2sg_lib.io.images import read_image
     from sim2sg_lib.graph import select_objects
-    from sim2sg_lib.picture import contact_sheet, draw_boxes, save_png
+    from sim2sg_lib.viz.drawings import contact_sheet, draw_boxes, save_png
     pixels = [read_image(images.folder / name, c.width, c.height) for name, c in zip(images.names[:PICTURES], images.cameras)]
     rows = [("predicted", [draw_boxes(p, g, env.vocabulary, env.threshold) for p, g in zip(pixels, predicted)])]
     if truth:
@@ -413,7 +419,8 @@ def save_pictures(path: Path, images, truth: list | None, predicted: list, env) 
 
 def summarise(loops: tuple[Path, ...]) -> None:
     """Print the table of one or several finished loops, and draw figures/loop.png of each."""
-    from sim2sg_lib.report import COLUMNS, draw_sheet, read_loop, table_cells, verdict
+    from sim2sg_lib.score.table import COLUMNS, read_loop, table_cells, verdict
+    from sim2sg_lib.viz.report import draw_sheet
     tables = [read_loop(loop) for loop in loops]
     env_names = sorted({row["env"] for table in tables for row in table.values()})
     if len(env_names) > 1:

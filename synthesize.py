@@ -19,7 +19,8 @@ from pathlib import Path
 import click
 
 import envs
-from sim2sg_lib.terminal import FloatRange, InputError, command_line, conclude, output_options, progress, say
+from sim2sg_lib.cli import (
+    FloatRange, InputError, command_line, conclude, output_options, progress, say)
 
 CHUNK, CHUNK_PIXELS = 16, 16 * 320 * 240  # most scenes rendered at once, and most pixels of more than one
 PREVIEWED = 12
@@ -63,11 +64,11 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
          assets: Path | None, export: str, renderer: str, seed: int, device: str, preview: bool, overwrite: bool,
          resume: bool) -> None:
     # --- setup: the library is imported here, so that --help answers at once
-    from sim2sg_lib.assets import replace_assets
+    from sim2sg_lib.io.mesh_files import replace_assets
     from sim2sg_lib.checkpoint import load, machine, pick_device
     from sim2sg_lib.dataset import open_images
-    from sim2sg_lib.files import digest, refuse_early, work_folder
-    from sim2sg_lib.graph import write_graphs
+    from sim2sg_lib.io.folders import digest, refuse_early, work_folder
+    from sim2sg_lib.io.graphs import write_graphs
 
     env, device = envs.find(env_name), pick_device(device)
     check_options(env, domain, num, checkpoint, target, camera, graphs_path, threshold, refine, assets, renderer)
@@ -132,9 +133,9 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
 def check_options(env, domain: str, num: int | None, checkpoint, target, camera, graphs_path, threshold: float | None,
                   refine: int, assets: Path | None, renderer: str) -> None:
     """Errors: InputError for options that contradict one another, and for a renderer that is not there."""
-    from sim2sg_lib import raster_pytorch3d
+    from sim2sg_lib.sim import pytorch3d
     if renderer == "pytorch3d":
-        raster_pytorch3d.require()
+        pytorch3d.require()
     if domain not in env.domains:
         raise InputError(f"--domain: {domain!r} is not one of {', '.join(env.domains)}")
     if (checkpoint is None) != (target is None) or (checkpoint and graphs_path):
@@ -164,7 +165,7 @@ def parse_export(export: str) -> list[str]:
 def check_cameras(names: list[str], cameras: list, env) -> None:
     """Errors: InputError for a view that KITTI's format cannot hold; asked again when it is written, but nobody should wait
     for that."""
-    from sim2sg_lib.export import check_level
+    from sim2sg_lib.io.export import check_level
     views = [(camera, f"the camera of {name}") for name, camera in zip(names, cameras)]
     for view in views or [(env.camera, "the camera")]:
         check_level(*view)
@@ -172,7 +173,7 @@ def check_cameras(names: list[str], cameras: list, env) -> None:
 
 def inputs(checkpoint: Path | None, target: Path | None, graphs_path: Path | None, assets: Path | None, env) -> list[Path]:
     """The files on which the images depend; what is not there counts, too."""
-    from sim2sg_lib.assets import asset_files
+    from sim2sg_lib.io.mesh_files import asset_files
     from sim2sg_lib.dataset import input_files
     paths = [checkpoint, *input_files(target)] if checkpoint else []
     paths += [graphs_path, graphs_path.parent / "cameras.jsonl"] if graphs_path else []
@@ -184,8 +185,8 @@ def predict_graphs(model, images, chosen, env, threshold: float, kept: Path | No
 
     kept: a file for what it has read so far.
     """
-    from sim2sg_lib.checkpoint import predict_folder
-    from sim2sg_lib.lift import confident, thresholds
+    from sim2sg_lib.net.predict import predict_folder
+    from sim2sg_lib.net.predict import confident, thresholds
     if env.adaptive:
         graphs = predict_folder(model, images, env, 0.0, threshold, kept)  # of all: an image's graph does not depend on --num
         levels, by_name = thresholds(graphs, env, threshold), dict(zip(images.names, graphs))
@@ -209,8 +210,9 @@ def open_graphs(path: Path, env, threshold: float) -> tuple[list, list]:
     """What is sure enough in the graphs of a JSON Lines file, and their cameras: those of a cameras.jsonl beside it, or the
     nominal one."""
     from sim2sg_lib.dataset import check_aspect, read_cameras
-    from sim2sg_lib.graph import read_graphs, safe_join
-    from sim2sg_lib.lift import confident
+    from sim2sg_lib.io.graphs import read_graphs
+    from sim2sg_lib.io.reading import safe_join
+    from sim2sg_lib.net.predict import confident
     graphs = [confident(graph, [threshold] * len(env.vocabulary.categories), threshold)
               for graph in read_graphs(path, env.vocabulary)]
     if not graphs:
@@ -234,8 +236,8 @@ def lift_graphs(graphs: list, cameras: list, env, randomise: str, steps: int, ge
 
     steps: of refinement by gradient, 0 for none.
     """
-    from sim2sg_lib.lift import lift
-    from sim2sg_lib.refine import refine
+    from sim2sg_lib.sim.lift import lift
+    from sim2sg_lib.sim.fit import refine
     lifted = [lift(graph, camera, env, rng) for graph, camera, rng in zip(graphs, cameras, generators)]
     objects = [row for row, _ in lifted]
     if steps:
@@ -274,8 +276,8 @@ def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[i
     predicted: the graphs that were lifted, if there were: how well what is rendered fits them is printed and kept.
     """
     from sim2sg_lib.dataset import Rendered, write_labels
-    from sim2sg_lib.export import write_coco, write_kitti
-    from sim2sg_lib.metrics import box_fit
+    from sim2sg_lib.io.export import write_coco, write_kitti
+    from sim2sg_lib.score.metrics import box_fit
 
     if (folder / "dataset.json").exists():  # finished before the interruption
         (folder / "rendered.jsonl").unlink(missing_ok=True)
@@ -322,12 +324,12 @@ def write_chunk(folder: Path, scenes: list, first: int, env, size: tuple[int, in
 
     Returns graphs, for KITTI which objects they label, and the CRC of each image by its name.
     """
-    from sim2sg_lib import raster, raster_pytorch3d
-    from sim2sg_lib.dataset import write_image
-    from sim2sg_lib.labels import annotate_objects
-    from sim2sg_lib.render import rasterize_scenes, shade
+    from sim2sg_lib.io.images import write_image
+    from sim2sg_lib.sim.annotate import annotate_objects
+    from sim2sg_lib.sim.shading import rasterize_scenes, shade
 
-    rasterize = {"own": raster.rasterize, "pytorch3d": raster_pytorch3d.rasterize}[info["renderer"]]
+    from sim2sg_lib.sim import pytorch3d, rasterizer
+    rasterize = {"own": rasterizer.rasterize, "pytorch3d": pytorch3d.rasterize}[info["renderer"]]
     names = [f"images/{i:06d}.png" for i in range(first, first + len(scenes))]
     seen = rasterize_scenes(scenes, env.assets, *size, device, rasterize)
     pixels = (shade(*seen, scenes) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
@@ -338,8 +340,8 @@ def write_chunk(folder: Path, scenes: list, first: int, env, size: tuple[int, in
 
 def draw_preview(path: Path, indices: range, make_scenes, env, size: tuple[int, int], info: dict, device) -> None:
     """A sheet of the first images with their labels, and no data set."""
-    from sim2sg_lib.dataset import read_image
-    from sim2sg_lib.picture import contact_sheet, draw_boxes, save_png
+    from sim2sg_lib.io.images import read_image
+    from sim2sg_lib.viz.drawings import contact_sheet, draw_boxes, save_png
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "images").mkdir()

@@ -18,7 +18,8 @@ from pathlib import Path
 import click
 
 import envs
-from sim2sg_lib.terminal import FloatRange, InputError, command_line, conclude, output_options, progress, say, stop_request
+from sim2sg_lib.cli import (
+    FloatRange, InputError, command_line, conclude, output_options, progress, say, stop_request)
 
 LOG_EVERY = 10  # steps between two lines of log.jsonl, each the mean over them
 
@@ -93,9 +94,11 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, init: Path |
     # --- setup: the library is imported here, so that --help answers at once
     import torch
     from sim2sg_lib import checkpoint
-    from sim2sg_lib.align import Discriminators
-    from sim2sg_lib.dataset import LabelledImages, TargetImages, read_json
-    from sim2sg_lib.files import digest, finished, note_finished, refuse_early, work_folder, write_json
+    from sim2sg_lib.adapt.sim2sg import Discriminators
+    from sim2sg_lib.dataset import LabelledImages, TargetImages
+    from sim2sg_lib.io.reading import read_json
+    from sim2sg_lib.io.files import write_json
+    from sim2sg_lib.io.folders import digest, finished, note_finished, refuse_early, work_folder
 
     start = time.perf_counter()
     torch.manual_seed(seed)
@@ -190,7 +193,7 @@ class Learner:
     def losses(self, step: int, images, targets: list, target_images) -> tuple[dict, dict]:
         """The task's losses on synthetic images, and both domains past the discriminators; what else the log should say."""
         import torch
-        from sim2sg_lib.align import reversal_factor
+        from sim2sg_lib.adapt.sim2sg import reversal_factor
         schedule = self.schedule
         images = augment_colours(images, self.colours) if self.augment else images
         together = torch.cat([images, target_images]) if self.adversarial(step) else images
@@ -282,8 +285,8 @@ def make_model(init: Path | None, env, preset: str, backbone: str | None, imagen
                device):
     """The network from a checkpoint, or a new one of the preset. Errors: InputError."""
     from sim2sg_lib import checkpoint
-    from sim2sg_lib.detector import paper_config, quick_config
-    from sim2sg_lib.relations import SceneGraphNet
+    from sim2sg_lib.net.backbone import paper_config, quick_config
+    from sim2sg_lib.net.relations import SceneGraphNet
 
     if init:
         model = checkpoint.load(init, env, device)
@@ -344,7 +347,7 @@ class TrainingLog:
     """log.jsonl: one line every LOG_EVERY steps, each number the mean over them, with images a second."""
 
     def __init__(self, path: Path, batch: int, start: float) -> None:
-        from sim2sg_lib.files import open_log
+        from sim2sg_lib.io.files import open_log
         self.file, self.batch, self.start = open_log(path), batch, start
         self.rows, self.step, self.since, self.last_loss = [], 0, time.perf_counter(), float("nan")
         self.warned: set[str] = set()
@@ -357,7 +360,7 @@ class TrainingLog:
             self.write()
 
     def write(self) -> None:
-        from sim2sg_lib.files import add_line
+        from sim2sg_lib.io.files import add_line
         now = time.perf_counter()
         mean = {k: round(sum(row[k] for row in self.rows if k in row) / sum(k in row for row in self.rows), 6)
                 for k in self.rows[-1]}
@@ -380,7 +383,7 @@ class TrainingLog:
 
     def state(self) -> dict:
         """How long the file is, on the disk, the rows that are not in it yet, and what the end will ask for."""
-        from sim2sg_lib.files import writing
+        from sim2sg_lib.io.files import writing
         with writing(self.file.name):
             os.fsync(self.file.fileno())
         return {"bytes": self.file.seek(0, os.SEEK_END), "rows": self.rows, "step": self.step, "last_loss": self.last_loss,
@@ -388,7 +391,7 @@ class TrainingLog:
 
     def restore(self, state: dict) -> None:
         """Drop the lines of steps that will be taken again. state: of `state`, or the bytes alone."""
-        from sim2sg_lib.files import writing
+        from sim2sg_lib.io.files import writing
         with writing(self.file.name):
             self.file.truncate(state["bytes"])
         self.rows, self.step = state.get("rows", []), state.get("step", 0)

@@ -2,7 +2,7 @@
 import importlib
 import pkgutil
 
-from sim2sg_lib.terminal import InputError
+from sim2sg_lib.cli import InputError
 
 
 def names() -> list[str]:

@@ -9,9 +9,19 @@ import numpy as np
 from sim2sg_lib.camera import Camera, look_at
 from sim2sg_lib.env import DOMAINS, Env
 from sim2sg_lib.graph import Vocabulary
-from sim2sg_lib.meshes import box_mesh, cylinder_mesh, sphere_mesh
-from sim2sg_lib.scene import (PATTERNS, Light, Material, RelationRules, Scene, SceneObject, Sky, Texture, linear,
-                              predicate_axes)
+from sim2sg_lib.scene import (
+    PATTERNS,
+    Light,
+    Material,
+    RelationRules,
+    Scene,
+    SceneObject,
+    Sky,
+    Texture,
+    linear,
+    predicate_axes,
+)
+from sim2sg_lib.sim.meshes import box_mesh, cylinder_mesh, sphere_mesh
 
 CATEGORIES = ("cube", "sphere", "cylinder")
 PREDICATES = ("left", "right", "front", "behind")

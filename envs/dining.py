@@ -13,12 +13,25 @@ import numpy as np
 
 from envs.assets import furniture
 from sim2sg_lib.camera import Camera, look_at
+from sim2sg_lib.cli import InputError
 from sim2sg_lib.env import DOMAINS, Env
-from sim2sg_lib.terminal import InputError
 from sim2sg_lib.graph import Vocabulary
-from sim2sg_lib.lift import side_by_side
-from sim2sg_lib.scene import (PATTERNS, Light, Material, RelationRules, Room, Scene, SceneObject, Sky, Strip, Texture, linear,
-                              from_footprint, to_footprint)
+from sim2sg_lib.scene import (
+    PATTERNS,
+    Light,
+    Material,
+    RelationRules,
+    Room,
+    Scene,
+    SceneObject,
+    Sky,
+    Strip,
+    Texture,
+    from_footprint,
+    linear,
+    to_footprint,
+)
+from sim2sg_lib.sim.lift import side_by_side
 
 CATEGORIES = ("chair", "table", "laptop")
 PREDICATES = ("left", "right", "front", "behind", "on")

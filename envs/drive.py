@@ -17,8 +17,18 @@ from envs.assets import street
 from sim2sg_lib.camera import Camera
 from sim2sg_lib.env import DOMAINS, Env
 from sim2sg_lib.graph import Vocabulary
-from sim2sg_lib.kitti import camera_of, paper_camera
-from sim2sg_lib.scene import (PATTERNS, Light, Material, RelationRules, Scene, SceneObject, Sky, Strip, Texture)
+from sim2sg_lib.io.kitti import camera_of, paper_camera
+from sim2sg_lib.scene import (
+    PATTERNS,
+    Light,
+    Material,
+    RelationRules,
+    Scene,
+    SceneObject,
+    Sky,
+    Strip,
+    Texture,
+)
 
 CATEGORIES = ("car", "pedestrian", "house", "vegetation")
 CAR, PEDESTRIAN, HOUSE, VEGETATION = range(4)

@@ -3,23 +3,19 @@ import io
 import pickletools
 import re
 import zipfile
-from contextlib import nullcontext
 from dataclasses import asdict
 from pathlib import Path
 
-import numpy as np
 import torch
 
-from sim2sg_lib.dataset import ImageFolder, load_tensor
-from sim2sg_lib.detector import ModelConfig
+from sim2sg_lib.cli import InputError
 from sim2sg_lib.env import Env
-from sim2sg_lib.files import add_line, open_growing, write_bytes
-from sim2sg_lib.graph import SceneGraph, check_file, make_graph
-from sim2sg_lib.relations import SceneGraphNet, to_graph
-from sim2sg_lib.terminal import InputError, progress
+from sim2sg_lib.io.files import write_bytes
+from sim2sg_lib.io.reading import check_file
+from sim2sg_lib.net.backbone import ModelConfig
+from sim2sg_lib.net.relations import SceneGraphNet
 
 FORMAT = 1
-BATCH, BATCH_PIXELS = 16, 2**22  # most images read at once, and most pixels of the network's input of more than one
 MAX_BYTES, MAX_PICKLE_BYTES = 2**32, 2**21  # the paper's network has 313 MB, its pickle 79 KB
 GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|torch \w+Storage")  # all that tensors take
 
@@ -154,34 +150,3 @@ def machine(device: torch.device) -> dict:
     return {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "device": str(device)}
 
 
-def predict_folder(model: SceneGraphNet, images: ImageFolder, env: Env, object_threshold: float, predicate_threshold: float,
-                   kept: Path | None = None) -> list[SceneGraph]:
-    """The network's scene graph of every image, in order; boxes in the pixels of the image's camera.
-
-    Relations that the environment's rules exclude (a chair beside a chair, where one end must be a table) are left out.
-
-    kept: a file for the graphs so far, batch by batch: after an interruption those are not predicted again.
-    """
-    device, vocabulary = next(model.parameters()).device, env.vocabulary
-    batch = max(1, min(BATCH, BATCH_PIXELS // (model.config.width * model.config.height)))
-    possible = torch.from_numpy(env.rules.possible(len(vocabulary.categories), vocabulary.predicates)).to(device)
-    file, rows = open_growing(kept) if kept else (None, [])
-    graphs = [make_graph(**graph) for row in rows for graph in row["graphs"]]
-    with progress(len(images.names), "predict", "image", leave=False, done=len(graphs)) as bar, file or nullcontext():
-        for start in range(len(graphs), len(images.names), batch):
-            names, cameras = images.names[start:start + batch], images.cameras[start:start + batch]
-            pixels = torch.stack([load_tensor(images.folder / n, model.config.width, model.config.height) for n in names])
-            with torch.no_grad():
-                predictions = model.predict(model.features(pixels.to(device).float() / 255), possible)
-            new = [to_graph(prediction, name, camera.width, camera.height, object_threshold, predicate_threshold)
-                   for name, camera, prediction in zip(names, cameras, predictions)]
-            if file:
-                add_line(file, {"graphs": [_every_digit(graph) for graph in new]})
-            graphs += new
-            bar.update(len(names))
-    return graphs
-
-
-def _every_digit(graph: SceneGraph) -> dict:
-    """For JSON; unlike `graph.to_json` nothing is rounded."""
-    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(graph).items()}

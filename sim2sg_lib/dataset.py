@@ -10,9 +10,7 @@
 Any folder of PNG or JPEG files is a valid unlabelled target too, and so is KITTI's (see kitti.py), with or without labels.
 Opening images never opens labels: what `train.py` and `synthesize.py` read of a target cannot depend on them.
 """
-import io
 import os
-import re
 import warnings
 import zlib
 from collections.abc import Iterator
@@ -24,20 +22,33 @@ import torch
 from PIL import Image
 
 from sim2sg_lib.camera import Camera
+from sim2sg_lib.cli import InputError
 from sim2sg_lib.env import Env
-from sim2sg_lib.files import add_line, open_growing, write_bytes, write_json, write_json_lines
-from sim2sg_lib.graph import (MAX_PIXELS, MAX_SIDE, SceneGraph, Vocabulary, check_file, from_json, is_int, is_number, load_json,
-                              read_bytes, read_graphs, read_json_lines, read_text, safe_join, select_objects, to_json,
-                              write_graphs)
-from sim2sg_lib.kitti import TYPES, camera_of, frame_objects, kitti_root, paper_camera, read_calib, to_graph
+from sim2sg_lib.graph import SceneGraph, Vocabulary, select_objects
+from sim2sg_lib.io.files import add_line, open_growing, write_json, write_json_lines
+from sim2sg_lib.io.graphs import from_json, read_graphs, to_json, write_graphs
+from sim2sg_lib.io.images import SUFFIXES, open_image, read_image
+from sim2sg_lib.io.kitti import (
+    TYPES,
+    camera_of,
+    frame_objects,
+    kitti_root,
+    paper_camera,
+    read_calib,
+    to_graph,
+)
+from sim2sg_lib.io.reading import (
+    MAX_PIXELS,
+    MAX_SIDE,
+    is_int,
+    is_number,
+    read_json,
+    read_json_lines,
+    safe_join,
+)
 from sim2sg_lib.scene import Scene
-from sim2sg_lib.terminal import InputError
 
-SUFFIXES = (".png", ".jpg", ".jpeg")
 FORMAT = 1  # of dataset.json and the files beside it
-MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of a JPEG: no stuffed byte, restart or filling
-# of a JPEG; real ones have a dozen scans, and each takes as long as the whole image: so also of scans times pixels
-MAX_SCANS, MAX_SCANNED = 100, 2**30
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is MAX_PIXELS, and errors are one line
 
 
@@ -167,11 +178,6 @@ def read_info(folder: Path, env: Env | None) -> dict:
     return info
 
 
-def read_json(path: Path) -> dict:
-    """One JSON object. Errors: InputError if it is missing or is none."""
-    return load_json(read_text(path, "one made by synthesize.py or train.py"), str(path))
-
-
 def read_cameras(path: Path, names: list[str], sizes: list[tuple[int, int]]) -> list[Camera]:
     """The camera of each named image, whose size in pixels (width, height) is known. Errors: InputError."""
     cameras = {}
@@ -206,52 +212,6 @@ def _numbers(value, shape: tuple[int, ...], where: str) -> np.ndarray:
     if not fits(value, shape):
         raise InputError(f"{where}: expected finite numbers of shape {shape}")
     return np.array(value, np.float64)
-
-
-def open_image(path: Path) -> Image.Image:
-    """The file's header, pixels not yet read. Errors: InputError."""
-    check_file(path, "a PNG or JPEG image")
-    try:
-        image = Image.open(path, formats=("PNG", "JPEG"))
-    except Exception as error:  # Pillow passes on whatever its readers stumble over
-        raise InputError(f"{path}: not a readable PNG or JPEG image ({error.__class__.__name__})") from None
-    if not 0 < image.width * image.height <= MAX_PIXELS:
-        raise InputError(f"{path}: {image.width}x{image.height} pixels, expected 1 to {MAX_PIXELS}")
-    return image
-
-
-def read_image(path: Path, width: int, height: int) -> np.ndarray:
-    """(height, width, 3) uint8, resized if need be. Errors: InputError for a truncated or broken file.
-
-    Grey, palette and CMYK become RGB, 16 bits become 8, alpha is dropped, an animation is its first picture; pixels are
-    where the file stores them, whatever EXIF says.
-    """
-    image = open_image(path)
-    scans = 0 if image.format == "PNG" else count_scans(read_bytes(path, "a JPEG image"))
-    most = min(MAX_SCANS, MAX_SCANNED // (image.width * image.height))
-    if scans > most:
-        raise InputError(f"{path}: {scans} scans, expected a JPEG of this size to have {most} at most")
-    try:
-        if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
-            image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
-        image = image.convert("RGB")
-    except Exception as error:
-        raise InputError(f"{path}: truncated or broken image ({error})") from None
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BOX if image.width > width else Image.Resampling.BILINEAR)
-    return np.asarray(image)
-
-
-def count_scans(jpeg: bytes) -> int:
-    """How many scans a JPEG has; what follows its end, as a phone's video does, is no part of it."""
-    at, scans = 2, 0
-    while found := MARKER.search(jpeg, at):
-        kind, at = jpeg[found.end() - 1], found.end()
-        if kind == 0xd9:  # the end
-            break
-        scans += kind == 0xda
-        at += max(2, int.from_bytes(jpeg[at:at + 2], "big")) * (kind != 0x01)  # which alone has no content
-    return scans
 
 
 def has_labels(folder: Path) -> bool:
@@ -297,13 +257,6 @@ def read_kitti_labels(root: Path, images: ImageFolder, env: Env, van: str) -> li
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
-
-def write_image(path: Path, image: np.ndarray) -> int:
-    """(H, W, 3) uint8 -> PNG; the lightest compression, since writing costs more than rendering. Returns the file's CRC."""
-    content = io.BytesIO()
-    Image.fromarray(image).save(content, "PNG", compress_level=1)
-    write_bytes(path, content.getvalue(), sync=False)  # a power cut before the set is whole is found out by the CRC
-    return zlib.crc32(content.getvalue())
 
 
 def write_labels(folder: Path, graphs: list[SceneGraph], scenes: list[Scene], env: Env, info: dict) -> None:
@@ -435,4 +388,4 @@ def loader(images: LabelledImages | TargetImages, batch: int, steps: int, seed: 
             pixels = torch.stack([image for image, _ in items]).to(device).float() / 255
             yield pixels, [{k: v.to(device) for k, v in target.items()} for _, target in items], names
     except InputError as error:  # one raised in a worker arrives with the worker's traceback in its text
-        raise InputError(error.message.strip().splitlines()[-1].removeprefix("sim2sg_lib.graph.InputError: ")) from None
+        raise InputError(error.message.strip().splitlines()[-1].removeprefix("sim2sg_lib.cli.InputError: ")) from None

@@ -5,10 +5,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim2sg_lib.camera import Camera
+from sim2sg_lib.cli import InputError
 from sim2sg_lib.graph import Vocabulary
-from sim2sg_lib.meshes import Mesh
 from sim2sg_lib.scene import RelationRules, Scene, SceneObject
-from sim2sg_lib.terminal import InputError
+from sim2sg_lib.sim.meshes import Mesh
 
 DOMAINS = {  # those of the paper: name -> whose content, whose appearance; the two mixed ones are its ablations
     "source": ("source", "source"), "target": ("target", "target"),

@@ -22,9 +22,10 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from envs.clevr import ENV
-from sim2sg_lib.align import Discriminators
-from sim2sg_lib.detector import ASPECT_RATIOS, MIN_PRE_NMS, ROI_SIZE, quick_config
-from sim2sg_lib.relations import SceneGraphNet
+from sim2sg_lib.adapt.sim2sg import Discriminators
+from sim2sg_lib.net.backbone import quick_config
+from sim2sg_lib.net.detector import ASPECT_RATIOS, MIN_PRE_NMS, ROI_SIZE
+from sim2sg_lib.net.relations import SceneGraphNet
 from sim2sg_lib.scene import SceneObject, relations
 
 BATCH, ROUNDS = 4, 15

@@ -20,11 +20,11 @@ import matplotlib
 import numpy as np
 import torch
 
-from sim2sg_lib import raster_pytorch3d
 from sim2sg_lib.camera import look_at, stack_cameras
-from sim2sg_lib.terminal import InputError
-from sim2sg_lib.meshes import build, sphere_mesh
-from sim2sg_lib.raster import rasterize, silhouette
+from sim2sg_lib.cli import InputError
+from sim2sg_lib.sim.meshes import build, sphere_mesh
+from sim2sg_lib.sim import pytorch3d
+from sim2sg_lib.sim.rasterizer import rasterize, silhouette
 from sim2sg_lib.scene import Material, Scene, SceneObject, Sky
 
 SIGMA = 1e-4
@@ -75,9 +75,9 @@ def make_work(case: Case, device: str) -> dict:
         "silhouette, backward": lambda: silhouette(moving, cameras, SIGMA).sum().backward(),
         "soft": soft(rasterize, meshes),
         "soft, backward": lambda: soft(rasterize, moving)().dists.sum().backward(),
-        "peer hard": lambda: raster_pytorch3d.rasterize(meshes, cameras),
-        "peer soft": soft(raster_pytorch3d.rasterize, meshes),
-        "peer soft, backward": lambda: soft(raster_pytorch3d.rasterize, moving)().dists.sum().backward(),
+        "peer hard": lambda: pytorch3d.rasterize(meshes, cameras),
+        "peer soft": soft(pytorch3d.rasterize, meshes),
+        "peer soft, backward": lambda: soft(pytorch3d.rasterize, moving)().dists.sum().backward(),
         "twin": lambda: slow_rasterize(meshes, cameras),
     }
 

@@ -16,8 +16,8 @@ from PIL import Image
 
 from envs.clevr import APPEARANCE, CATEGORIES, ENV, GROUND_RGB, LAMPS, size_m
 from sim2sg_lib.camera import Camera
-from sim2sg_lib.picture import contact_sheet, to_tile
-from sim2sg_lib.render import rasterize_scenes, shade
+from sim2sg_lib.viz.drawings import contact_sheet, to_tile
+from sim2sg_lib.sim.shading import rasterize_scenes, shade
 from sim2sg_lib.scene import Light, Material, Scene, SceneObject, Sky, linear
 
 RADIUS_M = {"small": 0.35, "medium": 0.5, "large": 0.7}

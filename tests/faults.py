@@ -38,14 +38,17 @@ from PIL import Image
 from envs.clevr import ENV
 from envs.drive import ENV as STREET
 from sim2sg_lib import checkpoint
-from sim2sg_lib.assets import read_mesh
-from sim2sg_lib.dataset import (LabelledImages, find_images, open_images, read_cameras, read_image, read_info, read_labels,
-                                write_labels)
-from sim2sg_lib.detector import quick_config
-from sim2sg_lib.graph import make_graph, read_graphs, to_json
-from sim2sg_lib.kitti import camera_of, read_calib, read_objects, to_graph
-from sim2sg_lib.metrics import RECALL_POINTS
-from sim2sg_lib.report import draw_sheet, read_loop, read_row, write_events, write_report
+from sim2sg_lib.io.mesh_files import read_mesh
+from sim2sg_lib.dataset import (
+    LabelledImages, find_images, open_images, read_cameras, read_info, read_labels, write_labels)
+from sim2sg_lib.io.images import read_image
+from sim2sg_lib.net.backbone import quick_config
+from sim2sg_lib.graph import make_graph
+from sim2sg_lib.io.graphs import read_graphs, to_json
+from sim2sg_lib.io.kitti import camera_of, read_calib, read_objects, to_graph
+from sim2sg_lib.score.metrics import RECALL_POINTS
+from sim2sg_lib.score.table import read_loop, read_row
+from sim2sg_lib.viz.report import draw_sheet, write_events, write_report
 from sim2sg_lib.scene import Material, Scene, Sky
 
 SECONDS = 2.0

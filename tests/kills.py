@@ -24,7 +24,13 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 import synthesize
 import train
-from sim2sg_lib import align, checkpoint, dataset, detector, export, lift, metrics, picture, refine, render, terminal  # noqa: F401
+from sim2sg_lib import checkpoint, cli, dataset  # noqa: F401
+from sim2sg_lib.adapt import sim2sg  # noqa: F401
+from sim2sg_lib.io import export  # noqa: F401
+from sim2sg_lib.net import backbone, predict  # noqa: F401
+from sim2sg_lib.score import metrics  # noqa: F401
+from sim2sg_lib.sim import fit, lift, shading  # noqa: F401
+from sim2sg_lib.viz import drawings  # noqa: F401
 
 SYNTHESIS = ["--env", "clevr", "--num", "40", "--out", "out"]
 TRAINING = ["--source", "../data", "--target", "../data", "--align", "appearance,prediction", "--augment", "colour", "--steps",
@@ -40,7 +46,7 @@ def small_config(categories: int, predicates: int, width: int, height: int):
                    graph_width=16)
 
 
-whole_config, detector.quick_config = detector.quick_config, small_config
+whole_config, backbone.quick_config = backbone.quick_config, small_config
 
 
 def start(module, arguments: list[str], folder: Path, sabotage=None) -> int:
@@ -56,7 +62,7 @@ def start(module, arguments: list[str], folder: Path, sabotage=None) -> int:
         sys.argv = [f"{module.__name__}.py", *arguments]
         if sabotage:
             sabotage()
-        terminal.command_line(module.main)
+        cli.command_line(module.main)
     except SystemExit as end:
         status = end.code
     finally:

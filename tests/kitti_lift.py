@@ -15,12 +15,13 @@ from PIL import Image
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.drive import CAR, ENV  # noqa: E402
-from sim2sg_lib.dataset import open_images, read_image, read_labels  # noqa: E402
-from sim2sg_lib.graph import select_objects  # noqa: E402
-from sim2sg_lib.kitti import frame_objects, kitti_root  # noqa: E402
-from sim2sg_lib.lift import lift  # noqa: E402
-from sim2sg_lib.picture import contact_sheet  # noqa: E402
-from sim2sg_lib.render import rasterize_scenes, shade  # noqa: E402
+from sim2sg_lib.dataset import open_images, read_labels
+from sim2sg_lib.io.images import read_image# noqa: E402
+from sim2sg_lib.graph import select_objects# noqa: E402
+from sim2sg_lib.io.kitti import frame_objects, kitti_root# noqa: E402
+from sim2sg_lib.sim.lift import lift# noqa: E402
+from sim2sg_lib.viz.drawings import contact_sheet# noqa: E402
+from sim2sg_lib.sim.shading import rasterize_scenes, shade# noqa: E402
 
 TILE_PX = 620, 187  # wide enough to see a car
 

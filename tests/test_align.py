@@ -4,10 +4,11 @@ import math
 import pytest
 import torch
 
-from sim2sg_lib.align import (AppearanceDiscriminator, Discriminators, PredictionDiscriminator, ReverseGradient,
-                              domain_loss, reversal_factor)
-from sim2sg_lib.detector import quick_config
-from sim2sg_lib.relations import SceneGraphNet
+from sim2sg_lib.adapt.sim2sg import (
+    AppearanceDiscriminator, Discriminators, PredictionDiscriminator, ReverseGradient,
+    domain_loss, reversal_factor)
+from sim2sg_lib.net.backbone import quick_config
+from sim2sg_lib.net.relations import SceneGraphNet
 
 
 def softplus(v):

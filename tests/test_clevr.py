@@ -8,10 +8,10 @@ import envs
 from envs import clevr
 from envs.clevr import ENV
 from sim2sg_lib.camera import look_at
-from sim2sg_lib.labels import annotate
-from sim2sg_lib.render import rasterize_scenes
+from sim2sg_lib.sim.annotate import annotate
+from sim2sg_lib.sim.shading import rasterize_scenes
 from sim2sg_lib.scene import Material, Scene, SceneObject, Sky, predicate_axes
-from sim2sg_lib.terminal import InputError
+from sim2sg_lib.cli import InputError
 
 SOURCE_RGB = {(42, 75, 215), (29, 125, 20), (210, 40, 180), (255, 238, 51)}  # blue, green, magenta, yellow
 TARGET_RGB = {(242, 130, 160), (129, 74, 25), (235, 235, 235)}               # pink, brown, white

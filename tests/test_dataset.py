@@ -7,11 +7,13 @@ import torch
 from PIL import Image
 
 from envs.clevr import ENV
-from sim2sg_lib import dataset
-from sim2sg_lib.dataset import LabelledImages, Rendered, batches, find_images, open_images, read_image, write_image, write_labels
-from sim2sg_lib.terminal import InputError
+from sim2sg_lib.io import images
+from sim2sg_lib.dataset import (
+    LabelledImages, Rendered, batches, find_images, open_images, write_labels)
+from sim2sg_lib.io.images import read_image, write_image
+from sim2sg_lib.cli import InputError
 from sim2sg_lib.graph import make_graph
-from sim2sg_lib.picture import draw_boxes
+from sim2sg_lib.viz.drawings import draw_boxes
 from sim2sg_lib.scene import Material, Scene, Sky
 
 
@@ -92,7 +94,7 @@ def test_only_a_photo_s_own_scans_count(tmp_path, monkeypatch, progressive):
     (tmp_path / "scans.jpg").write_bytes(jpeg[:-2] + 200 * scan + jpeg[-2:])
     with pytest.raises(InputError, match="scans, expected a JPEG of this size to have 100 at most"):
         read_image(tmp_path / "scans.jpg", 160, 120)
-    monkeypatch.setattr(dataset, "MAX_SCANNED", 5 * 160 * 120)  # a large image may have fewer
+    monkeypatch.setattr(images, "MAX_SCANNED", 5 * 160 * 120)  # a large image may have fewer
     with pytest.raises(InputError, match="scans, expected a JPEG of this size to have 5 at most"):
         read_image(tmp_path / "scans.jpg", 160, 120)
 

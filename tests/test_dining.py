@@ -13,15 +13,16 @@ import synthesize
 from conftest import run
 from envs import clevr, drive
 from envs.dining import ASSETS, CHAIR, DOMAINS, ENV, FINISH, KINDS, LAPTOP, TABLE, named
+from sim2sg_lib.net import predict
 from sim2sg_lib import checkpoint
-from sim2sg_lib.assets import replace_assets
+from sim2sg_lib.io.mesh_files import replace_assets
 from sim2sg_lib.camera import look_at
-from sim2sg_lib.terminal import InputError
+from sim2sg_lib.cli import InputError
 from sim2sg_lib.graph import make_graph
-from sim2sg_lib.labels import annotate
-from sim2sg_lib.lift import lift, projected_box
-from sim2sg_lib.meshes import place
-from sim2sg_lib.render import rasterize_scenes, shade
+from sim2sg_lib.sim.annotate import annotate
+from sim2sg_lib.sim.lift import lift, projected_box
+from sim2sg_lib.sim.meshes import place
+from sim2sg_lib.sim.shading import rasterize_scenes, shade
 from sim2sg_lib.scene import RelationRules, SceneObject, relations, to_footprint
 
 ON = ENV.vocabulary.predicates.index("on")
@@ -307,13 +308,13 @@ def test_thresholds_follow_what_the_network_is_sure_of_from_the_command_line(tmp
         Image.new("RGB", (64, 48)).save(tmp_path / "target" / name)
     found = {"a.png": [(CHAIR, 0.2)], "b.png": [(CHAIR, 0.4), (CHAIR, 0.07), (TABLE, 0.5)]}
 
-    def predict(model, images, env, object_threshold, predicate_threshold, kept):
+    def fake_predict(model, images, env, object_threshold, predicate_threshold, kept):
         rows = [(name, [row for row in found[name] if row[1] >= object_threshold]) for name in images.names]
         return [make_graph(name, 64, 48, [label for label, _ in row], [[10 * i, 18, 10 * i + 8, 32] for i in range(len(row))], [],
                            scores=[score for _, score in row]) for name, row in rows]
 
     monkeypatch.setattr(checkpoint, "load", lambda path, env, device: None)
-    monkeypatch.setattr(checkpoint, "predict_folder", predict)
+    monkeypatch.setattr(predict, "predict_folder", fake_predict)
     write(tmp_path / "model.pt", "")
     arguments = ["--env", "dining", "--checkpoint", tmp_path / "model.pt", "--target", tmp_path / "target", "--out",
                  tmp_path / "out", "--device", "cpu"]

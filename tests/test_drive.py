@@ -12,11 +12,11 @@ from envs import drive
 from envs.assets import street
 from envs.drive import CAR, ENV, HOUSE, LANE_M, PEDESTRIAN, VEGETATION
 from sim2sg_lib.graph import make_graph
-from sim2sg_lib.kitti import camera_of, read_calib, read_objects
-from sim2sg_lib.labels import annotate
-from sim2sg_lib.lift import lift, lift_box, projected_box, weigh_depths
-from sim2sg_lib.meshes import place
-from sim2sg_lib.render import rasterize_scenes
+from sim2sg_lib.io.kitti import camera_of, read_calib, read_objects
+from sim2sg_lib.sim.annotate import annotate
+from sim2sg_lib.sim.lift import lift, lift_box, projected_box, weigh_depths
+from sim2sg_lib.sim.meshes import place
+from sim2sg_lib.sim.shading import rasterize_scenes
 from sim2sg_lib.scene import SceneObject, relations
 
 SALOON = "source saloon"

@@ -8,8 +8,9 @@ import torch
 from envs.clevr import ENV
 from faults import FAULTS, archive_of, content_of, data_set, trained
 from sim2sg_lib import checkpoint
-from sim2sg_lib.report import read_curves, read_log, read_row
-from sim2sg_lib.terminal import InputError
+from sim2sg_lib.score.table import read_row
+from sim2sg_lib.viz.report import read_curves, read_log
+from sim2sg_lib.cli import InputError
 
 
 @pytest.mark.filterwarnings("ignore")

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 import train
-from sim2sg_lib import files, terminal
-from sim2sg_lib.files import work_folder, write_bytes
-from sim2sg_lib.terminal import InputError
+from sim2sg_lib import cli
+from sim2sg_lib.io import files, folders
+from sim2sg_lib.io.files import write_bytes
+from sim2sg_lib.io.folders import work_folder
+from sim2sg_lib.cli import InputError
 
 OPTIONS = {"seed": 1, "sizes": (1, 2)}
 
@@ -19,7 +21,7 @@ OPTIONS = {"seed": 1, "sizes": (1, 2)}
 def grow(out, options=OPTIONS, overwrite=False, resume=True, fail=False):
     """Returns what an attempt finds in the folder that grows; it adds a file of its own, unless it fails."""
     with work_folder(out, options, overwrite, resume) as partial:
-        found = {path.name for path in partial.iterdir()} - {files.STARTED_WITH}
+        found = {path.name for path in partial.iterdir()} - {folders.STARTED_WITH}
         (partial / "first").write_text("1")
         (partial / "torn.tmp").write_text("0")
         if fail:
@@ -54,7 +56,7 @@ def test_other_options_inputs_or_code_do_not_finish_what_was_begun(tmp_path, mon
     interrupt(out)
     assert "seed 1, not 2" in complaint(out, OPTIONS | {"seed": 2})
     assert "extra None, not 5" in complaint(out, OPTIONS | {"extra": 5})
-    monkeypatch.setattr(files, "digest_of_code", lambda: "other")
+    monkeypatch.setattr(folders, "digest_of_code", lambda: "other")
     assert "begun with other code" in complaint(out)
     assert grow(out, OPTIONS, resume=False) == set()
 
@@ -76,7 +78,7 @@ def test_a_refusal_names_all_that_differs_and_overwriting_says_what_it_throws_aw
 
 def end_publishing(monkeypatch, moment, end):
     """The `moment`-th rename or deletion of `publish` raises; what happened before has happened."""
-    calls, publish = [], files.publish
+    calls, publish = [], folders.publish
 
     def spoil(call):
         def spoilt(*arguments, **options):
@@ -91,7 +93,7 @@ def end_publishing(monkeypatch, moment, end):
             monkeypatch.setattr(Path, name, spoil(getattr(Path, name)))
         publish(*arguments)
 
-    monkeypatch.setattr(files, "publish", publish_and_end)
+    monkeypatch.setattr(folders, "publish", publish_and_end)
 
 
 @pytest.mark.parametrize("occupied", [False, True])
@@ -115,7 +117,7 @@ def test_a_half_swept_folder_is_not_gone_on_with(tmp_path, monkeypatch):
     interrupt(out)
     (tmp_path / ".out.partial/folder").mkdir()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(files.shutil, "rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(folders.shutil, "rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
         grow(out, resume=False)
     assert grow(out) == set()
 
@@ -163,10 +165,10 @@ def test_a_folder_that_takes_no_file_is_not_said_to_be_in_use():
 
 def test_what_a_finished_stage_concludes_with_is_no_difference(tmp_path):
     with pytest.raises(RuntimeError), work_folder(tmp_path / "out", {}, False, True) as partial:
-        files.note_finished(partial, {"loss": 1.0})
+        folders.note_finished(partial, {"loss": 1.0})
         raise RuntimeError
     with work_folder(tmp_path / "out", {}, False, True) as partial:
-        assert files.finished(partial) == {"loss": 1.0}
+        assert folders.finished(partial) == {"loss": 1.0}
 
 
 def test_a_full_disk_names_the_log(tmp_path):
@@ -204,10 +206,10 @@ def test_an_end_between_the_two_renames_loses_nothing(tmp_path):
 
 def test_of_two_processes_one_wins_and_the_other_says_so(tmp_path):
     out = tmp_path / "out"
-    code = ("import sys; from sim2sg_lib.files import work_folder\n"
+    code = ("import sys; from sim2sg_lib.io.folders import work_folder\n"
             "with work_folder(sys.argv[1], {}, False, True): print('in', flush=True); sys.stdin.read()")
     command = [sys.executable, "-c", code, str(out)]
-    first = subprocess.Popen(command, cwd=files.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    first = subprocess.Popen(command, cwd=folders.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert first.stdout.readline() == "in\n"
     assert "another process is at work" in complaint(out, {})
     assert "another process is at work" in complaint(out, {}, resume=False)
@@ -239,10 +241,10 @@ def test_json_is_whole_and_without_nan(tmp_path):
 
 
 def test_what_was_done_before_says_nothing_about_the_rate(monkeypatch, capsys):
-    monkeypatch.setattr(terminal, "LINE_SECONDS", 0.0)
+    monkeypatch.setattr(cli, "LINE_SECONDS", 0.0)
     clock = iter((0.0, 10.0))
-    monkeypatch.setattr(terminal.time, "monotonic", lambda: next(clock))
-    with terminal.progress(9000, "train", "step", done=6000) as bar:
+    monkeypatch.setattr(cli.time, "monotonic", lambda: next(clock))
+    with cli.progress(9000, "train", "step", done=6000) as bar:
         bar.update(20)
     assert "6020/9000,  2.00step/s, 24:50 left" in capsys.readouterr().err
 
@@ -260,12 +262,12 @@ def test_a_digest_knows_contents_and_names_apart(tmp_path):
     for name, content in (("a", b"1"), ("b", b"1"), ("c", b"")):
         (tmp_path / name).write_bytes(content)
     groups = (("a",), ("b",), ("c",), ("a", "b"), ("b", "a"), ("none",), ())
-    assert len({files.digest(*(tmp_path / name for name in group)) for group in groups}) == len(groups)
+    assert len({folders.digest(*(tmp_path / name for name in group)) for group in groups}) == len(groups)
 
 
 def test_the_lock_that_a_killed_process_left_beside_its_result_goes_with_the_next_refusal(tmp_path):
     grow(tmp_path / "out")
     (tmp_path / ".out.lock").touch()
     with pytest.raises(InputError, match="is not empty"):
-        files.refuse_early(tmp_path / "out", False)
+        folders.refuse_early(tmp_path / "out", False)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]

@@ -10,14 +10,15 @@ from blender import read_scenes
 from envs.clevr import CATEGORIES, ENV
 from sim2sg_lib.camera import Camera, look_at, stack_cameras
 from sim2sg_lib.graph import Vocabulary, make_graph
-from sim2sg_lib.labels import annotate, truncated_share
-from sim2sg_lib.lift import aim, bottom_up, confident, find_supports, lift, refine_by_relations, thresholds
-from sim2sg_lib.meshes import box_mesh, build, cylinder_mesh, place, sphere_mesh
-from sim2sg_lib.raster import rasterize
-from sim2sg_lib.render import rasterize_scenes, shade
-from sim2sg_lib.scene import (Light, Material, RelationRules, Scene, SceneObject, Sky, predicate_axes,
-                              relations)
-from sim2sg_lib.terminal import InputError
+from sim2sg_lib.sim.annotate import annotate, truncated_share
+from sim2sg_lib.net.predict import confident, thresholds
+from sim2sg_lib.sim.lift import aim, bottom_up, find_supports, lift, refine_by_relations
+from sim2sg_lib.sim.meshes import box_mesh, build, cylinder_mesh, place, sphere_mesh
+from sim2sg_lib.sim.rasterizer import rasterize
+from sim2sg_lib.sim.shading import rasterize_scenes, shade
+from sim2sg_lib.scene import (
+    Light, Material, RelationRules, Scene, SceneObject, Sky, predicate_axes, relations)
+from sim2sg_lib.cli import InputError
 
 LEVEL = np.array([[1, 0, 0], [0, 0, -1], [0, 1, 0.0]])  # camera looks along world y, x to the right
 

@@ -4,8 +4,10 @@ import json
 import numpy as np
 import pytest
 
-from sim2sg_lib.terminal import InputError
-from sim2sg_lib.graph import MAX_LINE, Vocabulary, from_json, make_graph, read_graphs, select_objects, to_json, write_graphs
+from sim2sg_lib.cli import InputError
+from sim2sg_lib.graph import Vocabulary, make_graph, select_objects
+from sim2sg_lib.io.graphs import from_json, read_graphs, to_json, write_graphs
+from sim2sg_lib.io.reading import MAX_LINE
 
 VOCABULARY = Vocabulary(("cube", "sphere"), ("left", "on"))
 LINE = {"image": "images/000000.png", "width": 320, "height": 240,

@@ -77,7 +77,7 @@ def inside(cwd, setup, *arguments):
     """Run a program in a process in which `setup`, some Python, has replaced something; returns (status, stdout, stderr)."""
     words = [str(ROOT / arguments[0]), *map(str, arguments[1:])]
     code = (f"import errno, os, signal, sys; sys.argv = {words!r}\nimport {arguments[0][:-3]} as program\n{setup}\n"
-            "from sim2sg_lib import terminal\nterminal.command_line(program.main)")
+            "from sim2sg_lib import cli\ncli.command_line(program.main)")
     result = subprocess.run([sys.executable, "-c", code], cwd=cwd, env=ENVIRONMENT, capture_output=True, text=True, timeout=300)
     assert "Traceback" not in result.stderr, result.stderr
     return result.returncode, result.stdout, result.stderr
@@ -117,7 +117,7 @@ def test_the_seconds_of_all_processes_count(data, tmp_path):
 
 
 FULL = """
-import sim2sg_lib.files as files
+import sim2sg_lib.io.files as files
 os_replace = os.replace
 def replace(a, b):
     if str(b).endswith({!r}): raise OSError(errno.ENOSPC, "No space left on device")
@@ -178,7 +178,7 @@ import atexit; atexit.register(lambda: print("read", len(read)))
 
 THREADS = """
 import torch
-from sim2sg_lib import refine as module
+from sim2sg_lib.sim import fit as module
 refine = module.refine
 def record(*arguments):
     with open("threads.txt", "a") as file: print(torch.get_num_threads(), file=file)

@@ -23,19 +23,24 @@ import evaluate
 import synthesize
 import train
 from envs import clevr
-from sim2sg_lib import checkpoint, kitti_eval
+from sim2sg_lib.net import predict
+from sim2sg_lib.score import kitti_ap
+from sim2sg_lib import checkpoint
 from sim2sg_lib.dataset import has_labels, open_images, read_labels
-from sim2sg_lib.detector import quick_config
-from sim2sg_lib.export import calib_text, occlusion_state, write_coco, write_kitti
-from sim2sg_lib.terminal import InputError
-from sim2sg_lib.graph import Vocabulary, make_graph, read_graphs
-from sim2sg_lib.kitti import (CAMERA_HEIGHT_M, TYPES, KittiObject, camera_of, format_object, kitti_root, paper_camera,
-                              read_calib, read_objects, rotation_y_of, to_graph, unlabelled_categories, world_of, yaw_of)
-from sim2sg_lib.kitti_eval import (DIFFICULTIES, count_hits, kitti_score, make_frame, match_by_score, sample_thresholds,
-                                   to_results)
-from sim2sg_lib.meshes import box_mesh, place
-from sim2sg_lib.metrics import LEVELS, box_iou, detection_scores, inside_level
-from sim2sg_lib.relations import SceneGraphNet
+from sim2sg_lib.net.backbone import quick_config
+from sim2sg_lib.io.export import calib_text, occlusion_state, write_coco, write_kitti
+from sim2sg_lib.cli import InputError
+from sim2sg_lib.graph import Vocabulary, make_graph
+from sim2sg_lib.io.graphs import read_graphs
+from sim2sg_lib.io.kitti import (
+    CAMERA_HEIGHT_M, TYPES, KittiObject, camera_of, format_object, kitti_root, paper_camera,
+    read_calib, read_objects, rotation_y_of, to_graph, unlabelled_categories, world_of, yaw_of)
+from sim2sg_lib.score.kitti_ap import (
+    DIFFICULTIES, count_hits, kitti_score, make_frame, match_by_score, sample_thresholds,
+    to_results)
+from sim2sg_lib.sim.meshes import box_mesh, place
+from sim2sg_lib.score.metrics import LEVELS, box_iou, detection_scores, inside_level
+from sim2sg_lib.net.relations import SceneGraphNet
 from sim2sg_lib.scene import SceneObject
 
 VOCABULARY = Vocabulary(("car", "pedestrian", "house", "vegetation"), ("left", "right", "front", "behind"))
@@ -534,7 +539,7 @@ def test_a_perfect_detector_needs_41_objects(monkeypatch, objects, ap11, ap40):
     truth = [[item("Car", 0, 0, 100, 100)] for _ in range(objects)]
     found = [[item("Car", 0, 0, 100, 100, score=1 - i / 1000)] for i in range(objects)]
     assert (kitti_score(truth, found, "car", "easy")[0] is None) == (objects < 41)
-    monkeypatch.setattr(kitti_eval, "MIN_OBJECTS", 1)
+    monkeypatch.setattr(kitti_ap, "MIN_OBJECTS", 1)
     score, count = kitti_score(truth, found, "car", "easy")
     assert count == objects and (score.ap11, score.ap40) == (pytest.approx(ap11, abs=5e-5), pytest.approx(ap40, abs=5e-5))
 
@@ -709,7 +714,7 @@ def test_kitti_scores_of_enough_objects_are_printed(street, network, tmp_path, m
     """41 cars, all found, by a stand-in for the network."""
     data = write_frames(tmp_path / "many/kitti/training", {f"{i:06d}": CAR_LINE for i in range(41)})
     found = {"labels": [CAR], "boxes_px": [[603.93, 152.73, 915.81, 308.23]], "scores": [0.5]}
-    monkeypatch.setattr(checkpoint, "predict_folder", lambda model, images, *_: [
+    monkeypatch.setattr(predict, "predict_folder", lambda model, images, *_: [
         make_graph(name, 1242, 375, **found) for name in images.names])
     printed = command(evaluate, "--checkpoint", network, "--data", data)
     assert "AP11 / AP40 by KITTI's rules at overlap 0.7, car:  easy 1.000 / 1.000   moderate 1.000 / 1.000" in printed
@@ -731,7 +736,7 @@ def test_houses_that_nobody_labelled_cost_no_recall(street, network, tmp_path, m
     cars = [[603.93, 152.73, 915.81, 308.23], [100, 150, 300, 300]]
     houses = [[50 * i, 10, 50 * i + 40, 60] for i in range(12)]
     pairs = [(s, RIGHT, o) for s in range(14) for o in range(14) if s != o and (s < 2 or o < 2)]
-    monkeypatch.setattr(checkpoint, "predict_folder", lambda model, images, *_: [make_graph(
+    monkeypatch.setattr(predict, "predict_folder", lambda model, images, *_: [make_graph(
         images.names[0], 1242, 375, [CAR] * 2 + [HOUSE] * 12, cars + houses, pairs, scores=[0.5] * 2 + [0.9] * 12)])
     command(evaluate, "--checkpoint", network, "--data", data)
     metrics = json.loads((network.parent / "metrics.json").read_text())

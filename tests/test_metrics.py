@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from sim2sg_lib.graph import SceneGraph, Vocabulary, make_graph
-from sim2sg_lib.metrics import (LEVELS, NEVER, apply_level, average_precision, box_fit, box_iou, content_gap, detection_scores,
-                                evaluate_graphs, first_hits, ideal_hits, mean_recall, pooled_recall, rank_relations,
-                                recall_scores)
+from sim2sg_lib.score.metrics import (
+    LEVELS, NEVER, apply_level, average_precision, box_fit, box_iou, content_gap,
+    detection_scores, evaluate_graphs, first_hits, ideal_hits, mean_recall, pooled_recall,
+    rank_relations, recall_scores)
 
 VOCABULARY = Vocabulary(("cube", "ball"), ("left", "right", "front", "behind"))
 LEFT, RIGHT, FRONT, BEHIND = range(4)

@@ -9,12 +9,14 @@ import torch
 import torchvision
 from torchvision.ops import box_iou
 
-from sim2sg_lib.detector import ModelConfig, PyramidAnchors, local_edges, paper_config, quick_config, roi_align
-from sim2sg_lib.terminal import InputError
-from sim2sg_lib.relations import (
-    GraphConvolution, Nodes, Prediction, SceneGraphNet, balanced_bce, box_geometry, image_index, match_nodes,
-    object_edges, ordered_pairs, pair_geometry, relation_targets, sample_pairs, scatter_softmax, to_graph, top_pairs,
-    union_boxes)
+from sim2sg_lib.net.backbone import ModelConfig, local_edges, paper_config, quick_config
+from sim2sg_lib.net.detector import PyramidAnchors, roi_align
+from sim2sg_lib.cli import InputError
+from sim2sg_lib.net.predict import to_graph
+from sim2sg_lib.net.relations import (
+    GraphConvolution, Nodes, Prediction, SceneGraphNet, balanced_bce, box_geometry, image_index,
+    match_nodes, object_edges, ordered_pairs, pair_geometry, relation_targets, sample_pairs,
+    scatter_softmax, top_pairs, union_boxes)
 
 TINY = dataclasses.replace(quick_config(3, 4, 96, 72), fpn_channels=32, head_width=64, graph_width=32,
                            rois_per_image=32, proposals_train=64, proposals_test=32)

@@ -11,12 +11,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from envs.clevr import ENV
-from sim2sg_lib import raster_pytorch3d
 from sim2sg_lib.camera import Cameras, stack_cameras
-from sim2sg_lib.meshes import Meshes, build, pack_textures
-from sim2sg_lib.raster import (NEAR_M, OPAQUE, Pairs, barycentrics, covered, rasterize, scale_cameras, screen_faces, silhouette,
-                               soft_blend)
-from sim2sg_lib.render import SUPERSAMPLE, shade
+from sim2sg_lib.sim.meshes import Meshes, build, pack_textures
+from sim2sg_lib.sim import pytorch3d
+from sim2sg_lib.sim.rasterizer import (
+    NEAR_M, OPAQUE, Pairs, barycentrics, covered, rasterize, scale_cameras, screen_faces,
+    silhouette, soft_blend)
+from sim2sg_lib.sim.shading import SUPERSAMPLE, shade
 from sim2sg_lib.scene import Material, Scene, Sky
 
 FIELDS = ("pix_to_face", "zbuf", "bary_coords", "dists")
@@ -329,8 +330,8 @@ def test_the_pytorch3d_backend_agrees_on_clevr(blur_radius, count):
               for domain, rng in zip(("source", "target", "source", "target"), generators)]
     meshes, cameras = build(scenes, ENV.assets), stack_cameras([scene.camera for scene in scenes], 160, 120)
     fine = scale_cameras(cameras, SUPERSAMPLE)
-    ours, theirs = (rasterizer(meshes, fine, blur_radius, count, cull_backfaces=True)
-                    for rasterizer in (rasterize, raster_pytorch3d.rasterize))
+    ours, theirs = (rasterize_with(meshes, fine, blur_radius, count, cull_backfaces=True)
+                    for rasterize_with in (rasterize, pytorch3d.rasterize))
     same = ours.pix_to_face == theirs.pix_to_face
     assert same[..., 0].float().mean() > 0.999 and same.float().mean() > 0.998  # ties along shared edges differ
     for name, most in (("zbuf", 1e-3), ("bary_coords", 2e-3), ("dists", 1e-6)):

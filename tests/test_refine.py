@@ -6,14 +6,15 @@ import pytest
 import torch
 
 from envs.clevr import ENV
-from sim2sg_lib import refine as module
+from sim2sg_lib.sim import fit as module
 from sim2sg_lib.camera import stack_cameras
 from sim2sg_lib.graph import SceneGraph
-from sim2sg_lib.labels import annotate
-from sim2sg_lib.meshes import build
-from sim2sg_lib.raster import rasterize
-from sim2sg_lib.refine import neighbours, Placement, box_errors, prior, refine, slots, visible_shares
-from sim2sg_lib.render import rasterize_scenes
+from sim2sg_lib.sim.annotate import annotate
+from sim2sg_lib.sim.meshes import build
+from sim2sg_lib.sim.rasterizer import rasterize
+from sim2sg_lib.sim.fit import (
+    neighbours, Placement, box_errors, prior, refine, slots, visible_shares)
+from sim2sg_lib.sim.shading import rasterize_scenes
 from sim2sg_lib.scene import Material, Scene, SceneObject, Sky
 
 BLACK = Sky((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))

@@ -6,14 +6,17 @@ import pytest
 import torch
 
 from envs.clevr import ENV
-from sim2sg_lib import render
+from sim2sg_lib.sim import shading
 from sim2sg_lib.camera import Camera, look_at, stack_cameras
-from sim2sg_lib.light import bounding_spheres, contact_shade, lit_share, looking_at, pack_lighting
-from sim2sg_lib.meshes import box_mesh, build, pack_textures
-from sim2sg_lib.raster import rasterize
-from sim2sg_lib.render import DIELECTRIC, SHOULDER, display, ggx, rasterize_scenes, shade, shade_soft, share_samples
-from sim2sg_lib.scene import PATTERNS, Light, Material, Room, Scene, SceneObject, Sky, Strip, Texture
-from sim2sg_lib.texture import PATTERN, textured, value_noise
+from sim2sg_lib.sim.lighting import (
+    bounding_spheres, contact_shade, lit_share, looking_at, pack_lighting)
+from sim2sg_lib.sim.meshes import box_mesh, build, pack_textures
+from sim2sg_lib.sim.rasterizer import rasterize
+from sim2sg_lib.sim.shading import (
+    DIELECTRIC, SHOULDER, display, ggx, rasterize_scenes, shade, shade_soft, share_samples)
+from sim2sg_lib.scene import (
+    PATTERNS, Light, Material, Room, Scene, SceneObject, Sky, Strip, Texture)
+from sim2sg_lib.sim.texture import PATTERN, textured, value_noise
 
 BLACK = Sky((0.0,) * 3, (0.0,) * 3)
 
@@ -324,7 +327,7 @@ def both_ways(scene, monkeypatch):
     """(H, W) largest difference of a small picture's channels from those of the same as if it were large."""
     size = scene.camera.width, scene.camera.height
     every = picture(scene, *size)
-    monkeypatch.setattr(render, "SHARED_FROM", 0)
+    monkeypatch.setattr(shading, "SHARED_FROM", 0)
     return (every - picture(scene, *size)).abs().amax(0)
 
 
@@ -348,8 +351,8 @@ def test_large_pictures_light_no_surface_by_what_its_neighbour_gets(size, monkey
 
 
 def test_a_large_picture_is_the_same_alone_and_in_a_batch(monkeypatch):
-    monkeypatch.setattr(render, "SHARED_FROM", 0)
-    monkeypatch.setattr(render, "BAND_PIXELS", 700)
+    monkeypatch.setattr(shading, "SHARED_FROM", 0)
+    monkeypatch.setattr(shading, "BAND_PIXELS", 700)
     rng = np.random.default_rng(0)
     scenes = [ENV.dress(*ENV.layout(ENV, domain, rng), domain, "strong", rng) for domain in ("source", "target", "source")]
     for scene, together in zip(scenes, shade(*rasterize_scenes(scenes, ENV.assets, 64, 48), scenes)):

@@ -18,14 +18,18 @@ import conftest
 from conftest import ENVIRONMENT, ROOT, run
 from envs.clevr import ENV
 from evaluate import different_names
+from sim2sg_lib.net import predict
 from sim2sg_lib import checkpoint
 from sim2sg_lib.dataset import open_images
-from sim2sg_lib.graph import Vocabulary, make_graph, read_graphs, write_graphs
-from sim2sg_lib.metrics import (MISSED, RIGHT, WRONG, compare, content, content_gap, detection_scores, recall_scores,
-                                unjudged)
-from sim2sg_lib.picture import (MAX_ARROWS, arrows, draw_curves, draw_histograms, draw_objects, draw_relations, free_place,
-                                places_of, to_dot)
-from sim2sg_lib.report import CASE_INCHES
+from sim2sg_lib.graph import Vocabulary, make_graph
+from sim2sg_lib.io.graphs import read_graphs, write_graphs
+from sim2sg_lib.score.metrics import (
+    MISSED, RIGHT, WRONG, compare, content, content_gap, detection_scores, recall_scores,
+    unjudged)
+from sim2sg_lib.viz.drawings import (
+    MAX_ARROWS, arrows, draw_curves, draw_histograms, draw_objects, draw_relations, free_place,
+    places_of, to_dot)
+from sim2sg_lib.viz.report import CASE_INCHES
 
 VOCABULARY = Vocabulary(("cube", "ball"), ("left", "right"))
 LEFT, RIGHT_OF = 0, 1
@@ -360,11 +364,11 @@ def test_as_many_images_at_once_as_memory_allows(toy, tmp_path, monkeypatch):
     images = open_images(toy / "data/target/test", ENV)
     make_sure(toy / "runs/0/model.pt", tmp_path / "sure.pt")
     model = checkpoint.load(tmp_path / "sure.pt", ENV)
-    seen, predict = [], model.predict
-    monkeypatch.setattr(model, "predict", lambda features, possible: seen.append(len(features["0"])) or predict(features, possible))
-    together = checkpoint.predict_folder(model, images, ENV, 0.0, 0.0)
-    monkeypatch.setattr(checkpoint, "BATCH_PIXELS", 3 * 160 * 120 + 1)
-    apart = checkpoint.predict_folder(model, images, ENV, 0.0, 0.0)
+    seen, whole = [], model.predict
+    monkeypatch.setattr(model, "predict", lambda features, possible: seen.append(len(features["0"])) or whole(features, possible))
+    together = predict.predict_folder(model, images, ENV, 0.0, 0.0)
+    monkeypatch.setattr(predict, "BATCH_PIXELS", 3 * 160 * 120 + 1)
+    apart = predict.predict_folder(model, images, ENV, 0.0, 0.0)
     assert seen == [4, 3, 1] and [graph.image for graph in apart] == images.names
     assert all(np.allclose(a.boxes_px, b.boxes_px, atol=1e-2) for a, b in zip(together, apart)) and sum(map(len, apart))
 

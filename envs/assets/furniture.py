@@ -8,7 +8,7 @@ A table's highest point is its flat top: what is `on` it stands at its full heig
 """
 import math
 
-from sim2sg_lib.meshes import Mesh, Part, box_mesh, compose, cylinder_mesh, prism_mesh
+from sim2sg_lib.sim.meshes import Mesh, Part, box_mesh, compose, cylinder_mesh, prism_mesh
 
 Point = tuple[float, float, float]
 Asset = tuple[Mesh, Point]  # a unit mesh and its extents in metres

@@ -6,7 +6,16 @@ import math
 
 import numpy as np
 
-from sim2sg_lib.meshes import Mesh, Part, box_mesh, compose, cylinder_mesh, flat_mesh, prism_mesh, sphere_mesh
+from sim2sg_lib.sim.meshes import (
+    Mesh,
+    Part,
+    box_mesh,
+    compose,
+    cylinder_mesh,
+    flat_mesh,
+    prism_mesh,
+    sphere_mesh,
+)
 
 Asset = tuple[Mesh, tuple[float, float, float]]
 BOX, BALL, ROUND = box_mesh(), sphere_mesh(1), cylinder_mesh(12)

@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sim2sg_lib.camera import Cameras
-from sim2sg_lib.meshes import Meshes, Textures, pack_textures, rows_of
-from sim2sg_lib.raster import depth_map
 from sim2sg_lib.scene import Scene
+from sim2sg_lib.sim.meshes import Meshes, Textures, pack_textures, rows_of
+from sim2sg_lib.sim.rasterizer import depth_map
 
 SUN_DISTANCE = 50.0      # radii of the scene from which a sun's shadow map is drawn
 

@@ -10,10 +10,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from sim2sg_lib.files import write_bytes
+from sim2sg_lib.cli import InputError
 from sim2sg_lib.graph import SceneGraph, Vocabulary
-from sim2sg_lib.metrics import MISSED, RIGHT, UNJUDGED, WRONG, Judged, rank_relations, unjudged
-from sim2sg_lib.terminal import InputError
+from sim2sg_lib.io.files import write_bytes
+from sim2sg_lib.score.metrics import (
+    MISSED,
+    RIGHT,
+    UNJUDGED,
+    WRONG,
+    Judged,
+    rank_relations,
+    unjudged,
+)
 
 # colour-blind safe (Okabe and Ito), one a category, repeated if there are more
 COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442")

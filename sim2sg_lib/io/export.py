@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 
 from sim2sg_lib.camera import Camera
-from sim2sg_lib.files import write_json, write_text
+from sim2sg_lib.cli import InputError
 from sim2sg_lib.graph import SceneGraph, Vocabulary
-from sim2sg_lib.kitti import EXTRA_TYPES, TYPES, KittiObject, format_object
-from sim2sg_lib.metrics import LEVELS
+from sim2sg_lib.io.files import write_json, write_text
+from sim2sg_lib.io.kitti import EXTRA_TYPES, TYPES, KittiObject, format_object
 from sim2sg_lib.scene import SceneObject
-from sim2sg_lib.terminal import InputError
+from sim2sg_lib.score.metrics import LEVELS
 
 
 def check_level(camera: Camera, name: str) -> None:

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from sim2sg_lib.cli import InputError, say
 from sim2sg_lib.env import Env
-from sim2sg_lib.graph import read_bytes, safe_join
-from sim2sg_lib.meshes import Mesh, to_unit
-from sim2sg_lib.terminal import InputError, say
+from sim2sg_lib.io.reading import read_bytes, safe_join
+from sim2sg_lib.sim.meshes import Mesh, to_unit
 
 MAX_FACES = 20_000
 # rows: our x (ahead), y (left) and z (up) in the file's axes. Both are y up; glTF 2.0 looks along +z, ShapeNet along -z

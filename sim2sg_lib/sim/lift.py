@@ -11,36 +11,14 @@ import numpy as np
 from sim2sg_lib.camera import Camera
 from sim2sg_lib.env import Env
 from sim2sg_lib.graph import SceneGraph, select_objects
-from sim2sg_lib.meshes import place
 from sim2sg_lib.scene import SceneObject, from_footprint, predicate_axes, to_footprint
+from sim2sg_lib.sim.meshes import place
 
 YAW_DRAWS = 12         # random yaws tried for each size: a box says little about yaw, so it stays random
 AIM_STEPS = 4          # projections of an asset; each but the last corrects the aim about tenfold
 NEAREST_M = 1.0        # an object nearer to the camera than this is a false detection
 RELATION_SWEEPS = 50   # most rounds of corrections by the relations
-LEAST_SURE = 0.05      # no adaptive threshold falls below it: that is noise
 DUPLICATE_SHARE = 0.5  # two solids cannot stand closer than this share of their two radii
-
-
-def thresholds(graphs: list[SceneGraph], env: Env, threshold: float) -> list[float]:
-    """Per category the confidence below which its objects are not lifted (tau of the paper).
-
-    Of an adaptive environment: a network new to a category is never sure of it, so `threshold` is a share of the
-    confidence that the surest tenth of the images reaches with its best object of the category. No labels are needed.
-    """
-    levels = []
-    for label in range(len(env.vocabulary.categories)):
-        best = [graph.scores[graph.labels == label].max() for graph in graphs if (graph.labels == label).any()]
-        sure = float(np.quantile(best, 0.9)) if best and env.adaptive else 1.0
-        levels.append(max(threshold * sure, min(threshold, LEAST_SURE)))
-    return levels
-
-
-def confident(graph: SceneGraph, object_thresholds: list[float], relation_threshold: float) -> SceneGraph:
-    """The graph without objects below their category's threshold and relations below theirs."""
-    graph = select_objects(graph, graph.scores >= np.array(object_thresholds)[graph.labels])
-    sure = graph.relation_scores >= relation_threshold
-    return replace(graph, relations=graph.relations[sure], relation_scores=graph.relation_scores[sure])
 
 
 def lift(graph: SceneGraph, camera: Camera, env: Env, rng: np.random.Generator) -> tuple[list[SceneObject], SceneGraph]:

@@ -15,8 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.ops import box_convert, box_iou
 
-from sim2sg_lib.detector import Detections, Detector, ModelConfig
-from sim2sg_lib.graph import SceneGraph, make_graph, select_objects
+from sim2sg_lib.net.backbone import ModelConfig
+from sim2sg_lib.net.detector import Detections, Detector
 
 MATCH_IOU = 0.5      # a node is a ground-truth object from here on
 PROPOSAL_WIDTH = 64  # of the relation proposal network's embeddings
@@ -415,25 +415,6 @@ class SceneGraphNet(nn.Module):
         if possible is not None:
             predicates = predicates.masked_fill(~allowed[chosen], -torch.inf)
         return detections, nodes, pairs, scores[chosen], predicates
-
-
-def to_graph(prediction: Prediction, image: str, width: int, height: int, object_threshold: float,
-             predicate_threshold: float) -> SceneGraph:
-    """The prediction as a SceneGraph of an image of width x height pixels.
-
-    Keeps objects with score >= object_threshold and relations with probability >= predicate_threshold, but not 0, whose
-    two objects are kept. Boxes are scaled from network input to image pixels and clipped; what is thinner than 0.01 px then goes.
-    """
-    scale = np.array([width / prediction.width, height / prediction.height] * 2)
-    boxes_px = prediction.boxes_px.cpu().numpy() * scale  # (N, 4)
-    boxes_px = boxes_px.clip(0, [width, height, width, height])
-    scores = prediction.scores.cpu().numpy()
-    probs = prediction.predicate_probs.cpu().numpy()  # (K, P)
-    pair, predicate = np.nonzero((probs >= predicate_threshold) & (probs > 0))
-    subject, object_ = prediction.pairs.cpu().numpy()[pair].T
-    graph = make_graph(image, width, height, prediction.labels.cpu().numpy(), boxes_px,
-                       np.stack([subject, predicate, object_], 1), scores, relation_scores=probs[pair, predicate])
-    return select_objects(graph, (scores >= object_threshold) & (boxes_px[:, 2:] - boxes_px[:, :2] > 0.01).all(1))
 
 
 def _counts(image: Tensor, images: int) -> list[int]:

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch.utils.checkpoint import checkpoint
 
 from sim2sg_lib.camera import Cameras
-from sim2sg_lib.meshes import Meshes
+from sim2sg_lib.sim.meshes import Meshes
 
 NEAR_M = 0.05       # nothing nearer than this is drawn; faces that cross it are clipped
 PAIR_BYTES = 200    # of one pair of face and pixel at the widest point

@@ -1,8 +1,4 @@
-"""Files and folders that survive whatever ends a program.
-
-What a stage makes grows in `.OUT.partial` beside OUT and takes OUT's place once it is whole. A stage that was interrupted
-goes on there by itself if its options, inputs and code are the same.
-"""
+"""Output folders that appear whole or not at all, and go on where an interrupted command stopped."""
 import hashlib
 import json
 import os
@@ -10,93 +6,17 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import BinaryIO
 
-from sim2sg_lib.terminal import InputError, say
+from sim2sg_lib.cli import InputError, say
+from sim2sg_lib.io.files import write_json
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 STARTED_WITH = "started_with.json"  # in a partial folder: what it will be
 SUMMARY = "summary"  # its key for what a stage concludes with, once only publishing is left to do
 FREE = ("command", "threads", "torch", "device", SUMMARY)  # may differ when a stage goes on, then maybe not to the same bytes
 DIGESTS = ("code", "input")  # say no more than that something differs
 # a data set, a set of splits, a run: anything else may be somebody's only copy and is never overwritten
 MARKS = (("dataset.json", "images"), ("train/dataset.json",), ("config.json", "log.jsonl"), ("predict.json", "graphs.jsonl"))
-
-
-# --- files ------------------------------------------------------------------------------------------------------------
-
-def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
-    """Written beside and renamed: the file is the old one or the new one, never a part of it.
-
-    sync: on the disk first, so that this holds for a power cut, too. Errors: InputError where it cannot be written.
-    """
-    temporary = Path(f"{path}.tmp")
-    with writing(path):
-        with open(temporary, "wb") as file:
-            file.write(content)
-            if sync:
-                file.flush()
-                os.fsync(file.fileno())
-        os.replace(temporary, path)
-
-
-@contextmanager
-def writing(path: Path | str) -> Iterator[None]:
-    """What the system refuses in here becomes an InputError that names the file."""
-    try:
-        yield
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror})") from None
-
-
-def write_text(path: Path, text: str, sync: bool = True) -> None:
-    """UTF-8, as `write_bytes`; what a file's name may hold and UTF-8 may not becomes a question mark."""
-    write_bytes(path, text.encode(errors="replace"), sync)
-
-
-def write_json(path: Path, value: dict) -> None:
-    """One indented JSON object; NaN is refused."""
-    write_text(path, json.dumps(value, indent=1, allow_nan=False) + "\n")
-
-
-def write_json_lines(path: Path, rows: list[dict]) -> None:
-    """One JSON object a line."""
-    write_text(path, "".join(json.dumps(row, allow_nan=False) + "\n" for row in rows))
-
-
-def open_growing(path: Path, is_whole=lambda row: True) -> tuple[BinaryIO, list[dict]]:
-    """A JSON Lines file to which long work adds a row (`add_line`) whenever a part of it is done, and the rows so far.
-
-    The first row that an interruption left half written goes, and all behind it. is_whole: whether what a row speaks of is
-    there, too; a KeyError, TypeError, ValueError or OSError means no.
-    """
-    rows, size = [], 0
-    for line in path.read_bytes().splitlines(keepends=True) if path.exists() else []:
-        try:
-            row = json.loads(line)
-            if not line.endswith(b"\n") or not is_whole(row):
-                break
-        except (KeyError, TypeError, ValueError, OSError):
-            break
-        rows.append(row)
-        size += len(line)
-    file = open_log(path)
-    with writing(path):
-        file.truncate(size)
-    return file, rows
-
-
-def add_line(file: BinaryIO, row: dict) -> None:
-    """A row at the end of a file of `open_growing` or `open_log`. Errors: InputError where it cannot be written."""
-    content = json.dumps(row, allow_nan=False).encode() + b"\n"
-    with writing(file.name):
-        while content:  # a file without a buffer may take less than all
-            content = content[file.write(content):]
-
-
-def open_log(path: Path) -> BinaryIO:
-    """A file for `add_line`; without a buffer, so that nothing is left that closing it would try to write again."""
-    return open(path, "ab", buffering=0)
 
 
 def digest(*paths: Path) -> str:
@@ -113,10 +33,8 @@ def digest(*paths: Path) -> str:
 
 def digest_of_code() -> str:
     """SHA-256 of the project's own modules: a half-made folder must not be finished by other code."""
-    return digest(*sorted([*ROOT.glob("*.py"), *ROOT.glob("sim2sg_lib/*.py"), *ROOT.glob("envs/**/*.py")]))
+    return digest(*sorted([*ROOT.glob("*.py"), *ROOT.glob("sim2sg_lib/**/*.py"), *ROOT.glob("envs/**/*.py")]))
 
-
-# --- folders that grow beside their place -----------------------------------------------------------------------------
 
 @contextmanager
 def work_folder(out: Path, options: dict, overwrite: bool, resume: bool) -> Iterator[Path]:

@@ -5,9 +5,9 @@ import torch
 from sim2sg_lib.camera import Cameras
 from sim2sg_lib.env import Env
 from sim2sg_lib.graph import SceneGraph, make_graph, select_objects
-from sim2sg_lib.meshes import Meshes
-from sim2sg_lib.raster import Fragments, edges_px, object_pixels, scale_cameras
 from sim2sg_lib.scene import Scene, relations
+from sim2sg_lib.sim.meshes import Meshes
+from sim2sg_lib.sim.rasterizer import Fragments, edges_px, object_pixels, scale_cameras
 
 COUNTED_FROM = 200_000  # in images of so many pixels, what an object would show alone is counted once a pixel
 

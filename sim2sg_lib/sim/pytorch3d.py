@@ -2,9 +2,9 @@
 import torch
 
 from sim2sg_lib.camera import Cameras
-from sim2sg_lib.terminal import InputError
-from sim2sg_lib.meshes import Meshes
-from sim2sg_lib.raster import NEAR_M, Fragments
+from sim2sg_lib.cli import InputError
+from sim2sg_lib.sim.meshes import Meshes
+from sim2sg_lib.sim.rasterizer import NEAR_M, Fragments
 
 
 def require() -> None:

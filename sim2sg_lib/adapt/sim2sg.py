@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sim2sg_lib.detector import ModelConfig
-from sim2sg_lib.relations import SceneGraphNet
+from sim2sg_lib.net.backbone import ModelConfig
+from sim2sg_lib.net.relations import SceneGraphNet
 
 APPEARANCE_LEVELS = 3  # the coarsest unpooled pyramid levels, P3 to P5 of a full pyramid, are what D_a sees
 

@@ -10,11 +10,22 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sim2sg_lib.camera import Cameras, stack_cameras
-from sim2sg_lib.light import Lighting, contact_shade, dot, ground_light, incoming, lit_share, mix, pack_lighting, pick, sky
-from sim2sg_lib.meshes import Mesh, Meshes, build, pack_textures, rows_of
-from sim2sg_lib.raster import Fragments, rasterize, scale_cameras, soft_blend
 from sim2sg_lib.scene import Material, Scene, Strip
-from sim2sg_lib.texture import noise, textured
+from sim2sg_lib.sim.lighting import (
+    Lighting,
+    contact_shade,
+    dot,
+    ground_light,
+    incoming,
+    lit_share,
+    mix,
+    pack_lighting,
+    pick,
+    sky,
+)
+from sim2sg_lib.sim.meshes import Mesh, Meshes, build, pack_textures, rows_of
+from sim2sg_lib.sim.rasterizer import Fragments, rasterize, scale_cameras, soft_blend
+from sim2sg_lib.sim.texture import noise, textured
 
 SUPERSAMPLE = 2          # samples per pixel and axis
 SHARED_FROM = 200_000    # in images of so many pixels, samples of a pixel and face share their shading, columns their light

@@ -14,10 +14,15 @@ from torch import Tensor
 
 from sim2sg_lib.camera import Camera, Cameras, stack_cameras
 from sim2sg_lib.graph import SceneGraph
-from sim2sg_lib.lift import radius_m, side_by_side
-from sim2sg_lib.meshes import Mesh, Meshes, build
-from sim2sg_lib.raster import covered, depth_and_barycentrics, screen_faces, squared_distance_px
 from sim2sg_lib.scene import Material, Scene, SceneObject, Sky
+from sim2sg_lib.sim.lift import radius_m, side_by_side
+from sim2sg_lib.sim.meshes import Mesh, Meshes, build
+from sim2sg_lib.sim.rasterizer import (
+    covered,
+    depth_and_barycentrics,
+    screen_faces,
+    squared_distance_px,
+)
 
 WIDTH_PX = 120             # of the images that are compared
 EDGE_PX, BLUR_PX = 0.24, 0.8  # softness of an edge, about that of a pixel's overlap; how far beyond it a face is seen

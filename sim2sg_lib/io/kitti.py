@@ -19,10 +19,12 @@ from pathlib import Path
 import numpy as np
 
 from sim2sg_lib.camera import Camera
+from sim2sg_lib.cli import InputError
 from sim2sg_lib.env import Env
-from sim2sg_lib.graph import MAX_OBJECTS, SceneGraph, make_graph, read_text, safe_join
+from sim2sg_lib.graph import SceneGraph, make_graph
+from sim2sg_lib.io.graphs import MAX_OBJECTS
+from sim2sg_lib.io.reading import read_text, safe_join
 from sim2sg_lib.scene import SceneObject, relations
-from sim2sg_lib.terminal import InputError
 
 CAMERA_HEIGHT_M = 1.65
 CAMERA_FROM_WORLD = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])

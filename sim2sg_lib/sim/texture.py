@@ -4,9 +4,9 @@ import math
 import torch
 from torch import Tensor
 
-from sim2sg_lib.light import mix, pick
-from sim2sg_lib.meshes import Textures
 from sim2sg_lib.scene import PATTERNS
+from sim2sg_lib.sim.lighting import mix, pick
+from sim2sg_lib.sim.meshes import Textures
 
 
 def textured(colour: Tensor, textures: Textures, index: Tensor, points: Tensor) -> Tensor:

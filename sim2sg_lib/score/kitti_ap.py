@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from sim2sg_lib.graph import SceneGraph, Vocabulary
-from sim2sg_lib.kitti import NEIGHBOURS, KittiObject, frame_objects
-from sim2sg_lib.metrics import box_area, box_intersection, box_iou
+from sim2sg_lib.io.kitti import NEIGHBOURS, KittiObject, frame_objects
+from sim2sg_lib.score.metrics import box_area, box_intersection, box_iou
 
 MIN_OVERLAP = {"car": 0.7, "pedestrian": 0.5, "cyclist": 0.5}  # a match overlaps more
 SAMPLES = 41

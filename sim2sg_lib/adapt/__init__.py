@@ -1,0 +1,1 @@
+"""Adaptation methods: what a training step does with unlabelled target images."""

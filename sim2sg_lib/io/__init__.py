@@ -1,0 +1,1 @@
+"""Files: atomic writing, resumption, bounded reading, and the formats of others."""

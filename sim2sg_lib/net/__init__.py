@@ -1,0 +1,1 @@
+"""The network: images become scene graphs."""
