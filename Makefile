@@ -7,10 +7,10 @@
 ENV ?= clevr
 PRESET ?= quick
 SEED ?= 0
-# a folder of images, better one of train/ and a labelled test/ or val/; without it a stand-in is rendered from DOMAIN
+# a folder of images, better one of train/ and a labeled test/ or val/; without it a stand-in is rendered from DOMAIN
 TARGET ?=
 DOMAIN ?= target
-# paper: the source as the paper draws it; strong: all that no scene graph holds is randomised, and colours augmented
+# paper: the source as the paper draws it; strong: all that no scene graph holds is randomized, and colors augmented
 PROTOCOL ?= paper
 OUT ?= runs/$(ENV)
 # of a KITTI TARGET: paper for the paper's camera, 90 degrees wide; without it each image's own calib/
@@ -83,7 +83,7 @@ VIEW := $(if $(CAMERA),--camera $(CAMERA))
 
 SYNTHESIZE := $(RUN) synthesize.py --env $(ENV) --preset $(PRESET) --device $(DEVICE) --overwrite
 TRAIN := $(RUN) train.py --preset $(PRESET) --device $(DEVICE) --seed $(SEED) --overwrite $(TRAIN_OPTIONS) \
-$(if $(filter strong,$(PROTOCOL)),--augment colour)
+$(if $(filter strong,$(PROTOCOL)),--augment color)
 EVALUATE := $(RUN) evaluate.py --device $(DEVICE) --overwrite
 
 .PHONY: loop options test bench faults
@@ -105,13 +105,13 @@ options: .venv/ready
 	@test "$(OPTIONS)" = "$$(cat $(OUT)/options.txt)" || { echo "Error: $(OUT) was made with $$(cat $(OUT)/options.txt);" \
 		"choose another OUT or remove it" >&2; exit 2; }
 
-# the stand-in for real images, labelled, the same for every SEED
+# the stand-in for real images, labeled, the same for every SEED
 $(OUT)/data/target/test/dataset.json: | options
 	$(SYNTHESIZE) --domain $(DOMAIN) --num $(TARGET_NUM) --seed 1 $(if $(INSIDE),--export kitti) --out $(OUT)/data/target
 
 # SDR: random scenes of the source domain
 $(OUT)/data/sdr/dataset.json: | options $(TARGET_READY)
-	$(SYNTHESIZE) --num $(SOURCE_NUM) --seed $(SEED) --randomise $(PROTOCOL) --out $(OUT)/data/sdr
+	$(SYNTHESIZE) --num $(SOURCE_NUM) --seed $(SEED) --randomize $(PROTOCOL) --out $(OUT)/data/sdr
 
 # the start of the loop, trained on them
 $(OUT)/start/model.pt: $(OUT)/data/sdr/dataset.json
@@ -119,7 +119,7 @@ $(OUT)/start/model.pt: $(OUT)/data/sdr/dataset.json
 
 # the baseline: the same steps as every later row and as many new images, all of them random
 $(OUT)/data/more/dataset.json: | options
-	$(SYNTHESIZE) --num $(LIFTED_NUM) --seed $$(($(SEED) + 1000)) --randomise $(PROTOCOL) --out $(OUT)/data/more
+	$(SYNTHESIZE) --num $(LIFTED_NUM) --seed $$(($(SEED) + 1000)) --randomize $(PROTOCOL) --out $(OUT)/data/more
 
 $(OUT)/sdr/model.pt: $(OUT)/start/model.pt $(OUT)/data/more/dataset.json
 	$(TRAIN) --source $(OUT)/data/sdr --source $(OUT)/data/more --init $(OUT)/start/model.pt \
@@ -133,7 +133,7 @@ LIFTED = $(OUT)/data/$(if $(filter 1,$(2)),label,$(1))$(2)
 define lift
 $(OUT)/data/$(1)$(2)/dataset.json: $(OUT)/$(call BEFORE,$(1),$(2))/model.pt $(TARGET_READY)
 	$(SYNTHESIZE) --checkpoint $$< --target $(TRAIN_IMAGES) --num $(LIFTED_NUM) --seed $(SEED) \
-		--randomise $(PROTOCOL) $(LIFT_OPTIONS) $(VIEW) --out $(OUT)/data/$(1)$(2)
+		--randomize $(PROTOCOL) $(LIFT_OPTIONS) $(VIEW) --out $(OUT)/data/$(1)$(2)
 endef
 define learn
 $(OUT)/$(1)/model.pt: $(2)/dataset.json

@@ -1,4 +1,4 @@
-"""Stage 3: a network's scene graphs on a labelled target, scored; or the table of a whole loop.
+"""Stage 3: a network's scene graphs on a labeled target, scored; or the table of a whole loop.
 
 \b
   python evaluate.py --checkpoint runs/clevr/1/model.pt --data data/clevr/target/test --out runs/clevr/1
@@ -20,7 +20,7 @@ from pathlib import Path
 import click
 
 import envs
-from sim2sg_lib.cli import FloatRange, InputError, command_line, conclude, output_options, say
+from sim2sg_lib.cli import FloatRange, InputError, command_line, print_json, output_options, log_info
 
 PICTURES = 8
 OVERLAY_PX = (640, 1600)  # the longer side of an image that predict draws on: its own, within these
@@ -56,7 +56,7 @@ def main(context: click.Context, checkpoint_path: Path | None, data: Path | None
     elif summary:
         if set(given) - {"summary", "device"}:
             raise InputError("--summary prints the tables of finished loops and takes no other option")
-        summarise(summary)
+        summarize(summary)
     else:
         evaluate(checkpoint_path, data, out, split, van, camera, device, overwrite, resume)
 
@@ -85,7 +85,7 @@ def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, 
 
     # --- predict
     images, truth, missing = open_test_set(data, env, van, camera)
-    options = record | checkpoint.machine(device) | {
+    options = record | checkpoint.runtime_info(device) | {
         "images": len(images.names), "input": digest(checkpoint_path, *(images.folder / name for name in images.names))}
     with partial_folder(out / ".evaluate.partial", out, options, overwrite, resume) as partial:
         model = checkpoint.rebuild(saved, checkpoint_path, env, device)
@@ -105,14 +105,14 @@ def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, 
         save_pictures(partial / "figures/predictions.png", images, truth, predicted, env)
         move(partial, out, "predictions.jsonl", "figures/predictions.png", f"curves{suffix}.json", f"metrics{suffix}.json")
         shutil.rmtree(partial)
-    say(f"{checkpoint_path} on {data}, {len(images.names)} images, split {split}")
+    log_info(f"{checkpoint_path} on {data}, {len(images.names)} images, split {split}")
     if missing and truth:
-        labelled = [name for name in env.vocabulary.categories if name not in missing]
-        say(f"no labels of {' and '.join(missing)} (label_2_extra/): scores are for {' and '.join(labelled)} only")
+        labeled = [name for name in env.vocabulary.categories if name not in missing]
+        log_info(f"no labels of {' and '.join(missing)} (label_2_extra/): scores are for {' and '.join(labeled)} only")
     if metrics.get("kitti") and written_by_export(data):
-        say(f"{data} is one of our data sets in KITTI's format: its AP11 and AP40 are no scores on KITTI")
-    say(metrics_table(metrics) if truth else f"no labels in {data}: predictions written, no scores without labels")
-    conclude(metrics)
+        log_info(f"{data} is one of our data sets in KITTI's format: its AP11 and AP40 are no scores on KITTI")
+    log_info(metrics_table(metrics) if truth else f"no labels in {data}: predictions written, no scores without labels")
+    print_json(metrics)
 
 
 @main.command()
@@ -161,7 +161,7 @@ def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | 
 
     record = {"checkpoint": str(checkpoint_path), "env": env.name, "threshold": threshold,
               "command": valid("python " + shlex.join(sys.argv)), "images": dict(zip(names, map(valid, found.names)))}
-    options = record | checkpoint.machine(device) | {"input": digest(checkpoint_path, *found.names)}
+    options = record | checkpoint.runtime_info(device) | {"input": digest(checkpoint_path, *found.names)}
     with work_folder(out, options, overwrite, resume) as partial:
         counts = finished(partial)
         if counts is None:
@@ -173,8 +173,8 @@ def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | 
             counts = {"objects": sum(map(len, graphs)), "relations": sum(len(graph.relations) for graph in graphs)}
             note_finished(partial, counts)
         (partial / "predicted.jsonl").unlink(missing_ok=True)
-    say(f"{len(names)} images, {counts['objects']} objects and {counts['relations']} relations from {threshold} on -> {out}")
-    conclude({"out": valid(str(out)), "threshold": threshold, "images": len(names), **counts})
+    log_info(f"{len(names)} images, {counts['objects']} objects and {counts['relations']} relations from {threshold} on -> {out}")
+    print_json({"out": valid(str(out)), "threshold": threshold, "images": len(names), **counts})
 
 
 def draw_graphs(folder: Path, graphs: list, paths: list[str], env) -> None:
@@ -219,10 +219,10 @@ def report(loop: Path) -> None:
         images, truth, missing = open_test_set(data, env, *of_kitti)
         if images.names != [graph.image for graph in predicted]:
             raise InputError(f"{data}: its images are not those of {loop / last}/predictions.jsonl, run evaluate.py on it again")
-        predicted = labelled_only(predicted, missing, env)
+        predicted = labeled_only(predicted, missing, env)
     page = write_report(loop, table, env, images, truth, predicted)
-    say(f"{page} shows all of it")
-    conclude({"report": valid(str(page)), "rows": list(table)})
+    log_info(f"{page} shows all of it")
+    print_json({"report": valid(str(page)), "rows": list(table)})
 
 
 @main.command()
@@ -246,9 +246,9 @@ def tensorboard(folders: tuple[Path, ...]) -> None:
             raise InputError(f"{folder}: no log.jsonl in it, expected runs of train.py")
         for run in found:
             write_events(run)
-            say(f"{run}: event files written")
+            log_info(f"{run}: event files written")
         runs += [valid(str(run)) for run in found]
-    conclude({"runs": runs})
+    print_json({"runs": runs})
 
 
 # --- what to evaluate -------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def latest_run() -> Path:
 
 
 def own_test_set(run: Path, options: dict, env) -> Path:
-    """Where the run was evaluated before, else test or val beside its target or the stand-in, else a labelled target itself."""
+    """Where the run was evaluated before, else test or val beside its target or the stand-in, else a labeled target itself."""
     from sim2sg_lib.dataset import has_labels
     from sim2sg_lib.io.reading import read_json
     if (run / "metrics.json").exists():
@@ -303,12 +303,12 @@ def move(partial: Path, out: Path, *names: str) -> None:
 
 
 def open_test_set(data: Path, env, van: str | None, camera: str | None) -> tuple:
-    """Images, labels (None if it has none), and the categories that nobody labelled. Errors: InputError."""
+    """Images, labels (None if it has none), and the categories that nobody labeled. Errors: InputError."""
     from sim2sg_lib.dataset import has_labels, open_images, read_labels
-    from sim2sg_lib.io.kitti import kitti_root, unlabelled_categories
+    from sim2sg_lib.io.kitti import kitti_root, unlabeled_categories
     images = open_images(data, env, camera)
     truth = read_labels(images, env, van) if has_labels(data) or van else None
-    return images, truth, unlabelled_categories(kitti_root(data), env) if kitti_root(data) else ()
+    return images, truth, unlabeled_categories(kitti_root(data), env) if kitti_root(data) else ()
 
 
 def score(images, truth: list, missing: tuple[str, ...], predicted: list, sources: list[str], env, split: str
@@ -317,7 +317,7 @@ def score(images, truth: list, missing: tuple[str, ...], predicted: list, source
     from sim2sg_lib.io.kitti import kitti_root
     from sim2sg_lib.score.kitti_ap import folder_scores
     from sim2sg_lib.score.metrics import CURVES, KITTI_ROWS, content, content_gap, evaluate_graphs
-    scores = evaluate_graphs(truth, labelled_only(predicted, missing, env), env.vocabulary, split)
+    scores = evaluate_graphs(truth, labeled_only(predicted, missing, env), env.vocabulary, split)
     curves = {name: scores.pop(name) for name in CURVES}
     newest = newest_source(sources, env, missing)
     scores["content_gap"] = None if newest is None else content_gap(newest, truth, env.vocabulary)
@@ -333,15 +333,15 @@ def newest_source(sources: list[str], env, missing: tuple[str, ...]) -> list | N
     """The graphs of the last --source the network trained on, without the `missing` categories; None if that is gone."""
     from sim2sg_lib.io.graphs import read_graphs
     newest = Path(sources[-1]) / "graphs.jsonl"
-    return labelled_only(read_graphs(newest, env.vocabulary), missing, env) if os.path.exists(newest) else None
+    return labeled_only(read_graphs(newest, env.vocabulary), missing, env) if os.path.exists(newest) else None
 
 
-def labelled_only(graphs: list, missing: tuple[str, ...], env) -> list:
+def labeled_only(graphs: list, missing: tuple[str, ...], env) -> list:
     """The graphs without the categories that the target has no labels of, which nobody could call right or wrong."""
     import numpy as np
     from sim2sg_lib.graph import select_objects
-    labelled = np.array([name not in missing for name in env.vocabulary.categories])
-    return [select_objects(graph, labelled[graph.labels]) for graph in graphs] if missing else graphs
+    labeled = np.array([name not in missing for name in env.vocabulary.categories])
+    return [select_objects(graph, labeled[graph.labels]) for graph in graphs] if missing else graphs
 
 
 def different_names(paths: list[str]) -> list[str]:
@@ -403,7 +403,7 @@ def kitti_table(scores: dict) -> list[str]:
 
 
 def save_pictures(path: Path, images, truth: list | None, predicted: list, env) -> None:
-    """A sheet of the first images: predicted boxes above the environment's threshold, labelled ones below."""
+    """A sheet of the first images: predicted boxes above the environment's threshold, labeled ones below."""
     from sim2sg_lib.io.images import read_image
     from sim2sg_lib.graph import select_objects
     from sim2sg_lib.viz.drawings import contact_sheet, draw_boxes, save_png
@@ -411,13 +411,13 @@ def save_pictures(path: Path, images, truth: list | None, predicted: list, env) 
     rows = [("predicted", [draw_boxes(p, g, env.vocabulary, env.threshold) for p, g in zip(pixels, predicted)])]
     if truth:
         counted = [select_objects(graph, graph.counted) for graph in truth[:PICTURES]]
-        rows.append(("labelled", [draw_boxes(p, g, env.vocabulary) for p, g in zip(pixels, counted)]))
+        rows.append(("labeled", [draw_boxes(p, g, env.vocabulary) for p, g in zip(pixels, counted)]))
     save_png(path, contact_sheet(rows))
 
 
 # --- a whole loop -----------------------------------------------------------------------------------------------------
 
-def summarise(loops: tuple[Path, ...]) -> None:
+def summarize(loops: tuple[Path, ...]) -> None:
     """Print the table of one or several finished loops, and draw figures/loop.png of each."""
     from sim2sg_lib.score.table import COLUMNS, read_loop, table_cells, verdict
     from sim2sg_lib.viz.report import draw_sheet
@@ -429,15 +429,15 @@ def summarise(loops: tuple[Path, ...]) -> None:
     if not names:
         raise InputError("--summary: the loops have no row in common")
     wide = 15 if len(loops) > 1 else 11
-    say(f"{'':<36}{'':>{3 * wide}}{'content gap (total variation)':>{3 * wide}}")
-    say(f"{'':<36}" + "".join(f"{title:>{wide}}" for title in COLUMNS))
+    log_info(f"{'':<36}{'':>{3 * wide}}{'content gap (total variation)':>{3 * wide}}")
+    log_info(f"{'':<36}" + "".join(f"{title:>{wide}}" for title in COLUMNS))
     for title, cells in table_cells(tables, names):
-        say(f"{title:<36}" + "".join(f"{cell:>{wide}}" for cell in cells))
-    say(f"\n{verdict(tables, names)}")
+        log_info(f"{title:<36}" + "".join(f"{cell:>{wide}}" for cell in cells))
+    log_info(f"\n{verdict(tables, names)}")
     sheets = [sheet for sheet in map(draw_sheet, loops, tables) if sheet]
     for sheet in sheets:
-        say(f"\n{sheet} shows what each iteration made of the target")
-    conclude({"loops": [valid(str(loop)) for loop in loops], "sheets": [valid(str(sheet)) for sheet in sheets], "rows": {
+        log_info(f"\n{sheet} shows what each iteration made of the target")
+    print_json({"loops": [valid(str(loop)) for loop in loops], "sheets": [valid(str(sheet)) for sheet in sheets], "rows": {
         name: {title: [pick(table[name]) for table in tables] for title, pick in COLUMNS.items()} for name in names}})
 
 

@@ -5,7 +5,7 @@
   python synthesize.py --checkpoint runs/clevr/0/model.pt --target data/clevr/target/train --out data/clevr/1
 
 Without --checkpoint or --graphs the scenes are random: the source domain gives the SDR data set (structured domain
-randomisation), any other a stand-in for real images, split into OUT/train, OUT/val and OUT/test. With one of them, each
+randomization), any other a stand-in for real images, split into OUT/train, OUT/val and OUT/test. With one of them, each
 graph is lifted to 3-D and dressed in the source domain's look: label alignment.
 """
 import shlex
@@ -20,7 +20,7 @@ import click
 
 import envs
 from sim2sg_lib.cli import (
-    FloatRange, InputError, command_line, conclude, output_options, progress, say)
+    FloatRange, InputError, command_line, print_json, output_options, progress, log_info)
 
 CHUNK, CHUNK_PIXELS = 16, 16 * 320 * 240  # most scenes rendered at once, and most pixels of more than one
 PREVIEWED = 12
@@ -42,7 +42,7 @@ KEPT = "read.jsonl"  # in a half-made data set: what the network has read in the
 @click.option("--threshold", type=FloatRange(0, 1), default=None, show_default="the environment's",
               help="Confidence below which objects and relations are dropped; on dining, for objects, the share of what the "
                    "network is sure of.")
-@click.option("--randomise", type=click.Choice(["paper", "strong"]), default="paper",
+@click.option("--randomize", type=click.Choice(["paper", "strong"]), default="paper",
               help="Source look: as the paper draws it, or varying all that a scene graph does not hold.")
 @click.option("--preset", type=click.Choice(["quick", "paper"]), default="quick",
               help="Image size: 160x120 or 320x240 pixels on CLEVR, see the README for the others.")
@@ -51,7 +51,7 @@ KEPT = "read.jsonl"  # in a half-made data set: what the network has read in the
 @click.option("--assets", type=click.Path(path_type=Path), default=None,
               help="Folder of OBJ or GLB files by category, ShapeNet's layout too, in the place of the source's own assets.")
 @click.option("--export", default="", show_default="none", help="kitti, coco, or both with a comma: OUT/kitti, OUT/coco.")
-@click.option("--renderer", type=click.Choice(["own", "pytorch3d"]), default="own", help="Rasteriser.")
+@click.option("--renderer", type=click.Choice(["own", "pytorch3d"]), default="own", help="Rasterizer.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0,
               help="Image i depends on the other options, the seed and i alone.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
@@ -60,12 +60,12 @@ KEPT = "read.jsonl"  # in a half-made data set: what the network has read in the
 @click.option("--resume/--no-resume", default=True, help="Go on where the same command was interrupted, or start anew.")
 @output_options
 def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Path | None, target: Path | None,
-         camera: str | None, graphs_path: Path | None, threshold: float | None, randomise: str, preset: str, refine: int,
+         camera: str | None, graphs_path: Path | None, threshold: float | None, randomize: str, preset: str, refine: int,
          assets: Path | None, export: str, renderer: str, seed: int, device: str, preview: bool, overwrite: bool,
          resume: bool) -> None:
     # --- setup: the library is imported here, so that --help answers at once
     from sim2sg_lib.io.mesh_files import replace_assets
-    from sim2sg_lib.checkpoint import load, machine, pick_device
+    from sim2sg_lib.checkpoint import load, runtime_info, pick_device
     from sim2sg_lib.dataset import open_images
     from sim2sg_lib.io.folders import digest, refuse_early, work_folder
     from sim2sg_lib.io.graphs import write_graphs
@@ -94,30 +94,29 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
 
     # --- scenes: one of a domain, or a lifted graph in the source's look
     method = "label" if names else "sdr" if domain == "source" else domain
-    say(f"{env.name} | {method} | {num} images | {randomise} look | seed {seed} | {device} -> {out}")
+    log_info(f"{env.name} | {method} | {num} images | {randomize} look | seed {seed} | {device} -> {out}")
 
     def make_scenes(indices: range) -> list:
         generators = [random_generator(seed, env.name, method, i) for i in indices]
         if graphs:
             chosen = [i % len(graphs) for i in indices]
-            return lift_graphs([graphs[i] for i in chosen], [cameras[i] for i in chosen], env, randomise, refine, generators,
+            return lift_graphs([graphs[i] for i in chosen], [cameras[i] for i in chosen], env, randomize, refine, generators,
                                device)
-        layouts = [env.layout(env, domain, rng) for rng in generators]
-        return [env.dress(*layout, domain, randomise, rng) for layout, rng in zip(layouts, generators)]
+        return [env.sample(env, domain, randomize, rng) for rng in generators]
 
     # --- render and label
-    info = {"method": method, "seed": seed, "randomise": randomise, "preset": preset, "renderer": renderer,
+    info = {"method": method, "seed": seed, "randomise": randomize, "preset": preset, "renderer": renderer,
             "assets": str(assets) if assets else None, "export": formats, "command": "python " + shlex.join(sys.argv)}
     if names:
         info |= {"threshold": threshold, "thresholds": levels, "refine": refine,
                  "graphs": str(graphs_path or checkpoint), "target": str(target) if target else None, "camera": camera}
-    size = env.image_sizes[preset]
+    size = env.presets[preset].image_size
     if preview:
         if checkpoint:
             graphs, _ = predict_graphs(model, images, chosen, env, threshold)
         return draw_preview(Path(f"{out}.preview.png"), range(min(num, PREVIEWED)), make_scenes, env, size, info, device)
     splits = {".": range(num)} if names or domain == "source" else split_target(num)
-    options = info | machine(device) | {"env": env.name, "domain": domain, "num": num,
+    options = info | runtime_info(device) | {"env": env.name, "domain": domain, "num": num,
                                         "input": digest(*inputs(checkpoint, target, graphs_path, assets, env))}
     with work_folder(out, options, overwrite, resume) as partial:
         if checkpoint:
@@ -127,7 +126,7 @@ def main(env_name: str, out: Path, num: int | None, domain: str, checkpoint: Pat
         if graphs:
             write_graphs(partial / "predicted.jsonl", graphs, env.vocabulary)
         (partial / KEPT).unlink(missing_ok=True)
-    conclude({"out": str(out), "env": env.name, "method": method, "images": num})
+    print_json({"out": str(out), "env": env.name, "method": method, "images": num})
 
 
 def check_options(env, domain: str, num: int | None, checkpoint, target, camera, graphs_path, threshold: float | None,
@@ -167,7 +166,7 @@ def check_cameras(names: list[str], cameras: list, env) -> None:
     for that."""
     from sim2sg_lib.io.export import check_level
     views = [(camera, f"the camera of {name}") for name, camera in zip(names, cameras)]
-    for view in views or [(env.camera, "the camera")]:
+    for view in views or [(env.world.camera, "the camera")]:
         check_level(*view)
 
 
@@ -218,11 +217,11 @@ def open_graphs(path: Path, env, threshold: float) -> tuple[list, list]:
     if not graphs:
         raise InputError(f"{path}: no graph in it")
     for graph in graphs:
-        check_aspect(f"{path}: {graph.image}", graph.width, graph.height, env.camera)
+        check_aspect(f"{path}: {graph.image}", graph.width, graph.height, env.world.camera)
     sizes = [(graph.width, graph.height) for graph in graphs]
     if (path.parent / "cameras.jsonl").exists():
         return graphs, read_cameras(safe_join(path.parent, "cameras.jsonl"), [graph.image for graph in graphs], sizes)
-    return graphs, [env.camera.resized(*size) for size in sizes]
+    return graphs, [env.world.camera.resized(*size) for size in sizes]
 
 
 def random_generator(seed: int, env_name: str, method: str, index: int):
@@ -231,7 +230,7 @@ def random_generator(seed: int, env_name: str, method: str, index: int):
     return np.random.default_rng([seed, zlib.crc32(f"{env_name} {method}".encode()), index])
 
 
-def lift_graphs(graphs: list, cameras: list, env, randomise: str, steps: int, generators: list, device) -> list:
+def lift_graphs(graphs: list, cameras: list, env, randomize: str, steps: int, generators: list, device) -> list:
     """Label alignment: 3-D objects where each graph says, in a random look of the source (section 4.1).
 
     steps: of refinement by gradient, 0 for none.
@@ -241,11 +240,11 @@ def lift_graphs(graphs: list, cameras: list, env, randomise: str, steps: int, ge
     lifted = [lift(graph, camera, env, rng) for graph, camera, rng in zip(graphs, cameras, generators)]
     objects = [row for row, _ in lifted]
     if steps:
-        objects = refine(objects, [graph for _, graph in lifted], cameras, env.assets, steps, device)
-    if env.settle:
-        objects = [env.settle(row, graph.boxes_px, camera, rng)
+        objects = refine(objects, [graph for _, graph in lifted], cameras, env.world.assets, steps, device)
+    if env.world.snap_to_context:
+        objects = [env.world.snap_to_context(row, graph.boxes_px, camera, rng)
                    for row, (_, graph), camera, rng in zip(objects, lifted, cameras, generators)]
-    return [env.dress(row, camera, "source", randomise, rng) for row, camera, rng in zip(objects, cameras, generators)]
+    return [env.world.sample_appearance(row, camera, "source", randomize, rng) for row, camera, rng in zip(objects, cameras, generators)]
 
 
 def split_target(num: int) -> dict[str, range]:
@@ -277,7 +276,7 @@ def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[i
     """
     from sim2sg_lib.dataset import Rendered, write_labels
     from sim2sg_lib.io.export import write_coco, write_kitti
-    from sim2sg_lib.score.metrics import box_fit
+    from sim2sg_lib.score.metrics import lifting_iou
 
     if (folder / "dataset.json").exists():  # finished before the interruption
         (folder / "rendered.jsonl").unlink(missing_ok=True)
@@ -299,13 +298,13 @@ def write_data_set(folder: Path, indices: range, make_scenes, env, size: tuple[i
             bar.update(len(own))
     graphs = rendered.graphs
     if "kitti" in info["export"]:
-        objects = [[scene.objects[i] for i in rows] for scene, rows in zip(scenes, rendered.labelled)]
+        objects = [[scene.objects[i] for i in rows] for scene, rows in zip(scenes, rendered.labeled)]
         write_kitti(folder, graphs, objects, [scene.camera for scene in scenes], env.vocabulary)
     if "coco" in info["export"]:
         write_coco(folder, graphs, env.vocabulary)
     if predicted:
-        fit = box_fit([predicted[i % len(predicted)] for i in indices], graphs)
-        say("what shows against the lifted boxes: IoU " + ", ".join(f"{name} {value:.3f}" for name, value in fit.items())
+        fit = lifting_iou([predicted[i % len(predicted)] for i in indices], graphs)
+        log_info("what shows against the lifted boxes: IoU " + ", ".join(f"{name} {value:.3f}" for name, value in fit.items())
             if fit else f"no object in any of {len(predicted)} graphs is sure enough: the scenes are empty")
         info = info | {"fit": fit}
     write_labels(folder, graphs, scenes, env, {**info, "width": size[0], "height": size[1]})
@@ -325,17 +324,11 @@ def write_chunk(folder: Path, scenes: list, first: int, env, size: tuple[int, in
     Returns graphs, for KITTI which objects they label, and the CRC of each image by its name.
     """
     from sim2sg_lib.io.images import write_image
-    from sim2sg_lib.sim.annotate import annotate_objects
-    from sim2sg_lib.sim.shading import rasterize_scenes, shade
 
-    from sim2sg_lib.sim import pytorch3d, rasterizer
-    rasterize = {"own": rasterizer.rasterize, "pytorch3d": pytorch3d.rasterize}[info["renderer"]]
     names = [f"images/{i:06d}.png" for i in range(first, first + len(scenes))]
-    seen = rasterize_scenes(scenes, env.assets, *size, device, rasterize)
-    pixels = (shade(*seen, scenes) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    crcs = {name: write_image(folder / name, image) for name, image in zip(names, pixels)}
-    graphs, labelled = annotate_objects(*seen, scenes, env, names)
-    return graphs, labelled if "kitti" in info["export"] else [], crcs
+    rendered = env.render(env, scenes, names, size, device, info["renderer"])
+    crcs = {name: write_image(folder / name, image) for name, image in zip(names, rendered.images)}
+    return rendered.graphs, rendered.object_rows if "kitti" in info["export"] else [], crcs
 
 
 def draw_preview(path: Path, indices: range, make_scenes, env, size: tuple[int, int], info: dict, device) -> None:
@@ -351,8 +344,8 @@ def draw_preview(path: Path, indices: range, make_scenes, env, size: tuple[int, 
     rows = [(f"from {start}", tiles[start:start + 4]) for start in range(0, len(tiles), 4)]
     path.parent.mkdir(parents=True, exist_ok=True)
     save_png(path, contact_sheet(rows))
-    say(f"{path} shows {len(tiles)} samples")
-    conclude({"preview": str(path), "images": len(tiles)})
+    log_info(f"{path} shows {len(tiles)} samples")
+    print_json({"preview": str(path), "images": len(tiles)})
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Stage 2: labelled synthetic images, and unlabelled target images to align with, become a network.
+"""Stage 2: labeled synthetic images, and unlabeled target images to align with, become a network.
 
 \b
   python train.py --source data/clevr/sdr --out runs/clevr/0
@@ -19,7 +19,7 @@ import click
 
 import envs
 from sim2sg_lib.cli import (
-    FloatRange, InputError, command_line, conclude, output_options, progress, say, stop_request)
+    FloatRange, InputError, command_line, print_json, output_options, progress, log_info, stop_request)
 
 LOG_EVERY = 10  # steps between two lines of log.jsonl, each the mean over them
 
@@ -28,8 +28,8 @@ LOG_EVERY = 10  # steps between two lines of log.jsonl, each the mean over them
 class Schedule:
     """How long and how fast to learn.
 
-    steps, batch:       optimiser steps; images of each domain in a step.
-    optimiser:          "adamw" with a one-cycle learning rate, or "sgd" with momentum 0.9 and a constant one.
+    steps, batch:       optimizer steps; images of each domain in a step.
+    optimizer:          "adamw" with a one-cycle learning rate, or "sgd" with momentum 0.9 and a constant one.
     rate:               learning rate of the network (the cycle's peak).
     discriminator_rate: constant learning rate of the discriminators, which must keep up with the network they judge.
     appearance_factor:  gradient-reversal factor of D_a (its peak).
@@ -40,7 +40,7 @@ class Schedule:
 
     steps: int
     batch: int
-    optimiser: str
+    optimizer: str
     rate: float
     discriminator_rate: float
     appearance_factor: float
@@ -60,7 +60,7 @@ HEALTHY = (0.05, 2.0)  # beyond this loss a discriminator has won or come apart;
 
 @click.command(help=__doc__, context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--source", type=click.Path(path_type=Path), multiple=True, default=["data/clevr/sdr"],
-              help="Labelled synthetic data set; may be given several times, the newest last.")
+              help="Labeled synthetic data set; may be given several times, the newest last.")
 @click.option("--target", type=click.Path(path_type=Path), default=None, help="Folder of images to align with.")
 @click.option("--align", default="", show_default="none", help="appearance, prediction, or both with a comma.")
 @click.option("--init", type=click.Path(path_type=Path), default=None, help="Checkpoint to start from.")
@@ -73,14 +73,14 @@ HEALTHY = (0.05, 2.0)  # beyond this loss a discriminator has won or come apart;
               help="ImageNet weights and frozen batch norm, or random weights and group norm.")
 @click.option("--input", "input_", type=click.Choice(["edges", "rgb"]), default=None,
               show_default="edges from scratch, rgb with ImageNet weights", help="What the encoder sees of an image.")
-@click.option("--steps", type=click.IntRange(1), default=None, show_default="the preset's", help="Optimiser steps.")
+@click.option("--steps", type=click.IntRange(1), default=None, show_default="the preset's", help="Optimizer steps.")
 @click.option("--appearance-factor", type=FloatRange(0), default=None, show_default="the preset's",
               help="Gradient-reversal factor of the appearance discriminator.")
 @click.option("--prediction-factor", type=FloatRange(0), default=None, show_default="the preset's",
               help="Gradient-reversal factor of the prediction discriminator.")
 @click.option("--warmup", type=FloatRange(0, 1, max_open=True), default=None, show_default="the preset's",
               help="Share of the steps before the discriminators start.")
-@click.option("--augment", type=click.Choice(["none", "colour"]), default="none", help="Augment the source's colours.")
+@click.option("--augment", type=click.Choice(["none", "color"]), default="none", help="Augment the source's colors.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, help="Same seed and thread count: same bytes.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that is not empty.")
@@ -95,7 +95,7 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, init: Path |
     import torch
     from sim2sg_lib import checkpoint
     from sim2sg_lib.adapt.sim2sg import Discriminators
-    from sim2sg_lib.dataset import LabelledImages, TargetImages
+    from sim2sg_lib.dataset import LabeledImages, TargetImages
     from sim2sg_lib.io.reading import read_json
     from sim2sg_lib.io.files import write_json
     from sim2sg_lib.io.folders import digest, finished, note_finished, refuse_early, work_folder
@@ -112,14 +112,14 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, init: Path |
     # --- model and data
     model = make_model(init, env, preset, backbone, imagenet, input_, device)
     width, height = model.config.width, model.config.height
-    synthetic = LabelledImages(source, env, width, height)
+    synthetic = LabeledImages(source, env, width, height)
     real = TargetImages(target, env, width, height) if terms else None
     discriminators = Discriminators(terms, model.config).to(device) if terms else None
     options = {"command": "python " + shlex.join(sys.argv), "env": env.name, "source": [str(s) for s in source],
                "target": str(target) if target else None, "align": list(terms), "init": str(init) if init else None,
                "preset": preset, "augment": augment, "seed": seed, "schedule": asdict(schedule),
-               "model": asdict(model.config), **checkpoint.machine(device)}
-    say(f"{env.name} | {model.config.backbone} {width}x{height}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M"
+               "model": asdict(model.config), **checkpoint.runtime_info(device)}
+    log_info(f"{env.name} | {model.config.backbone} {width}x{height}, {sum(p.numel() for p in model.parameters()) / 1e6:.1f} M"
         f" weights | {len(synthetic)} synthetic images, {len(real) if real else 0} of the target | "
         f"align {align or 'none'} | {schedule.steps} steps | seed {seed} | {device} -> {out}")
 
@@ -130,14 +130,14 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, init: Path |
         summary = finished(partial)
         if summary is None:
             write_json(partial / "config.json", options)
-            learner = Learner(model, discriminators, schedule, augment == "colour", seed)
+            learner = Learner(model, discriminators, schedule, augment == "color", seed)
             log = learn(learner, synthetic, real, seed, partial, save_every, device, start)
             checkpoint.save(partial / "model.pt", model, env, options)
             summary = {"loss": round(log.last_loss, 6), "seconds": round(time.perf_counter() - log.start, 1)}
             write_json(partial / "config.json", options | {"seconds": summary["seconds"]})
             note_finished(partial, summary)
         (partial / STATE).unlink(missing_ok=True)
-    conclude({"out": str(out), "env": env.name, "steps": schedule.steps, **summary})
+    print_json({"out": str(out), "env": env.name, "steps": schedule.steps, **summary})
 
 
 def learn(learner: "Learner", synthetic, real, seed: int, partial: Path, save_every: int, device, start: float) -> "TrainingLog":
@@ -182,9 +182,9 @@ class Learner:
     def __init__(self, model, discriminators, schedule: Schedule, augment: bool, seed: int) -> None:
         import torch
         self.model, self.discriminators, self.schedule, self.augment = model, discriminators, schedule, augment
-        self.optimiser, self.learning_rate = make_optimiser(model, schedule)
+        self.optimizer, self.learning_rate = make_optimizer(model, schedule)
         self.judge = make_judge(discriminators, schedule) if discriminators else None
-        self.colours = torch.Generator().manual_seed(seed)
+        self.colors = torch.Generator().manual_seed(seed)
         self.random = None  # what `restore` found
 
     def adversarial(self, step: int) -> bool:
@@ -195,11 +195,11 @@ class Learner:
         import torch
         from sim2sg_lib.adapt.sim2sg import reversal_factor
         schedule = self.schedule
-        images = augment_colours(images, self.colours) if self.augment else images
+        images = augment_colors(images, self.colors) if self.augment else images
         together = torch.cat([images, target_images]) if self.adversarial(step) else images
         features = self.model.features(together)
         losses = self.model.losses({k: level[:len(images)] for k, level in features.items()}, targets)
-        notes = {"rate": self.optimiser.param_groups[0]["lr"]}
+        notes = {"rate": self.optimizer.param_groups[0]["lr"]}
         if self.adversarial(step):
             growth = reversal_factor(step, schedule.steps, 1.0, schedule.warmup, schedule.ramp)
             judged, accuracies = self.discriminators(self.model, features, growth * schedule.appearance_factor,
@@ -209,35 +209,35 @@ class Learner:
         return losses, notes
 
     def learning(self, step: int) -> dict:
-        """name -> (module, optimiser) of what this step changes."""
-        network = {"network": (self.model, self.optimiser)}
+        """name -> (module, optimizer) of what this step changes."""
+        network = {"network": (self.model, self.optimizer)}
         return network | ({"discriminators": (self.discriminators, self.judge)} if self.adversarial(step) else {})
 
     def backward(self, losses: dict, step: int) -> dict:
         """The gradients, clipped module by module. Returns what their norms were."""
         import torch
         learning = self.learning(step)
-        for _, optimiser in learning.values():
-            optimiser.zero_grad(set_to_none=True)
+        for _, optimizer in learning.values():
+            optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         return {f"the gradient of the {name}": torch.nn.utils.clip_grad_norm_(module.parameters(), CLIP)
                 for name, (module, _) in learning.items()}
 
     def update(self, step: int) -> None:
-        """One step of the optimisers."""
-        for _, optimiser in self.learning(step).values():
-            optimiser.step()
+        """One step of the optimizers."""
+        for _, optimizer in self.learning(step).values():
+            optimizer.step()
         self.learning_rate.step()
 
     def parts(self) -> dict:
-        parts = {"model": self.model, "optimiser": self.optimiser, "learning_rate": self.learning_rate}
+        parts = {"model": self.model, "optimizer": self.optimizer, "learning_rate": self.learning_rate}
         return parts | ({"discriminators": self.discriminators, "judge": self.judge} if self.discriminators else {})
 
     def save(self, path: Path, done: int, log: "TrainingLog") -> None:
         """What a resumption after `done` steps needs."""
         import torch
         from sim2sg_lib import checkpoint
-        random = {"cpu": torch.get_rng_state(), "colours": self.colours.get_state(), "cuda": torch.cuda.get_rng_state_all()}
+        random = {"cpu": torch.get_rng_state(), "colors": self.colors.get_state(), "cuda": torch.cuda.get_rng_state_all()}
         checkpoint.write(path, {"done": done, "parts": {name: part.state_dict() for name, part in self.parts().items()},
                                 "random": random, "log": log.state()})
 
@@ -259,7 +259,7 @@ class Learner:
         import torch
         if self.random:
             torch.set_rng_state(self.random["cpu"].cpu())
-            self.colours.set_state(self.random["colours"].cpu())
+            self.colors.set_state(self.random["colors"].cpu())
             torch.cuda.set_rng_state_all([state.cpu() for state in self.random["cuda"]])
 
 
@@ -297,34 +297,34 @@ def make_model(init: Path | None, env, preset: str, backbone: str | None, imagen
                              "leave --backbone, --imagenet and --input out")
         return model.train()
     make_config = {"quick": quick_config, "paper": paper_config}[preset]
-    config = make_config(len(env.vocabulary.categories), len(env.vocabulary.predicates), *env.image_sizes[preset])
+    config = make_config(len(env.vocabulary.categories), len(env.vocabulary.predicates), *env.presets[preset].image_size)
     config = override(config, backbone=backbone, imagenet=imagenet)
     config = override(config, input=input_ or ("rgb" if config.imagenet else "edges"))
     return SceneGraphNet(config).to(device).train()
 
 
-def make_optimiser(model, schedule: Schedule):
-    """The network's optimiser and its learning-rate schedule."""
+def make_optimizer(model, schedule: Schedule):
+    """The network's optimizer and its learning-rate schedule."""
     import torch
     weights = [p for p in model.parameters() if p.requires_grad]
-    if schedule.optimiser == "sgd":
-        optimiser = torch.optim.SGD(weights, schedule.rate, momentum=0.9, weight_decay=1e-4)
-        return optimiser, torch.optim.lr_scheduler.ConstantLR(optimiser, 1.0)
-    optimiser = torch.optim.AdamW(weights, schedule.rate, weight_decay=1e-4)
+    if schedule.optimizer == "sgd":
+        optimizer = torch.optim.SGD(weights, schedule.rate, momentum=0.9, weight_decay=1e-4)
+        return optimizer, torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
+    optimizer = torch.optim.AdamW(weights, schedule.rate, weight_decay=1e-4)
     # one step more than are taken, so that the last one still learns; torch divides by the rise less one
     rise = max(0.1, 1.5 / (schedule.steps + 1))
-    return optimiser, torch.optim.lr_scheduler.OneCycleLR(optimiser, schedule.rate, schedule.steps + 1, pct_start=rise)
+    return optimizer, torch.optim.lr_scheduler.OneCycleLR(optimizer, schedule.rate, schedule.steps + 1, pct_start=rise)
 
 
 def make_judge(discriminators, schedule: Schedule):
-    """The discriminators' own optimiser, of the network's kind."""
+    """The discriminators' own optimizer, of the network's kind."""
     import torch
-    if schedule.optimiser == "sgd":
+    if schedule.optimizer == "sgd":
         return torch.optim.SGD(discriminators.parameters(), schedule.discriminator_rate, momentum=0.9)
     return torch.optim.AdamW(discriminators.parameters(), schedule.discriminator_rate)
 
 
-def augment_colours(images, generator):
+def augment_colors(images, generator):
     """Each image's channels in random order, scaled and shifted: images (B, 3, H, W) in [0, 1]."""
     import torch
     order = torch.rand(len(images), 3, generator=generator).argsort(1).to(images.device)
@@ -378,7 +378,7 @@ class TrainingLog:
                 continue
             self.warned.add(term)
             state, remedy = ("is always right", "larger") if loss < HEALTHY[0] else ("has come apart", "smaller")
-            say(f"step {self.step + 1}: loss_{term} {loss:.3g}, undecided is 0.69: the discriminator {state}, try a {remedy} "
+            log_info(f"step {self.step + 1}: loss_{term} {loss:.3g}, undecided is 0.69: the discriminator {state}, try a {remedy} "
                 f"--{term}-factor")
 
     def state(self) -> dict:

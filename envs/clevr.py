@@ -1,13 +1,13 @@
 """CLEVR (Johnson et al. 2017) with the source and target domains of Prakash et al. 2021, appendix A.2.1.
 
 Source: 4 metal objects in blue, green, magenta or yellow.  Target: 2-3 rubber objects in pink, brown or white, farther
-apart, and stylised.  The two ablation pairs of Table 4 take one half of the target each:
+apart, and stylized.  The two ablation pairs of Table 4 take one half of the target each:
 `target-content` has the target's objects in the source's look, `target-appearance` the source's in the target's look.
 """
 import numpy as np
 
 from sim2sg_lib.camera import Camera, look_at
-from sim2sg_lib.env import DOMAINS, Env
+from sim2sg_lib.env import DOMAINS, Env, Preset, World
 from sim2sg_lib.graph import Vocabulary
 from sim2sg_lib.scene import (
     PATTERNS,
@@ -21,6 +21,7 @@ from sim2sg_lib.scene import (
     linear,
     predicate_axes,
 )
+from sim2sg_lib.sim.render import render_scenes, sample_scene
 from sim2sg_lib.sim.meshes import box_mesh, cylinder_mesh, sphere_mesh
 
 CATEGORIES = ("cube", "sphere", "cylinder")
@@ -31,9 +32,9 @@ EYE_WORLD = (7.48, -6.51, 5.34)            # CLEVR's camera, looking at the orig
 CAMERA_JITTER_M, LAMP_JITTER_M = 0.5, 1.0
 LAMPS = (((6.45, -2.91, 4.26), 26.0), ((-4.67, -4.01, 3.01), 9.0), ((-1.12, 2.65, 5.83), 20.0))  # key, fill, back
 
-# (objects in an image), (smallest distance along every predicate's axis, metres): disjoint between the domains
+# (objects in an image), (smallest distance along every predicate's axis, meters): disjoint between the domains
 CONTENT = {"source": ((4,), (0.3, 0.6)), "target": ((2, 3), (0.8, 1.1))}
-# display colours 0..255 and (metallic, roughness)
+# display colors 0..255 and (metallic, roughness)
 APPEARANCE = {
     "source": (((42, 75, 215), (29, 125, 20), (210, 40, 180), (255, 238, 51)), (1.0, 0.5)),
     "target": (((242, 130, 160), (129, 74, 25), (235, 235, 235)), (0.0, 0.7)),
@@ -47,7 +48,7 @@ def size_m(label: int, radius_m: float) -> tuple[float, float, float]:
     return (side, side, side)
 
 
-def layout(env: Env, domain: str, rng: np.random.Generator) -> tuple[list[SceneObject], Camera]:
+def sample_layout(env: Env, domain: str, rng: np.random.Generator) -> tuple[list[SceneObject], Camera]:
     """Objects on the ground without appearance, no two touching, and a jittered camera."""
     counts, margins_m = CONTENT[DOMAINS[domain][0]]
     eye = np.array(EYE_WORLD) + rng.uniform(-CAMERA_JITTER_M, CAMERA_JITTER_M, 3)
@@ -55,7 +56,7 @@ def layout(env: Env, domain: str, rng: np.random.Generator) -> tuple[list[SceneO
     axes = predicate_axes(camera)
     across, along = axes["right"][:2], axes["behind"][:2]
     count, margin_m = rng.choice(counts), rng.uniform(*margins_m)
-    while True:  # the whole layout is drawn again when it does not fit, so that no object is favoured
+    while True:  # the whole layout is drawn again when it does not fit, so that no object is favored
         labels = rng.integers(len(CATEGORIES), size=count)
         radii_m = rng.choice(RADII_M, size=count)
         positions = rng.uniform(-3, 3, (count, 2))
@@ -66,30 +67,30 @@ def layout(env: Env, domain: str, rng: np.random.Generator) -> tuple[list[SceneO
         if not (touching | aligned).any():
             break
     yaws_rad = rng.uniform(0, 2 * np.pi, count)
-    choices = [env.category_assets[label] for label in labels]
+    choices = [env.world.category_assets[label] for label in labels]
     assets = [str(rng.choice(names)) if len(names) > 1 else names[0] for names in choices]
-    return [SceneObject(int(label), asset, (float(x), float(y), 0.0), env.asset_sizes_m[asset][RADII_M.index(r)], float(yaw))
+    return [SceneObject(int(label), asset, (float(x), float(y), 0.0), env.world.asset_sizes_m[asset][RADII_M.index(r)], float(yaw))
             for label, asset, (x, y), r, yaw in zip(labels, assets, positions, radii_m, yaws_rad)], camera
 
 
-def dress(objects: list[SceneObject], camera: Camera, domain: str, randomise: str, rng: np.random.Generator) -> Scene:
-    """Colours, finish, lamps and ground. `strong` also varies what no scene graph holds, in the source's look only."""
+def sample_appearance(objects: list[SceneObject], camera: Camera, domain: str, randomize: str, rng: np.random.Generator) -> Scene:
+    """Colors, finish, lamps and ground. `strong` also varies what no scene graph holds, in the source's look only."""
     look = DOMAINS[domain][1]
     palette, (metallic, roughness) = APPEARANCE[look]
-    colours = [linear(palette[i]) for i in rng.integers(len(palette), size=len(objects))]
-    materials = [Material(colour, metallic, roughness) for colour in colours]
+    colors = [linear(palette[i]) for i in rng.integers(len(palette), size=len(objects))]
+    materials = [Material(color, metallic, roughness) for color in colors]
     lights = [Light(tuple(np.array(position) + rng.uniform(-LAMP_JITTER_M, LAMP_JITTER_M, 3)), (power,) * 3)
               for position, power in LAMPS]
     ground, sky, exposure = Material(GROUND_RGB, roughness=1.0), (0.35,) * 3, 1.0
-    if randomise == "strong" and look == "source":
+    if randomize == "strong" and look == "source":
         materials = [Material(tuple(rng.uniform(0.02, 0.95, 3)), float(rng.uniform()), float(rng.uniform(0.2, 0.9)))
                      for _ in objects]
         lights = [Light(tuple(np.array(light.position_world) * rng.uniform(0.7, 1.5) + rng.uniform(-2, 2, 3) * (1, 1, 0)),
                         tuple(light.intensity[0] * rng.uniform(0.2, 1.6) * rng.uniform(0.7, 1.3, 3)))
                   for light in lights]
-        colour, pattern = tuple(rng.uniform(0.05, 0.8) * rng.uniform(0.6, 1.0, 3)), tuple(rng.uniform(0.05, 0.95, 3))
+        color, pattern = tuple(rng.uniform(0.05, 0.8) * rng.uniform(0.6, 1.0, 3)), tuple(rng.uniform(0.05, 0.95, 3))
         amount, scale_m = float(rng.uniform(0, 0.8)), float(np.exp(rng.uniform(np.log(0.1), np.log(4))))
-        ground = Material(colour, roughness=1.0, texture=Texture(str(rng.choice(PATTERNS)), pattern, scale_m, amount,
+        ground = Material(color, roughness=1.0, texture=Texture(str(rng.choice(PATTERNS)), pattern, scale_m, amount,
                                                                  int(rng.integers(1 << 16))))
         sky, exposure = tuple(rng.uniform(0.1, 0.6) * rng.uniform(0.7, 1.3, 3)), float(rng.uniform(0.5, 1.2))
     style_seed = int(rng.integers(1 << 16)) if look == "target" else None
@@ -101,20 +102,29 @@ def dress(objects: list[SceneObject], camera: Camera, domain: str, randomise: st
 ENV = Env(
     name="clevr",
     vocabulary=Vocabulary(CATEGORIES, PREDICATES),
-    rules=RelationRules({name: 0.2 for name in PREDICATES}),
-    image_sizes={"quick": (160, 120), "paper": (WIDTH, HEIGHT)},
-    camera=look_at(EYE_WORLD, (0, 0, 0), FOCAL_PX, WIDTH, HEIGHT),
-    assets={"cube": box_mesh(), "sphere": sphere_mesh(), "cylinder": cylinder_mesh()},
-    asset_sizes_m={name: tuple(size_m(label, r) for r in RADII_M) for label, name in enumerate(CATEGORIES)},
-    category_assets=tuple((name,) for name in CATEGORIES),
-    yaws_rad=(None,) * len(CATEGORIES),
-    pitch_spread_rad=0.0,
-    size_spreads=(0.0,) * len(CATEGORIES),
-    min_visible_share=40 / (WIDTH * HEIGHT),
+    presets={
+        "quick": Preset(image_size=(160, 120), source_images=1500, target_images=400, lifted_images=500,
+                         start_steps=400, steps=350, iterations=2, warmup=0.0),
+        "paper": Preset(image_size=(WIDTH, HEIGHT), source_images=1000, target_images=1600, lifted_images=1000,
+                         start_steps=10_000, steps=90_000, iterations=2, warmup=0.0),
+    },
+    domains=DOMAINS,
     threshold=0.5,
     adaptive=False,
-    domains=DOMAINS,
-    layout=layout,
-    settle=None,
-    dress=dress,
+    sample=sample_scene,
+    render=render_scenes,
+    world=World(
+        rules=RelationRules({name: 0.2 for name in PREDICATES}),
+        camera=look_at(EYE_WORLD, (0, 0, 0), FOCAL_PX, WIDTH, HEIGHT),
+        assets={"cube": box_mesh(), "sphere": sphere_mesh(), "cylinder": cylinder_mesh()},
+        asset_sizes_m={name: tuple(size_m(label, r) for r in RADII_M) for label, name in enumerate(CATEGORIES)},
+        category_assets=tuple((name,) for name in CATEGORIES),
+        yaws_rad=(None,) * len(CATEGORIES),
+        pitch_spread_rad=0.0,
+        size_spreads=(0.0,) * len(CATEGORIES),
+        min_visible_fraction=40 / (WIDTH * HEIGHT),
+        sample_layout=sample_layout,
+        snap_to_context=None,
+        sample_appearance=sample_appearance,
+    ),
 )

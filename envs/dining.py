@@ -1,7 +1,7 @@
 """Dining-Sim: the indoor domains of Prakash et al. 2021, appendix A.2.2.
 
 Source: a cantilever chair, a workshop table and a PC laptop anywhere in a plain room, the laptop on the floor or on the
-table, in one colour a part.  Target: a kitchen table, four Windsor chairs that face it and two MacBook-like laptops on it,
+table, in one color a part.  Target: a kitchen table, four Windsor chairs that face it and two MacBook-like laptops on it,
 in textured wood and metal under soft, warm light. The two ablation pairs of Table 6 take one half of the target each:
 `target-content` has the target's arrangement of the source's furniture in the source's look, `target-appearance` the
 source's arrangement of the target's furniture in the target's look.
@@ -14,7 +14,7 @@ import numpy as np
 from envs.assets import furniture
 from sim2sg_lib.camera import Camera, look_at
 from sim2sg_lib.cli import InputError
-from sim2sg_lib.env import DOMAINS, Env
+from sim2sg_lib.env import DOMAINS, Env, Preset, World
 from sim2sg_lib.graph import Vocabulary
 from sim2sg_lib.scene import (
     PATTERNS,
@@ -31,6 +31,7 @@ from sim2sg_lib.scene import (
     linear,
     to_footprint,
 )
+from sim2sg_lib.sim.render import render_scenes, sample_scene
 from sim2sg_lib.sim.lift import side_by_side
 
 CATEGORIES = ("chair", "table", "laptop")
@@ -62,12 +63,12 @@ def named(kind: str) -> tuple[str, ...]:
 
 # --- content ----------------------------------------------------------------------------------------------------------
 
-def layout(env: Env, domain: str, rng: np.random.Generator) -> tuple[list[SceneObject], Camera]:
+def sample_layout(env: Env, domain: str, rng: np.random.Generator) -> tuple[list[SceneObject], Camera]:
     """Furniture without appearance, all of it in view and none within another, and a jittered camera."""
     content, look = DOMAINS[domain]
     eye, aim = (np.array(point) + rng.uniform(-CAMERA_JITTER_M, CAMERA_JITTER_M, 3) for point in (EYE_WORLD, AIM_WORLD))
     camera = look_at(eye, aim, FOCAL_PX, WIDTH, HEIGHT)
-    kinds = env.category_assets if look == "source" else tuple(named(kind) for kind in KINDS["target"])
+    kinds = env.world.category_assets if look == "source" else tuple(named(kind) for kind in KINDS["target"])
     on_table = rng.uniform() < 0.5  # drawn once: layouts drawn again would prefer what fits more easily
     for _ in range(MOST_DRAWS):
         objects = dining_set(env, kinds, rng) if content == "target" else single_pieces(env, kinds, on_table, rng)
@@ -81,7 +82,7 @@ def layout(env: Env, domain: str, rng: np.random.Generator) -> tuple[list[SceneO
 def draw(env: Env, label: int, kinds: tuple[tuple[str, ...], ...], rng: np.random.Generator) -> tuple[int, str, tuple]:
     """A category's label, one of its assets and one of that asset's sizes."""
     asset = str(rng.choice(kinds[label]))
-    sizes_m = env.asset_sizes_m[asset]
+    sizes_m = env.world.asset_sizes_m[asset]
     return label, asset, sizes_m[rng.integers(len(sizes_m))]
 
 
@@ -94,16 +95,16 @@ def single_pieces(env: Env, kinds, on_table: bool, rng: np.random.Generator) -> 
 
 
 def dining_set(env: Env, kinds, rng: np.random.Generator) -> list[SceneObject]:
-    """A table anywhere, chairs of one kind at its four sides that face its centre, and two laptops on it."""
-    centre, yaw_rad = [rng.uniform(*side) for side in SET_M], float(rng.uniform(0, 2 * np.pi))
+    """A table anywhere, chairs of one kind at its four sides that face its center, and two laptops on it."""
+    center, yaw_rad = [rng.uniform(*side) for side in SET_M], float(rng.uniform(0, 2 * np.pi))
     label, asset, size_m = draw(env, TABLE, kinds, rng)
-    table = SceneObject(label, asset, (float(centre[0]), float(centre[1]), 0.0), size_m, yaw_rad)
+    table = SceneObject(label, asset, (float(center[0]), float(center[1]), 0.0), size_m, yaw_rad)
     label, asset, size_m = draw(env, CHAIR, kinds, rng)
     chairs = []
     for side in range(4):
         away_m = table.size_m[side % 2] / 2 + size_m[0] / 2 + rng.uniform(0.05, 0.2)
         x, y = turned((away_m, rng.uniform(-0.1, 0.1)), yaw_rad + side * math.pi / 2)
-        position = (float(centre[0] + x), float(centre[1] + y), 0.0)
+        position = (float(center[0] + x), float(center[1] + y), 0.0)
         chairs.append(SceneObject(label, asset, position, size_m, math.atan2(-y, -x)))
     return [table, *chairs, *(upon(table, *draw(env, LAPTOP, kinds, rng), rng) for _ in range(2))]
 
@@ -149,7 +150,7 @@ def in_view(item: SceneObject, camera: Camera) -> bool:
     return bool((depth_m > 0.5).all() and (points_px > 0).all() and (points_px < [WIDTH, HEIGHT]).all())
 
 
-def settle(objects: list[SceneObject], boxes_px: np.ndarray, camera: Camera, rng: np.random.Generator) -> list[SceneObject]:
+def snap_to_context(objects: list[SceneObject], boxes_px: np.ndarray, camera: Camera, rng: np.random.Generator) -> list[SceneObject]:
     """Lifted objects stay within the walls, and those above the floor on the nearest table."""
     settled = []
     for item in objects:
@@ -172,8 +173,8 @@ def rest(item: SceneObject, table: SceneObject) -> SceneObject:
 
 # --- appearance -------------------------------------------------------------------------------------------------------
 
-# look -> per category and part the display colours 0..255 to choose from
-COLOURS = {
+# look -> per category and part the display colors 0..255 to choose from
+COLORS = {
     "source": {
         CHAIR: (((70, 72, 78), (150, 152, 155), (40, 40, 44)), ((170, 60, 50), (60, 90, 150), (80, 130, 90), (60, 60, 66))),
         TABLE: (((190, 160, 120), (160, 165, 170), (200, 190, 170)), ((70, 90, 120), (90, 95, 100), (60, 110, 90)),
@@ -188,23 +189,23 @@ COLOURS = {
                 ((128, 78, 44), (214, 204, 186))),
         LAPTOP: (((206, 208, 212), (150, 152, 158), (226, 212, 196)), ((18, 18, 20),),
                  ((60, 80, 160), (120, 80, 170), (40, 110, 150)), ((30, 30, 32),), ((236, 240, 246), (250, 190, 140)))}}
-# look -> per category and part (metallic, roughness, pattern, its cells in metres, its dark colour as a share)
+# look -> per category and part (metallic, roughness, pattern, its cells in meters, its dark color as a share)
 MATTE, WOOD, GRAIN = (0.0, 0.6, None, 1.0, 1.0), (0.0, 0.45, "wood", 0.05, 0.55), (0.0, 0.4, "grass", 0.5, 0.4)
 CLOTH, ALUMINIUM, GLASS = (0.0, 0.9, "noise", 0.012, 0.5), (0.75, 0.38, None, 1.0, 1.0), (0.0, 0.15, None, 1.0, 1.0)
 FINISH = {"source": {CHAIR: (MATTE,) * 2, TABLE: (MATTE,) * 3, LAPTOP: (MATTE,) * 5},
           "target": {CHAIR: (WOOD, CLOTH), TABLE: (GRAIN, WOOD, GRAIN), LAPTOP: (ALUMINIUM, MATTE, GLASS, MATTE, GLASS)}}
 
-# look -> (groups' positions, lamps in a group, metres from its middle, a group's irradiance at one metre in linear RGB, exposure)
+# look -> (groups' positions, lamps in a group, meters from its middle, a group's irradiance at one meter in linear RGB, exposure)
 LAMPS = {"source": (((-1.6, -1.5, 2.45), (1.8, -0.6, 2.45), (0.1, 1.0, 2.45)), 1, 0.0, (3.2, 3.2, 3.2), 1.0),
          "target": (((-2.1, -0.8, 2.2), (0.9, 0.2, 2.5)), 3, 0.22, (6.4, 5.0, 3.4), 1.0)}
 SKY_RGB = {"source": (0.34, 0.34, 0.34), "target": (0.22, 0.2, 0.2)}
 FLOOR_RGB, WALL_RGB = (0.34, 0.33, 0.31), (0.52, 0.52, 0.5)
 
 
-def dress(objects: list[SceneObject], camera: Camera, domain: str, randomise: str, rng: np.random.Generator) -> Scene:
+def sample_appearance(objects: list[SceneObject], camera: Camera, domain: str, randomize: str, rng: np.random.Generator) -> Scene:
     """Materials, lamps, walls and floor. `strong` also varies what no scene graph holds, in the source's look only."""
     look = DOMAINS[domain][1]
-    strong = randomise == "strong" and look == "source"
+    strong = randomize == "strong" and look == "source"
     dressed, worn = [], {}
     for item in objects:
         if item.asset not in worn:  # chairs of one kind are a set
@@ -225,15 +226,15 @@ def dress(objects: list[SceneObject], camera: Camera, domain: str, randomise: st
 
 
 def materials(label: int, look: str, strong: bool, rng: np.random.Generator) -> list[Material]:
-    """One a part of a category, in the colours and the finish of a look, or any."""
+    """One a part of a category, in the colors and the finish of a look, or any."""
     if strong:
         return [any_material(rng) for _ in FINISH[look][label]]
     skins = []
-    for colours, (metallic, roughness, pattern, scale_m, dark) in zip(COLOURS[look][label], FINISH[look][label]):
-        colour = linear(colours[rng.integers(len(colours))])
+    for colors, (metallic, roughness, pattern, scale_m, dark) in zip(COLORS[look][label], FINISH[look][label]):
+        color = linear(colors[rng.integers(len(colors))])
         if pattern:
-            pattern = Texture(pattern, tuple(dark * c for c in colour), scale_m, 0.9, int(rng.integers(1 << 16)))
-        skins.append(Material(colour, metallic, roughness, pattern))
+            pattern = Texture(pattern, tuple(dark * c for c in color), scale_m, 0.9, int(rng.integers(1 << 16)))
+        skins.append(Material(color, metallic, roughness, pattern))
     return skins
 
 
@@ -253,9 +254,9 @@ def kitchen(objects: list[SceneObject], rng: np.random.Generator) -> tuple[Mater
     """The target's floor of wood or tiles, its brick or papered walls, and a carpet with a border below the table."""
     tint, seed = rng.uniform(0.8, 1.2), int(rng.integers(1 << 16))
 
-    def matte(colour, pattern, second, scale_m):
+    def matte(color, pattern, second, scale_m):
         texture = Texture(pattern, tuple(second), scale_m, 0.8, seed)
-        return Material(tuple(map(float, colour)), roughness=1.0, texture=texture)
+        return Material(tuple(map(float, color)), roughness=1.0, texture=texture)
 
     boards = matte(tint * np.array([0.34, 0.19, 0.09]), "grass", (0.1, 0.05, 0.02), 0.7)
     tiles = matte(tint * np.array([0.5, 0.44, 0.36]), "checks", (0.3, 0.2, 0.15), 0.33)
@@ -265,16 +266,16 @@ def kitchen(objects: list[SceneObject], rng: np.random.Generator) -> tuple[Mater
     table = next((o for o in objects if o.label == TABLE), None)
     if table is None or rng.uniform() < 0.4:
         return floor, wall, ()
-    colours = [linear(rgb) for rgb in ((120, 40, 40), (50, 70, 100), (190, 170, 130), (90, 100, 70))]
-    rim, inner = (colours[i] for i in rng.permutation(len(colours))[:2])
+    colors = [linear(rgb) for rgb in ((120, 40, 40), (50, 70, 100), (190, 170, 130), (90, 100, 70))]
+    rim, inner = (colors[i] for i in rng.permutation(len(colors))[:2])
     sides = [tuple(side + grow for side in table.size_m[:2]) for grow in (1.1, 0.85)]
     return floor, wall, tuple(
-        Strip(table.position_world[:2], side, table.yaw_rad, matte(colour, "noise", (0.6 * c for c in colour), 0.03))
-        for side, colour in zip(sides, (rim, inner)))
+        Strip(table.position_world[:2], side, table.yaw_rad, matte(color, "noise", (0.6 * c for c in color), 0.03))
+        for side, color in zip(sides, (rim, inner)))
 
 
 def any_material(rng: np.random.Generator) -> Material:
-    """Any colour, finish and pattern."""
+    """Any color, finish and pattern."""
     scale_m = float(np.exp(rng.uniform(np.log(0.03), np.log(1.5))))
     pattern = Texture(str(rng.choice(PATTERNS)), tuple(rng.uniform(0.02, 0.9, 3)), scale_m, float(rng.uniform(0, 0.8)),
                       int(rng.integers(1 << 16)))
@@ -284,22 +285,31 @@ def any_material(rng: np.random.Generator) -> Material:
 ENV = Env(
     name="dining",
     vocabulary=Vocabulary(CATEGORIES, PREDICATES),
-    # of all 42 ordered pairs with two predicates each, 50 guesses could find 60 %: only those with a table count
-    rules=RelationRules({"left": 0.1, "right": 0.1, "front": 0.1, "behind": 0.1, "on": 0.03}, TABLE, {LAPTOP: TABLE}),
-    image_sizes={"quick": (192, 144), "paper": (WIDTH, HEIGHT)},
-    camera=look_at(EYE_WORLD, AIM_WORLD, FOCAL_PX, WIDTH, HEIGHT),
-    assets={name: mesh for name, (mesh, _) in ASSETS.items()},
-    asset_sizes_m={name: tuple(tuple(scale * side for side in size_m) for scale in SCALES)
-                   for name, (_, size_m) in ASSETS.items()},
-    category_assets=tuple(named(kind) for kind in KINDS["source"]),
-    yaws_rad=(None,) * len(CATEGORIES),
-    pitch_spread_rad=0.0,
-    size_spreads=(0.0,) * len(CATEGORIES),
-    min_visible_share=25 / (192 * 144),
+    presets={
+        "quick": Preset(image_size=(192, 144), source_images=1000, target_images=400, lifted_images=400,
+                         start_steps=500, steps=350, iterations=1, warmup=0.3),
+        "paper": Preset(image_size=(WIDTH, HEIGHT), source_images=5000, target_images=8000, lifted_images=5000,
+                         start_steps=10_000, steps=70_000, iterations=6, warmup=0.7),
+    },
+    domains=DOMAINS,
     threshold=0.2,
     adaptive=True,
-    domains=DOMAINS,
-    layout=layout,
-    settle=settle,
-    dress=dress,
+    sample=sample_scene,
+    render=render_scenes,
+    world=World(
+        # of all 42 ordered pairs with two predicates each, 50 guesses could find 60 %: only those with a table count
+        rules=RelationRules({"left": 0.1, "right": 0.1, "front": 0.1, "behind": 0.1, "on": 0.03}, TABLE, {LAPTOP: TABLE}),
+        camera=look_at(EYE_WORLD, AIM_WORLD, FOCAL_PX, WIDTH, HEIGHT),
+        assets={name: mesh for name, (mesh, _) in ASSETS.items()},
+        asset_sizes_m={name: tuple(tuple(scale * side for side in size_m) for scale in SCALES)
+                       for name, (_, size_m) in ASSETS.items()},
+        category_assets=tuple(named(kind) for kind in KINDS["source"]),
+        yaws_rad=(None,) * len(CATEGORIES),
+        pitch_spread_rad=0.0,
+        size_spreads=(0.0,) * len(CATEGORIES),
+        min_visible_fraction=25 / (192 * 144),
+        sample_layout=sample_layout,
+        snap_to_context=snap_to_context,
+        sample_appearance=sample_appearance,
+    ),
 )

@@ -1,7 +1,7 @@
 """Drive-Sim (Prakash et al. 2021, section 5.3 and appendix A.2.3): a street seen by a car's camera, after KITTI.
 
-Source: structured domain randomisation. 2-6 lanes of a straight road, 1-2 cars in each, 2 sidewalks, 0-2 pedestrians, 1-3
-houses and 1-3 trees, nothing minds what it runs into; time of day, clouds, random colours and textures.
+Source: structured domain randomization. 2-6 lanes of a straight road, 1-2 cars in each, 2 sidewalks, 0-2 pedestrians, 1-3
+houses and 1-3 trees, nothing minds what it runs into; time of day, clouds, random colors and textures.
 Target: a stand-in for KITTI, which cannot be shipped: cars and pedestrians as many and where KITTI's labels have them,
 cars in rows along the kerb, houses beside them, other assets, plausible materials. It is not KITTI, and no table calls it so.
 
@@ -15,7 +15,7 @@ import numpy as np
 
 from envs.assets import street
 from sim2sg_lib.camera import Camera
-from sim2sg_lib.env import DOMAINS, Env
+from sim2sg_lib.env import DOMAINS, Env, Preset, World
 from sim2sg_lib.graph import Vocabulary
 from sim2sg_lib.io.kitti import camera_of, paper_camera
 from sim2sg_lib.scene import (
@@ -29,6 +29,7 @@ from sim2sg_lib.scene import (
     Strip,
     Texture,
 )
+from sim2sg_lib.sim.render import render_scenes, sample_scene
 
 CATEGORIES = ("car", "pedestrian", "house", "vegetation")
 CAR, PEDESTRIAN, HOUSE, VEGETATION = range(4)
@@ -83,10 +84,10 @@ def named(look: str) -> tuple[tuple[str, ...], ...]:
 
 # --- content ----------------------------------------------------------------------------------------------------------
 
-def layout(env: Env, domain: str, rng: np.random.Generator) -> tuple[list[SceneObject], Camera]:
+def sample_layout(env: Env, domain: str, rng: np.random.Generator) -> tuple[list[SceneObject], Camera]:
     """Objects without appearance, and the camera."""
     content, look = DOMAINS[domain]
-    stock = Stock(env.category_assets if look == "source" else named("target"), env.asset_sizes_m)  # assets belong to the look
+    stock = Stock(env.world.category_assets if look == "source" else named("target"), env.world.asset_sizes_m)  # assets belong to the look
     objects = street_of_source(stock, rng) if content == "source" else street_of_target(stock, rng)
     return objects, CAMERAS[content]
 
@@ -171,7 +172,7 @@ def join(objects: list[SceneObject], label: int, before: SceneObject | None, sto
                 along = HEADINGS_RAD[int(facing < FACE_US[row] / (1 - ACROSS[row]))]
                 yaw_rad = along + rng.normal(0, 0.04) + (math.pi / 2 if turn < ACROSS[row] else 0.0)
         item = stand(label, stock, x, y, yaw_rad, rng)
-        if abs(x) < 0.84 * y + 0.5 and y > 2.5 and fits(objects, item):  # KITTI's camera sees 0.84 m aside a metre ahead
+        if abs(x) < 0.84 * y + 0.5 and y > 2.5 and fits(objects, item):  # KITTI's camera sees 0.84 m aside a meter ahead
             objects.append(item)
             return item
     return before
@@ -205,7 +206,7 @@ def along_street(item: SceneObject) -> tuple[float, float]:
     return item.size_m[0] * cos + item.size_m[1] * sin, item.size_m[0] * sin + item.size_m[1] * cos
 
 
-def settle(objects: list[SceneObject], boxes_px: np.ndarray, camera: Camera, rng: np.random.Generator) -> list[SceneObject]:
+def snap_to_context(objects: list[SceneObject], boxes_px: np.ndarray, camera: Camera, rng: np.random.Generator) -> list[SceneObject]:
     """Lifted cars keep to their lanes and head as those do; one box of vegetation becomes as many trees as fit in it (A.2.3)."""
     settled = []
     for item, (x0, _, x1, _) in zip(objects, boxes_px):
@@ -226,13 +227,13 @@ def settle(objects: list[SceneObject], boxes_px: np.ndarray, camera: Camera, rng
 
 # --- appearance -------------------------------------------------------------------------------------------------------
 
-def dress(objects: list[SceneObject], camera: Camera, domain: str, randomise: str, rng: np.random.Generator) -> Scene:
-    """Colours, textures, time of day, and the road that the cars imply."""
+def sample_appearance(objects: list[SceneObject], camera: Camera, domain: str, randomize: str, rng: np.random.Generator) -> Scene:
+    """Colors, textures, time of day, and the road that the cars imply."""
     look = DOMAINS[domain][1]
     paint = paint_of_target if look == "target" else paint_of_source
     dressed = []
     for item in objects:
-        first, *others = paint(item.label, randomise, rng)
+        first, *others = paint(item.label, randomize, rng)
         dressed.append(replace(item, material=first, part_materials=tuple(others)))
     elevation = math.radians(rng.uniform(20, 60) if look == "target" else rng.uniform(12, 80))
     azimuth = rng.uniform(0, 2 * math.pi)
@@ -275,27 +276,27 @@ def road(objects: list[SceneObject], look: str, rng: np.random.Generator) -> tup
     return ground, tuple(strips)
 
 
-def textured(colour, other, pattern: str, scale_m: float, amount: float, rng: np.random.Generator) -> Material:
+def textured(color, other, pattern: str, scale_m: float, amount: float, rng: np.random.Generator) -> Material:
     """A matte material with a pattern, its seed random."""
-    return Material(tuple(map(float, colour)), roughness=1.0,
+    return Material(tuple(map(float, color)), roughness=1.0,
                     texture=Texture(pattern, tuple(map(float, other)), scale_m, amount, int(rng.integers(1 << 16))))
 
 
 def random_material(rng: np.random.Generator, dark: float = 0.03, bright: float = 0.8, tint: float = 0.4) -> Material:
-    """Any colour between two brightnesses, with any pattern."""
-    colours = [np.exp(rng.uniform(math.log(dark), math.log(bright))) * rng.uniform(1 - tint, 1, 3) for _ in range(2)]
-    return textured(*colours, str(rng.choice(PATTERNS)), float(np.exp(rng.uniform(math.log(0.15), math.log(4)))),
+    """Any color between two brightnesses, with any pattern."""
+    colors = [np.exp(rng.uniform(math.log(dark), math.log(bright))) * rng.uniform(1 - tint, 1, 3) for _ in range(2)]
+    return textured(*colors, str(rng.choice(PATTERNS)), float(np.exp(rng.uniform(math.log(0.15), math.log(4)))),
                     float(rng.uniform(0, 0.8)), rng)
 
 
-def paint_of_source(label: int, randomise: str, rng: np.random.Generator) -> list[Material]:
-    """Materials of an object's parts: random colours and textures; with `strong` those of small parts, too."""
-    if randomise == "strong":
+def paint_of_source(label: int, randomize: str, rng: np.random.Generator) -> list[Material]:
+    """Materials of an object's parts: random colors and textures; with `strong` those of small parts, too."""
+    if randomize == "strong":
         parts = (street.CAR_PARTS, street.WALKER_PARTS, street.HOUSE_PARTS, street.TREE_PARTS)[label]
         return [random_material(rng, tint=0.9) for _ in parts]
     body = random_material(rng, tint=0.9)
     if label == CAR:
-        paint = Material(body.colour, float(rng.uniform(0, 0.6)), float(rng.uniform(0.25, 0.6)))
+        paint = Material(body.color, float(rng.uniform(0, 0.6)), float(rng.uniform(0.25, 0.6)))
         return [paint, Material((0.03, 0.04, 0.05), 0.0, 0.2), Material((0.02,) * 3), Material((0.8, 0.8, 0.7)),
                 Material((0.4, 0.02, 0.02))]
     if label == PEDESTRIAN:
@@ -306,16 +307,16 @@ def paint_of_source(label: int, randomise: str, rng: np.random.Generator) -> lis
     return [random_material(rng, 0.05, 0.5, 0.9), random_material(rng, 0.03, 0.3)]
 
 
-CAR_COLOURS = ((0.75, 0.75, 0.75), (0.5, 0.5, 0.52), (0.03, 0.03, 0.035), (0.14, 0.15, 0.17), (0.03, 0.06, 0.2),
+CAR_COLORS = ((0.75, 0.75, 0.75), (0.5, 0.5, 0.52), (0.03, 0.03, 0.035), (0.14, 0.15, 0.17), (0.03, 0.06, 0.2),
                (0.3, 0.02, 0.02), (0.05, 0.12, 0.08))
 WALLS = (((0.62, 0.56, 0.45), "noise"), ((0.70, 0.67, 0.60), "noise"), ((0.35, 0.13, 0.08), "brick"),
          ((0.45, 0.30, 0.2), "brick"), ((0.55, 0.45, 0.25), "noise"))
 
 
-def paint_of_target(label: int, randomise: str, rng: np.random.Generator) -> list[Material]:
+def paint_of_target(label: int, randomize: str, rng: np.random.Generator) -> list[Material]:
     """Materials as such things have them."""
     if label == CAR:
-        paint = Material(CAR_COLOURS[rng.integers(len(CAR_COLOURS))], 0.35, 0.3)
+        paint = Material(CAR_COLORS[rng.integers(len(CAR_COLORS))], 0.35, 0.3)
         return [paint, Material((0.02, 0.025, 0.03), 0.0, 0.12), Material((0.015,) * 3), Material((0.85, 0.85, 0.8), 0.0, 0.2),
                 Material((0.35, 0.01, 0.01), 0.0, 0.3)]
     if label == PEDESTRIAN:
@@ -323,8 +324,8 @@ def paint_of_target(label: int, randomise: str, rng: np.random.Generator) -> lis
         return [Material(tuple(rng.uniform(0.02, 0.3) * rng.uniform(0.5, 1, 3))),
                 Material(tuple(rng.uniform(0.01, 0.12) * np.ones(3))), Material(tuple(skin)), Material((0.04, 0.025, 0.015))]
     if label == HOUSE:
-        colour, pattern = WALLS[rng.integers(len(WALLS))]
-        wall = textured(colour, np.array(colour) * 0.6, pattern, 0.5 if pattern == "brick" else 2.0, 0.5, rng)
+        color, pattern = WALLS[rng.integers(len(WALLS))]
+        wall = textured(color, np.array(color) * 0.6, pattern, 0.5 if pattern == "brick" else 2.0, 0.5, rng)
         roof = textured((0.22, 0.07, 0.04), (0.1, 0.03, 0.02), "brick", 0.5, 0.7, rng)
         return [wall, roof, Material((0.06, 0.07, 0.09), 0.0, 0.15), Material((0.12, 0.06, 0.03))]
     green = rng.uniform(0.5, 1.2) * np.array([0.06, 0.10, 0.025])
@@ -335,21 +336,30 @@ def paint_of_target(label: int, randomise: str, rng: np.random.Generator) -> lis
 ENV = Env(
     name="drive",
     vocabulary=Vocabulary(CATEGORIES, ("left", "right", "front", "behind")),
-    rules=RelationRules({"left": 0.5, "right": 0.5, "front": 1.0, "behind": 1.0}, hub=CAR, reach_m=80.0),
-    image_sizes={"quick": (320, 97), "paper": (WIDTH, HEIGHT)},
-    camera=CAMERAS["source"],
-    assets={name: mesh for name, (_, mesh, _) in ASSETS.items()},
-    asset_sizes_m={name: tuple(tuple(map(float, np.multiply(size_m, factor))) for factor in SIZE_FACTORS[name.split()[0]][label])
-                   for name, (label, _, size_m) in ASSETS.items()},
-    category_assets=named("source"),
-    yaws_rad=(HEADINGS_RAD, None, (0.0, math.pi), (0.0,)),
-    pitch_spread_rad=math.radians(0.35),
-    size_spreads=(0.09, 0.1, 0.4, 0.6),
-    min_visible_share=0.0005,
+    presets={
+        "quick": Preset(image_size=(320, 97), source_images=1000, target_images=400, lifted_images=400,
+                         start_steps=500, steps=350, iterations=1, warmup=0.3),
+        "paper": Preset(image_size=(WIDTH, HEIGHT), source_images=6000, target_images=9600, lifted_images=6000,
+                         start_steps=10_000, steps=90_000, iterations=3, warmup=0.3),
+    },
+    domains=DOMAINS,
     threshold=0.2,
     adaptive=False,
-    domains=DOMAINS,
-    layout=layout,
-    settle=settle,
-    dress=dress,
+    sample=sample_scene,
+    render=render_scenes,
+    world=World(
+        rules=RelationRules({"left": 0.5, "right": 0.5, "front": 1.0, "behind": 1.0}, required_category=CAR, reach_m=80.0),
+        camera=CAMERAS["source"],
+        assets={name: mesh for name, (_, mesh, _) in ASSETS.items()},
+        asset_sizes_m={name: tuple(tuple(map(float, np.multiply(size_m, factor))) for factor in SIZE_FACTORS[name.split()[0]][label])
+                       for name, (label, _, size_m) in ASSETS.items()},
+        category_assets=named("source"),
+        yaws_rad=(HEADINGS_RAD, None, (0.0, math.pi), (0.0,)),
+        pitch_spread_rad=math.radians(0.35),
+        size_spreads=(0.09, 0.1, 0.4, 0.6),
+        min_visible_fraction=0.0005,
+        sample_layout=sample_layout,
+        snap_to_context=snap_to_context,
+        sample_appearance=sample_appearance,
+    ),
 )

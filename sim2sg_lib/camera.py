@@ -1,8 +1,8 @@
 """The pinhole camera, and every frame convention of the project.
 
-World   metres, right-handed, z up, the ground is the plane z = 0. Yaw is in radians about world z, from x towards y.
+World   meters, right-handed, z up, the ground is the plane z = 0. Yaw is in radians about world z, from x towards y.
 Camera  OpenCV: x right, y down, z forward (depth). x_camera = R x_world + t.
-Pixels  x right, y down; the centre of the first pixel is (0.5, 0.5), so an image spans [0, width] x [0, height].
+Pixels  x right, y down; the center of the first pixel is (0.5, 0.5), so an image spans [0, width] x [0, height].
         u = K00 x/z + K02, v = K11 y/z + K12 with K the 3 x 3 intrinsic matrix in pixels (no skew).
 Boxes   x0, y0, x1, y1 in float pixels, half-open.
 
@@ -21,7 +21,7 @@ class Camera:
     """One view.
 
     K: (3, 3) float64 intrinsics in pixels.    R: (3, 3) float64 world -> camera rotation.
-    t: (3,) float64 world -> camera translation, metres.    width, height: image size in pixels.
+    t: (3,) float64 world -> camera translation, meters.    width, height: image size in pixels.
     """
 
     K: np.ndarray
@@ -32,18 +32,18 @@ class Camera:
 
     @property
     def position_world(self) -> np.ndarray:
-        """(3,) the optical centre, metres."""
+        """(3,) the optical center, meters."""
         return -self.R.T @ self.t
 
     def project(self, points_world: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(N, 3) world points -> (N, 2) pixels and (N,) depth in metres; only depth > 0 is in front of the camera."""
+        """(N, 3) world points -> (N, 2) pixels and (N,) depth in meters; only depth > 0 is in front of the camera."""
         points_camera = points_world @ self.R.T + self.t  # (N, 3)
         depth_m = points_camera[:, 2]
         points_px = points_camera[:, :2] / depth_m[:, None] * np.diag(self.K)[:2] + self.K[:2, 2]
         return points_px, depth_m
 
     def ray_world(self, point_px: np.ndarray) -> np.ndarray:
-        """(3,) direction through a pixel, scaled so that one unit of it is one metre of depth."""
+        """(3,) direction through a pixel, scaled so that one unit of it is one meter of depth."""
         point_camera = np.append((np.asarray(point_px) - self.K[:2, 2]) / np.diag(self.K)[:2], 1.0)
         return self.R.T @ point_camera
 
@@ -74,7 +74,7 @@ class Camera:
 
 
 def look_at(eye_world, target_world, focal_px: float, width: int, height: int) -> Camera:
-    """A camera at `eye_world` (3,) that looks at `target_world` (3,), upright, principal point in the centre."""
+    """A camera at `eye_world` (3,) that looks at `target_world` (3,), upright, principal point in the center."""
     eye = np.asarray(eye_world, np.float64)
     forward = np.asarray(target_world, np.float64) - eye
     forward /= np.linalg.norm(forward)
@@ -99,7 +99,7 @@ class Cameras:
     height: int
 
     def project(self, points_world: torch.Tensor, view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, 3) world points, each seen by camera view (N,) -> (N, 2) pixels, (N,) depth in metres."""
+        """(N, 3) world points, each seen by camera view (N,) -> (N, 2) pixels, (N,) depth in meters."""
         # a product and a sum, not a matrix product: the result then never depends on how many points there are
         points_camera = (self.R[view] * points_world[:, None, :]).sum(-1) + self.t[view]  # (N, 3)
         depth_m = points_camera[:, 2]
@@ -107,16 +107,16 @@ class Cameras:
         return points_camera[:, :2] / depth_m[:, None] * focal_px + self.K[view, :2, 2], depth_m
 
     def homogeneous_px(self, points_world: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
-        """(N, 3) world points, each seen by camera view (N,) -> (N, 3): depth times (u, v, 1), pixels and metres."""
+        """(N, 3) world points, each seen by camera view (N,) -> (N, 3): depth times (u, v, 1), pixels and meters."""
         points_camera = (self.R[view] * points_world[:, None, :]).sum(-1) + self.t[view]
         return (self.K[view] * points_camera[:, None, :]).sum(-1)
 
     def positions_world(self) -> torch.Tensor:
-        """(B, 3) optical centres, metres."""
+        """(B, 3) optical centers, meters."""
         return -(self.R * self.t[:, :, None]).sum(1)
 
     def rays_world(self, rows: tuple[int, int] | None = None) -> torch.Tensor:
-        """(B, H, W, 3) directions through the centres of all pixels or of some rows; one unit of each is one metre of depth."""
+        """(B, H, W, 3) directions through the centers of all pixels or of some rows; one unit of each is one meter of depth."""
         like = {"dtype": self.K.dtype, "device": self.K.device}
         u, v = torch.arange(self.width, **like) + 0.5, torch.arange(*(rows or (0, self.height)), **like) + 0.5
         x = (u[None, :] - self.K[:, 0, 2, None]) / self.K[:, 0, 0, None]  # (B, W)

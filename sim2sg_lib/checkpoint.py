@@ -145,7 +145,7 @@ def pick_device(name: str) -> torch.device:
         raise InputError(f"device {name!r} is not available, expected auto, cpu or cuda") from None
 
 
-def machine(device: torch.device) -> dict:
+def runtime_info(device: torch.device) -> dict:
     """For the record: on what the same command may give other bytes elsewhere."""
     return {"threads": torch.get_num_threads(), "torch": str(torch.__version__), "device": str(device)}
 

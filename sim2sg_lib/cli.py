@@ -53,13 +53,13 @@ def chosen(name: str) -> bool:
     return bool(context and context.meta.get(name))
 
 
-def say(text: str) -> None:
+def log_info(text: str) -> None:
     """A line for people."""
     if not chosen("quiet"):
         print(text, file=sys.stderr if chosen("json") else sys.stdout, flush=True)
 
 
-def conclude(summary: dict) -> None:
+def print_json(summary: dict) -> None:
     """What --json prints."""
     if chosen("json"):
         print(json.dumps(summary, allow_nan=False))

@@ -2,12 +2,12 @@
 
     FOLDER/dataset.json    what it is: environment, method, seed, size, count; written last
     FOLDER/images/         000000.png ...
-    FOLDER/graphs.jsonl    one SceneGraph a line, in image order; absent for an unlabelled target
+    FOLDER/graphs.jsonl    one SceneGraph a line, in image order; absent for an unlabeled target
     FOLDER/cameras.jsonl   one camera a line; absent where the environment's nominal camera holds
     FOLDER/scenes.jsonl    the 3-D scene behind each synthetic image
     FOLDER/predicted.jsonl the graphs that were lifted, one a target image; only where there were some
 
-Any folder of PNG or JPEG files is a valid unlabelled target too, and so is KITTI's (see kitti.py), with or without labels.
+Any folder of PNG or JPEG files is a valid unlabeled target too, and so is KITTI's (see kitti.py), with or without labels.
 Opening images never opens labels: what `train.py` and `synthesize.py` read of a target cannot depend on them.
 """
 import os
@@ -82,7 +82,7 @@ def list_images(folder: Path, env: Env) -> tuple[list[str], list[tuple[int, int]
     for name, (width, height) in zip(names, sizes):
         if info and (width, height) != (info["width"], info["height"]):
             raise InputError(f"{folder / name}: {width}x{height} pixels, dataset.json says {info['width']}x{info['height']}")
-        check_aspect(folder / name, width, height, env.camera)
+        check_aspect(folder / name, width, height, env.world.camera)
     return names, sizes
 
 
@@ -106,7 +106,7 @@ def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolde
         return ImageFolder(folder, names, [camera_of(P2, *size) for P2, size in zip(calibs, sizes)])
     if os.path.lexists(folder / "cameras.jsonl"):
         return ImageFolder(folder, names, read_cameras(safe_join(folder, "cameras.jsonl"), names, sizes))
-    return ImageFolder(folder, names, [env.camera.resized(*size) for size in sizes])
+    return ImageFolder(folder, names, [env.world.camera.resized(*size) for size in sizes])
 
 
 def find_images(paths: list[Path], env: Env) -> ImageFolder:
@@ -125,7 +125,7 @@ def find_images(paths: list[Path], env: Env) -> ImageFolder:
     for name, (width, height) in zip(names, sizes):
         if max(width, height) > MAX_SIDE:
             raise InputError(f"{name}: {width}x{height} pixels, expected {MAX_SIDE} at most in either direction")
-    return ImageFolder(Path(), names, [env.camera.resized(*size) for size in sizes])
+    return ImageFolder(Path(), names, [env.world.camera.resized(*size) for size in sizes])
 
 
 def input_files(folder: Path) -> list[Path]:
@@ -280,7 +280,7 @@ class Rendered:
 
     Opening it after an interruption drops whatever was not written whole, images included.
     graphs:   the labels of the images so far.
-    labelled: for each of them which of its scene's objects they label; empty where nobody needs to know.
+    labeled: for each of them which of its scene's objects they label; empty where nobody needs to know.
     chunks:   how many chunks there were when it was opened.
     """
 
@@ -290,22 +290,22 @@ class Rendered:
 
         self.path, self.vocabulary = Path(folder) / "rendered.jsonl", vocabulary
         self.graphs: list[SceneGraph] = []
-        self.labelled: list[list[int]] = []
+        self.labeled: list[list[int]] = []
         self.file, rows = open_growing(self.path, images_are_written)
         for row in rows:
             self._keep(row)
         self.chunks = len(rows)
 
-    def add(self, graphs: list[SceneGraph], labelled: list[list[int]], crcs: dict[str, int]) -> None:
+    def add(self, graphs: list[SceneGraph], labeled: list[list[int]], crcs: dict[str, int]) -> None:
         """A chunk whose images, by name with their CRCs, are written."""
-        row = {"graphs": [to_json(graph, self.vocabulary) for graph in graphs], "labelled": labelled, "crcs": crcs}
+        row = {"graphs": [to_json(graph, self.vocabulary) for graph in graphs], "labeled": labeled, "crcs": crcs}
         add_line(self.file, row)
         self._keep(row)
 
     def _keep(self, row: dict) -> None:
         # read from JSON in both cases, so that an interruption changes no digit
         self.graphs += [from_json(graph, self.vocabulary) for graph in row["graphs"]]
-        self.labelled += row["labelled"]
+        self.labeled += row["labeled"]
 
     def close(self) -> None:
         """All that is known is in the files that a data set keeps."""
@@ -315,7 +315,7 @@ class Rendered:
 
 # --- training ---------------------------------------------------------------------------------------------------------
 
-class LabelledImages(torch.utils.data.Dataset):
+class LabeledImages(torch.utils.data.Dataset):
     """The images and exact labels of one or more synthetic data sets, at the network's input size.
 
     An item is (image (3, H, W) uint8, target), the target as SceneGraphNet.losses wants it: `boxes` (G, 4) float32
@@ -369,11 +369,11 @@ def batches(count: int, batch: int, steps: int, seed: int) -> list[list[int]]:
     return order[:batch * steps].reshape(steps, batch).tolist()
 
 
-def loader(images: LabelledImages | TargetImages, batch: int, steps: int, seed: int, device: torch.device,
+def loader(images: LabeledImages | TargetImages, batch: int, steps: int, seed: int, device: torch.device,
            begun: int = 0) -> Iterator:
     """Yields `steps` batches, without the first `begun`: (images (B, 3, H, W) in [0, 1] on the device, list of names).
 
-    LabelledImages: with a list of targets between the two. Errors: InputError for a broken image.
+    LabeledImages: with a list of targets between the two. Errors: InputError for a broken image.
     """
     order = batches(len(images), batch, steps, seed)[begun:]
     # on a CPU the network needs every core; a GPU leaves them free to decode

@@ -1,6 +1,6 @@
 """Scene graphs: what the network predicts and what the renderer labels, and their JSON Lines files.
 
-A box is `x0, y0, x1, y1` in float pixels, half-open: x right, y down, the centre of the first pixel at (0.5, 0.5).
+A box is `x0, y0, x1, y1` in float pixels, half-open: x right, y down, the center of the first pixel at (0.5, 0.5).
 A relation row (s, p, o) reads "object s is predicate p of object o": <laptop, on, table>. Several predicates may
 hold for one ordered pair. Numbers are numpy, so that reading a graph never needs torch.
 
@@ -33,7 +33,7 @@ class SceneGraph:
     boxes_px:        (N, 4) float64, x0 y0 x1 y1, inside the image.
     scores:          (N,) float64 in [0, 1]; 1 for exact labels.
     visible:         (N,) float64 in [0, 1], share of the object's in-image pixels that nothing hides; 1 if unknown.
-                     0 marks a neighbour (KITTI's Van beside car): one detection that finds it is neither right nor wrong.
+                     0 marks a neighbor (KITTI's Van beside car): one detection that finds it is neither right nor wrong.
     truncated:       (N,) float64 in [0, 1], share of the object's full box outside the image; 0 if unknown.
     ignore:          (N,) bool, a region neither to be found nor to be punished for, however many detections lie in it
                      (KITTI's DontCare).
@@ -58,7 +58,7 @@ class SceneGraph:
 
     @property
     def counted(self) -> np.ndarray:
-        """(N,) bool, the objects that are there to be found: neither regions nor neighbours."""
+        """(N,) bool, the objects that are there to be found: neither regions nor neighbors."""
         return ~self.ignore & (self.visible > 0)
 
 

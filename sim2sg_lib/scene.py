@@ -1,7 +1,7 @@
 """The 3-D scene, and the spatial predicates as a pure function of 3-D positions."""
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 
 import numpy as np
 
@@ -12,14 +12,14 @@ PATTERNS = ("noise", "checks", "wood", "brick", "asphalt", "grass")
 
 @dataclass(frozen=True)
 class Texture:
-    """A procedural pattern in an object's own space that blends in a second colour.
+    """A procedural pattern in an object's own space that blends in a second color.
 
-    pattern: one of PATTERNS.    colour: linear RGB.    scale_m: size of the pattern's cells, metres.
+    pattern: one of PATTERNS.    color: linear RGB.    scale_m: size of the pattern's cells, meters.
     amount:  0 is plain, 1 is full contrast.    seed: of what is random in it.
     """
 
     pattern: str
-    colour: tuple[float, float, float]
+    color: tuple[float, float, float]
     scale_m: float = 1.0
     amount: float = 1.0
     seed: int = 0
@@ -27,9 +27,9 @@ class Texture:
 
 @dataclass(frozen=True)
 class Material:
-    """colour: linear RGB reflectance in [0, 1].    metallic: 0 (rubber) to 1 (metal).    roughness: (0, 1]."""
+    """color: linear RGB reflectance in [0, 1].    metallic: 0 (rubber) to 1 (metal).    roughness: (0, 1]."""
 
-    colour: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    color: tuple[float, float, float] = (0.5, 0.5, 0.5)
     metallic: float = 0.0
     roughness: float = 0.7
     texture: Texture | None = None
@@ -41,12 +41,30 @@ def linear(display_rgb: tuple[int, int, int]) -> tuple[float, float, float]:
 
 
 @dataclass(frozen=True)
+class Mesh:
+    """One asset in its unit box: x and y in [-0.5, 0.5], z in [0, 1]; faces wind counter-clockwise from outside.
+
+    verts: (V, 3) float64.    normals: (V, 3) float64, unit, outward.    faces: (F, 3) int64.
+    face_part: (F,) int64, which of its object's materials each face wears; None where all wear the first.
+    """
+
+    verts: np.ndarray
+    normals: np.ndarray
+    faces: np.ndarray
+    face_part: np.ndarray | None = None
+
+    def parts(self) -> np.ndarray:
+        """(F,) int64."""
+        return np.zeros(len(self.faces), np.int64) if self.face_part is None else self.face_part
+
+
+@dataclass(frozen=True)
 class SceneObject:
     """One object, standing upright.
 
     label:          category index.
     asset:          name of a unit mesh of the environment: x and y in [-0.5, 0.5], z in [0, 1].
-    position_world: centre of the footprint, metres; z is 0 on the ground.
+    position_world: center of the footprint, meters; z is 0 on the ground.
     size_m:         full extents along the asset's own x, y, z.
     yaw_rad:        rotation about world z; at 0 the asset's own x axis is the world's.
     material:       of the asset's first part, and of every part without one of its own.
@@ -66,8 +84,8 @@ class SceneObject:
 class Light:
     """A lamp, or with `directional` a sun.
 
-    position_world: metres; of a sun the direction towards it.
-    intensity:      linear RGB: a lamp's irradiance at one metre, which falls with the square of the distance; a sun's
+    position_world: meters; of a sun the direction towards it.
+    intensity:      linear RGB: a lamp's irradiance at one meter, which falls with the square of the distance; a sun's
                     irradiance everywhere.
     """
 
@@ -96,7 +114,7 @@ class Sky:
 class Strip:
     """A rectangle painted on the ground: a road, a mark on it, a carpet.
 
-    position_world: its centre (x, y), metres.    size_m: along and across.    yaw_rad: of `along`, about world z.
+    position_world: its center (x, y), meters.    size_m: along and across.    yaw_rad: of `along`, about world z.
     dash_m:         length of the marks and of the gaps between them; 0 for one whole piece.
     """
 
@@ -126,7 +144,7 @@ class Scene:
 
     ground:        material of the plane z = 0; its texture lies in world x, y.
     exposure:      factor before the display curve.
-    style_seed:    seed of the procedural stylisation of the finished image; None for none.
+    style_seed:    seed of the procedural stylization of the finished image; None for none.
     strips:        what is painted on the ground, the later over the earlier.
     room:          walls around it, None outdoors.
     shadow_texels: side of each lamp's shadow map; the scenes of a batch share it.
@@ -150,10 +168,13 @@ class Scene:
 
 
 def plain(value):
-    """Dataclasses, however deep in tuples, as dictionaries."""
+    """Dataclasses, however deep in tuples, as dictionaries; scenes.jsonl keeps its first spelling of "color"."""
     if isinstance(value, tuple):
         return [plain(item) for item in value]
-    return asdict(value) if is_dataclass(value) else value
+    if not is_dataclass(value):
+        return value
+    return {"colour" if entry.name == "color" else entry.name: plain(getattr(value, entry.name))
+            for entry in fields(value)}
 
 
 def predicate_axes(camera: Camera) -> dict[str, np.ndarray]:
@@ -167,21 +188,21 @@ class RelationRules:
     """When a predicate of an environment's vocabulary holds.
 
     margins_m: predicate -> for a spatial one the least distance along its axis, for `on` the greatest gap in height.
-    hub:       the category that must be at one end of every spatial relation; None for any pair.
+    required_category:       the category that must be at one end of every spatial relation; None for any pair.
     supports:  category -> the category that it may stand `on`.
     reach_m:   objects farther ahead of the camera than this have no relations.
     """
 
     margins_m: dict[str, float]
-    hub: int | None = None
+    required_category: int | None = None
     supports: dict[int, int] = field(default_factory=dict)
     reach_m: float = math.inf
 
-    def possible(self, categories: int, predicates: tuple[str, ...]) -> np.ndarray:
+    def allowed_predicates(self, categories: int, predicates: tuple[str, ...]) -> np.ndarray:
         """(P, C, C) bool, whether a predicate may hold between a subject and an object of these categories at all."""
         table = np.ones((len(predicates), categories, categories), bool)
-        if self.hub is not None:
-            table[:] = np.arange(categories)[:, None] == self.hub
+        if self.required_category is not None:
+            table[:] = np.arange(categories)[:, None] == self.required_category
             table |= table.transpose(0, 2, 1)
         if "on" in predicates:
             table[predicates.index("on")] = [[self.supports.get(s) == o for o in range(categories)] for s in range(categories)]
@@ -200,8 +221,8 @@ def relations(objects: Sequence[SceneObject], camera: Camera, predicates: tuple[
     offset = positions[:, None] - positions[None]  # (N, N, 3), from object to subject
     near = (positions - camera.position_world) @ axes["behind"] <= rules.reach_m
     related = near[:, None] & near[None]
-    possible = rules.possible(labels.max(initial=-1) + 1, predicates)
-    holds = possible[:, labels[:, None], labels].transpose(1, 2, 0)  # (N, N, P)
+    allowed = rules.allowed_predicates(labels.max(initial=-1) + 1, predicates)
+    holds = allowed[:, labels[:, None], labels].transpose(1, 2, 0)  # (N, N, P)
     for p, name in enumerate(predicates):
         if name == "on":
             for s, o in np.argwhere(holds[..., p]):
@@ -213,7 +234,7 @@ def relations(objects: Sequence[SceneObject], camera: Camera, predicates: tuple[
 
 
 def stands_on(upper: SceneObject, lower: SceneObject, gap_allowed_m: float) -> bool:
-    """Whether the upper's footprint is centred over the lower's, at the height of its top."""
+    """Whether the upper's footprint is centerd over the lower's, at the height of its top."""
     gap_m = upper.position_world[2] - lower.position_world[2] - lower.size_m[2]
     x, y = to_footprint(lower, upper.position_world)
     inside = abs(x) <= lower.size_m[0] / 2 and abs(y) <= lower.size_m[1] / 2
@@ -221,7 +242,7 @@ def stands_on(upper: SceneObject, lower: SceneObject, gap_allowed_m: float) -> b
 
 
 def to_footprint(item: SceneObject, point_world: Sequence[float]) -> tuple[float, float]:
-    """x and y of a world point in an object's own frame, metres from the centre of its footprint."""
+    """x and y of a world point in an object's own frame, meters from the center of its footprint."""
     dx, dy = point_world[0] - item.position_world[0], point_world[1] - item.position_world[1]
     cos, sin = math.cos(item.yaw_rad), math.sin(item.yaw_rad)
     return cos * dx + sin * dy, cos * dy - sin * dx

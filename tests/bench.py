@@ -1,6 +1,6 @@
 """`make bench`: how fast the quick preset is on this machine, each figure beside a peer's from the same run, and rendering.
 
-    training   one optimiser step of the whole network against torchvision's own Faster R-CNN with the same backbone,
+    training   one optimizer step of the whole network against torchvision's own Faster R-CNN with the same backbone,
                anchors and numbers of proposals and RoIs, in turn, medians
     rendering  `synthesize.py`, images written to disk a second: CLEVR's quick preset, the others at native size
 """
@@ -41,7 +41,7 @@ def toy_batch(config):
         boxes = torch.cat([corner, corner + 10 + 25 * torch.rand(4, 2, generator=generator)], 1)
         position = torch.rand(4, 3, generator=generator) * 6
         things = [SceneObject(0, "cube", tuple(p), (1.0, 1.0, 1.0), 0.0) for p in position.tolist()]
-        rows = relations(things, ENV.camera, ENV.vocabulary.predicates, ENV.rules)
+        rows = relations(things, ENV.world.camera, ENV.vocabulary.predicates, ENV.world.rules)
         targets.append({"boxes": boxes, "labels": torch.randint(1, 4, (4,), generator=generator),
                         "relations": torch.from_numpy(rows)})
     return images, targets
@@ -63,19 +63,19 @@ def plain_faster_rcnn(config):
 
 def stepper(model, losses):
     """A function that makes one training step and returns its seconds."""
-    optimiser = torch.optim.AdamW(model.parameters(), 1e-4)
+    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
 
     def step():
         start = time.perf_counter()
-        optimiser.zero_grad(set_to_none=True)
+        optimizer.zero_grad(set_to_none=True)
         sum(losses().values()).backward()
-        optimiser.step()
+        optimizer.step()
         return time.perf_counter() - start
     return step
 
 
 def bench_training():
-    config = quick_config(len(ENV.vocabulary.categories), len(ENV.vocabulary.predicates), *ENV.image_sizes["quick"])
+    config = quick_config(len(ENV.vocabulary.categories), len(ENV.vocabulary.predicates), *ENV.presets["quick"].image_size)
     images, targets = toy_batch(config)
     ours, plain = SceneGraphNet(config).train(), plain_faster_rcnn(config).train()
     aligned = SceneGraphNet(config).train()
@@ -114,7 +114,7 @@ def rendering_seconds(num, options):
 
 def bench_rendering(num=1500, few=4, many=24):  # num is the loop's own number
     print(f"synthesize.py --num {num}, written to disk, start of Python and torch included")
-    for name, options in (("source", []), ("source, strong", ["--randomise", "strong"]), ("target", ["--domain", "target"])):
+    for name, options in (("source", []), ("source, strong", ["--randomize", "strong"]), ("target", ["--domain", "target"])):
         rates = [num / rendering_seconds(num, options) for _ in range(3)]
         print(f"  {name:<26}{statistics.median(rates):8.1f} images/s")
     print(f"synthesize.py --preset paper --num {many}, at native size, less the time of --num {few}: start excluded")

@@ -1,4 +1,4 @@
-"""`make bench`, its second half: the rasteriser beside a peer, and how its time and memory grow.
+"""`make bench`, its second half: the rasterizer beside a peer, and how its time and memory grow.
 
     python tests/bench_raster.py [OUT.png]     the plot goes to runs/bench.png if no name is given
 
@@ -34,7 +34,7 @@ SPHERES, ROUNDS = 6, 5
 
 @dataclass(frozen=True)
 class Case:
-    """What is rasterised: a batch of `scenes`, 20 * 4 ** subdivisions faces a sphere, and the most faces a pixel keeps."""
+    """What is rasterized: a batch of `scenes`, 20 * 4 ** subdivisions faces a sphere, and the most faces a pixel keeps."""
 
     subdivisions: int = 3
     width: int = 320
@@ -155,7 +155,7 @@ def compare(device: str) -> None:
     except InputError:
         peer, peers = "plain twin", {"hard": "twin"}
     peer_ms = {name: median_ms(work[name], device, 1) for name in sorted(set(peers.values()))}
-    print(f"rasteriser on {device}: {SPHERES} spheres, {Case().faces:,} faces, 320x240, {Case().faces_per_pixel} faces a pixel "
+    print(f"rasterizer on {device}: {SPHERES} spheres, {Case().faces:,} faces, 320x240, {Case().faces_per_pixel} faces a pixel "
           f"where soft\n{'':<24}{'ms':>9}{'images/s':>10}{peer + ' ms':>16}{'ratio':>8}")
     for name in ("hard", "silhouette", "silhouette, backward", "soft", "soft, backward"):
         ours, theirs = median_ms(work[name], device), peer_ms.get(peers.get(name))
@@ -183,7 +183,7 @@ def plot(found: dict[str, dict], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
     curves = [title for title, cases in GROWTH.items() if len(cases) > 1]
-    figure, panels = pyplot.subplots(1, len(curves), figsize=(14, 3.4), sharey=True, layout="constrained")
+    figure, panels = pyplot.subplots(1, len(curves), figsize=(14, 3.4), sharey=True, sample_layout="constrained")
     for panel, title in zip(panels, curves):
         for device, growth in found.items():
             for number, name in enumerate(("hard", "silhouette", "soft", "soft, backward")):

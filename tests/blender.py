@@ -1,6 +1,6 @@
 """Scenes that Blender Cycles rendered, rebuilt: `python tests/blender.py FOLDER OUT.png` puts both renderers side by side.
 
-FOLDER holds images/ and scenes.json: of each image its objects (category, size, colour, location of the centre, yaw in
+FOLDER holds images/ and scenes.json: of each image its objects (category, size, color, location of the center, yaw in
 degrees), relations, and Blender's camera matrices. Lamps are CLEVR's nominal ones, since the file does not say how they
 were jittered.
 """
@@ -21,7 +21,7 @@ from sim2sg_lib.sim.shading import rasterize_scenes, shade
 from sim2sg_lib.scene import Light, Material, Scene, SceneObject, Sky, linear
 
 RADIUS_M = {"small": 0.35, "medium": 0.5, "large": 0.7}
-COLOURS = dict(zip(("pink", "brown", "white"), APPEARANCE["target"][0]))
+COLORS = dict(zip(("pink", "brown", "white"), APPEARANCE["target"][0]))
 
 
 def read_camera(item: dict) -> Camera:
@@ -33,7 +33,7 @@ def read_camera(item: dict) -> Camera:
 
 
 def read_scenes(folder: Path) -> list[tuple[dict, Scene]]:
-    """What the file says of each image, and the same as a scene of ours in the target's look, not stylised."""
+    """What the file says of each image, and the same as a scene of ours in the target's look, not stylized."""
     metallic, roughness = APPEARANCE["target"][1]
     lights = tuple(Light(position, (power,) * 3) for position, power in LAMPS)
     result = []
@@ -42,7 +42,7 @@ def read_scenes(folder: Path) -> list[tuple[dict, Scene]]:
         for o in item["objects"]:
             label = CATEGORIES.index(o["category"])
             objects.append(SceneObject(label, o["category"], (*o["location"][:2], 0.0), size_m(label, RADIUS_M[o["size"]]),
-                                       np.radians(o["yaw"]), Material(linear(COLOURS[o["color"]]), metallic, roughness)))
+                                       np.radians(o["yaw"]), Material(linear(COLORS[o["color"]]), metallic, roughness)))
         result.append((item, Scene(tuple(objects), read_camera(item), lights, Sky((0.35,) * 3, (0.35,) * 3),
                                    Material(GROUND_RGB, roughness=1.0))))
     return result
@@ -52,7 +52,7 @@ def main(folder: Path, out: Path) -> None:
     chosen = read_scenes(folder)[:6]
     scenes = [scene for _, scene in chosen]
     with torch.no_grad():
-        images = shade(*rasterize_scenes(scenes, ENV.assets, 320, 240), scenes)
+        images = shade(*rasterize_scenes(scenes, ENV.world.assets, 320, 240), scenes)
     ours = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
     theirs = [np.array(Image.open(folder / item["file"]).convert("RGB")) for item, _ in chosen]
     contact_sheet([("Blender Cycles", [to_tile(image) for image in theirs]),

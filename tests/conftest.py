@@ -4,9 +4,13 @@ Some tests compare with data that is not part of the project (Blender renders of
 a COCO sample, KITTI frames and labels). They run where SIM2SG_TEST_DATA names a folder that holds it, and are skipped
 elsewhere.
 """
+import importlib.util
 import os
+import signal
 import subprocess
 import sys
+from contextlib import chdir, redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 
 import pytest
@@ -14,21 +18,53 @@ import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-torch.set_num_threads(2)
-ENVIRONMENT = {"OMP_NUM_THREADS": "2"} | os.environ | {"PYTHONPATH": str(ROOT)}  # OMP_NUM_THREADS=1 for a busy machine
+from sim2sg_lib.cli import command_line  # noqa: E402
+
+THREADS = int(os.environ.get("OMP_NUM_THREADS", 1 if "PYTEST_XDIST_WORKER" in os.environ else 2))
+torch.set_num_threads(THREADS)
+ENVIRONMENT = os.environ | {"OMP_NUM_THREADS": str(THREADS), "PYTHONPATH": str(ROOT)}
+PROGRAMS = {}  # script -> its module, imported once
 
 
-def run(cwd: Path, script: str, *arguments, code: int = 0, environment: dict = ENVIRONMENT) -> str:
-    """Run a script; returns what it printed, or, where it should fail, its error line."""
-    result = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd, text=True,
-                            capture_output=True, env=environment)
-    assert "Traceback" not in result.stderr, result.stderr
-    assert result.returncode == code, result.stdout + result.stderr
+def run(cwd: Path, script: str, *arguments, code: int = 0, environment: dict | None = None) -> str:
+    """Run a script's command line; returns what it printed, or, where it should fail, its error line.
+
+    In this process, since each start of torch takes seconds; as a process of its own where it needs an `environment`.
+    """
+    if environment:
+        done = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd, text=True,
+                              capture_output=True, env=environment)
+        returned, printed, errors = done.returncode, done.stdout, done.stderr
+    else:
+        returned, printed, errors = run_here(cwd, script, [str(argument) for argument in arguments])
+    assert "Traceback" not in errors, errors
+    assert returned == code, printed + errors
     if code == 0:
-        return result.stdout
-    complaint = [line for line in result.stderr.splitlines() if line and "|" not in line]  # progress bars aside
-    assert len(complaint) == 1, result.stderr
+        return printed
+    complaint = [line for line in errors.splitlines() if line and "|" not in line]  # progress bars aside
+    assert len(complaint) == 1, errors
     return complaint[0]
+
+
+def run_here(cwd: Path, script: str, arguments: list[str]) -> tuple[int, str, str]:
+    """Exit status, standard output and standard error of a script's command line in this process."""
+    if script not in PROGRAMS:
+        spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / script)
+        PROGRAMS[script] = importlib.util.module_from_spec(spec)
+        sys.modules.setdefault(spec.name, PROGRAMS[script])
+        spec.loader.exec_module(PROGRAMS[script])
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    argv, sys.argv = sys.argv, [str(ROOT / script), *arguments]
+    printed, errors = StringIO(), StringIO()
+    try:
+        with chdir(cwd), redirect_stdout(printed), redirect_stderr(errors):
+            command_line(PROGRAMS[script].main)
+    except SystemExit as end:
+        return end.code or 0, printed.getvalue(), errors.getvalue()
+    finally:
+        sys.argv = argv
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")

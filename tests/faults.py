@@ -40,7 +40,7 @@ from envs.drive import ENV as STREET
 from sim2sg_lib import checkpoint
 from sim2sg_lib.io.mesh_files import read_mesh
 from sim2sg_lib.dataset import (
-    LabelledImages, find_images, open_images, read_cameras, read_info, read_labels, write_labels)
+    LabeledImages, find_images, open_images, read_cameras, read_info, read_labels, write_labels)
 from sim2sg_lib.io.images import read_image
 from sim2sg_lib.net.backbone import quick_config
 from sim2sg_lib.graph import make_graph
@@ -346,9 +346,9 @@ def chunk(kind: bytes, content: bytes) -> bytes:
     return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")
 
 
-def header(width: int, height: int, depth: int = 8, colour: int = 2, pixels: bytes = b"") -> bytes:
+def header(width: int, height: int, depth: int = 8, color: int = 2, pixels: bytes = b"") -> bytes:
     """A PNG that claims any size."""
-    size = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes((depth, colour, 0, 0, 0))
+    size = width.to_bytes(4, "big") + height.to_bytes(4, "big") + bytes((depth, color, 0, 0, 0))
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", size) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
 
 
@@ -369,11 +369,11 @@ def read_images(contents: list[bytes], failures: list[str]) -> None:
 def mutated_images(trials: int, rng: random.Random) -> list[str]:
     """PNG and JPEG in turn, of several kinds; half of the PNG with their checksums mended."""
     noise = np.random.default_rng(0).integers(0, 256, (30, 40, 4), np.uint8)
-    colour = Image.fromarray(noise[..., :3])
-    pngs = [encoded(colour, "PNG"), encoded(noise, "PNG"), encoded(colour.quantize(), "PNG", transparency=3),
+    color = Image.fromarray(noise[..., :3])
+    pngs = [encoded(color, "PNG"), encoded(noise, "PNG"), encoded(color.quantize(), "PNG", transparency=3),
             encoded(noise[..., 0].astype(np.uint16) * 256, "PNG"),
-            encoded(colour, "PNG", save_all=True, append_images=[Image.fromarray(noise[::-1, :, :3].copy())])]
-    jpegs = [encoded(colour, "JPEG"), encoded(colour, "JPEG", progressive=True), encoded(colour.convert("CMYK"), "JPEG")]
+            encoded(color, "PNG", save_all=True, append_images=[Image.fromarray(noise[::-1, :, :3].copy())])]
+    jpegs = [encoded(color, "JPEG"), encoded(color, "JPEG", progressive=True), encoded(color.convert("CMYK"), "JPEG")]
     failures, contents = [], []
     for trial in range(trials):
         content = mutate(rng.choice(jpegs if trial % 2 else pngs), rng)
@@ -446,7 +446,7 @@ def data_set(folder: Path) -> Path:
                          [0.5, 1], [0.9, 1], [0, 0.5]) for i in range(2)]
     for graph in graphs:
         Image.new("RGB", (160, 120)).save(folder / graph.image)
-    scene = Scene((), ENV.camera, (), Sky((1.0,) * 3, (1.0,) * 3), Material((0.5,) * 3))
+    scene = Scene((), ENV.world.camera, (), Sky((1.0,) * 3, (1.0,) * 3), Material((0.5,) * 3))
     write_labels(folder, graphs, [scene, scene], ENV, {"width": 160, "height": 120, "target": str(folder)})
     shutil.copy(folder / "graphs.jsonl", folder / "predicted.jsonl")
     scores = {"20": 0.5, "50": 0.6}
@@ -610,7 +610,7 @@ def hostile_links(trials: int, rng: random.Random) -> list[str]:
                 if make is photos:  # what evaluate.py predict reads
                     return read_image(folder / Path(find_images([folder], ENV).names[0]).name, 160, 120)
                 if make is data_set:
-                    return LabelledImages([folder], ENV, 80, 60)[0]
+                    return LabeledImages([folder], ENV, 80, 60)[0]
                 return read_labels(open_images(folder, STREET), STREET)
 
             failures += [f"{file}, {kind}: {line}" for line in complaint(folder, read, f"{folder}", may_read=False)]

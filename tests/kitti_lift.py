@@ -38,7 +38,7 @@ def main(folder: Path, out: Path, frames: int) -> None:
         rng = np.random.default_rng(len(rows))
         lifted, kept = lift(graph, camera, ENV, rng)
         depths += matched_depths(frame_objects(kitti_root(folder), Path(name).stem), lifted, kept, camera)
-        scene = ENV.dress(ENV.settle(lifted, kept.boxes_px, camera, rng), camera, "source", "paper", rng)
+        scene = ENV.world.sample_appearance(ENV.world.snap_to_context(lifted, kept.boxes_px, camera, rng), camera, "source", "paper", rng)
         rows.append((Path(name).stem, [tile(read_image(images.folder / name, camera.width, camera.height)), tile(draw(scene))]))
     contact_sheet(rows, TILE_PX[0]).save(out)
     if not depths:
@@ -51,7 +51,7 @@ def main(folder: Path, out: Path, frames: int) -> None:
 
 
 def matched_depths(labels, lifted, kept, camera) -> list[tuple[float, float, float]]:
-    """Per lifted car its labelled depth, that of its box's bottom centre on the ground, and that of the lifted object."""
+    """Per lifted car its labeled depth, that of its box's bottom center on the ground, and that of the lifted object."""
     rows = []
     for item, box in zip(lifted, kept.boxes_px):
         label = min(labels, key=lambda other: np.abs(np.array(other.box_px) - box).sum())
@@ -63,7 +63,7 @@ def matched_depths(labels, lifted, kept, camera) -> list[tuple[float, float, flo
 
 def draw(scene) -> np.ndarray:
     """(H, W, 3) uint8 at the camera's own size."""
-    seen = rasterize_scenes([scene], ENV.assets, scene.camera.width, scene.camera.height)
+    seen = rasterize_scenes([scene], ENV.world.assets, scene.camera.width, scene.camera.height)
     return (shade(*seen, [scene])[0] * 255).round().byte().permute(1, 2, 0).numpy()
 
 

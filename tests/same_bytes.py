@@ -66,7 +66,7 @@ def make(checkout: Path, out: Path, models: Path | None) -> None:
 def compare(before: Path, after: Path) -> list[str]:
     """The files that `before` has and `after` has not, or with other content."""
     names = sorted({path.relative_to(before) for pattern in BYTES for path in before.rglob(pattern)
-                    if "models" not in path.parts and "train" not in path.relative_to(before).parts[:1]})
+                    if not {"models", "figures"} & set(path.parts) and "train" not in path.relative_to(before).parts[:1]})
     wrong = [str(name) for name in names
              if not (after / name).is_file() or (before / name).read_bytes() != (after / name).read_bytes()]
     gone = set()

@@ -17,37 +17,37 @@ SOURCE_RGB = {(42, 75, 215), (29, 125, 20), (210, 40, 180), (255, 238, 51)}  # b
 TARGET_RGB = {(242, 130, 160), (129, 74, 25), (235, 235, 235)}               # pink, brown, white
 
 
-def draw(domain, count=60, randomise="paper"):
+def draw(domain, count=60, randomize="paper"):
     rng = np.random.default_rng(5)
     scenes = []
     for _ in range(count):
-        objects, camera = ENV.layout(ENV, domain, rng)
-        scenes.append(ENV.dress(objects, camera, domain, randomise, rng))
+        objects, camera = ENV.world.sample_layout(ENV, domain, rng)
+        scenes.append(ENV.world.sample_appearance(objects, camera, domain, randomize, rng))
     return scenes
 
 
 def smallest_gap(scene):
-    """The smallest distance of two objects along left-right or front-behind, metres."""
+    """The smallest distance of two objects along left-right or front-behind, meters."""
     axes = predicate_axes(scene.camera)
     positions = np.array([o.position_world for o in scene.objects])
     return min(abs((positions[i] - positions[j]) @ axes[name]) for name in ("right", "behind")
                for i in range(len(positions)) for j in range(i))
 
 
-@pytest.mark.parametrize("domain, counts, margins_m, palette, metallic, stylised", [
+@pytest.mark.parametrize("domain, counts, margins_m, palette, metallic, stylized", [
     ("source", {4}, (0.3, 0.8), SOURCE_RGB, 1.0, False),
     ("target", {2, 3}, (0.8, 9.0), TARGET_RGB, 0.0, True),
     ("target-content", {2, 3}, (0.8, 9.0), SOURCE_RGB, 1.0, False),
     ("target-appearance", {4}, (0.3, 0.8), TARGET_RGB, 0.0, True)])
-def test_domains_are_the_appendix_s(domain, counts, margins_m, palette, metallic, stylised):
+def test_domains_are_the_appendix_s(domain, counts, margins_m, palette, metallic, stylized):
     scenes = draw(domain)
     assert {len(scene.objects) for scene in scenes} == counts
     gaps = [smallest_gap(scene) for scene in scenes]
     assert min(gaps) >= margins_m[0] and np.median(gaps) <= margins_m[1]
     things = [o for scene in scenes for o in scene.objects]
-    assert {tuple(round(255 * v ** (1 / 2.2)) for v in o.material.colour) for o in things} == palette
+    assert {tuple(round(255 * v ** (1 / 2.2)) for v in o.material.color) for o in things} == palette
     assert {o.material.metallic for o in things} == {metallic}
-    assert {scene.style_seed is not None for scene in scenes} == {stylised}
+    assert {scene.style_seed is not None for scene in scenes} == {stylized}
     assert {ENV.vocabulary.categories[o.label] for o in things} == {"cube", "sphere", "cylinder"}
 
 
@@ -66,16 +66,16 @@ def test_camera_and_lamps_are_jittered():
     assert lamps.shape[1] == 3 and (lamps.std(0) > 0.4).all()
 
 
-def test_strong_randomises_what_no_graph_holds_and_nothing_else():
-    plain, strong = draw("source"), draw("source", randomise="strong")
+def test_strong_randomizes_what_no_graph_holds_and_nothing_else():
+    plain, strong = draw("source"), draw("source", randomize="strong")
     assert {o.material.metallic for scene in plain for o in scene.objects} == {1.0}
     assert len({o.material.metallic for scene in strong for o in scene.objects}) > 100
-    for value in (lambda s: s.exposure, lambda s: s.ground.colour, lambda s: s.ground.texture, lambda s: s.sky,
+    for value in (lambda s: s.exposure, lambda s: s.ground.color, lambda s: s.ground.texture, lambda s: s.sky,
                   lambda s: s.lights[0].intensity):
         assert len({value(scene) for scene in plain}) == 1 and len({value(scene) for scene in strong}) > 50
     assert {len(scene.objects) for scene in strong} == {4}
     # the target's look is what it is
-    assert {o.material.metallic for scene in draw("target", randomise="strong") for o in scene.objects} == {0.0}
+    assert {o.material.metallic for scene in draw("target", randomize="strong") for o in scene.objects} == {0.0}
 
 
 def test_a_copied_environment_needs_its_own_name(tmp_path, monkeypatch):
@@ -89,11 +89,11 @@ def test_a_copied_environment_needs_its_own_name(tmp_path, monkeypatch):
 
 
 def label(*things):
-    """Label boxes of one metre, given as (x, y), seen level from -y, 100 x 100 pixels."""
+    """Label boxes of one meter, given as (x, y), seen level from -y, 100 x 100 pixels."""
     camera = look_at((0, -10, 0.5), (0, 0, 0.5), 150, 100, 100)
     objects = tuple(SceneObject(0, "cube", (x, y, 0.0), (1.0, 1.0, 1.0), 0.0) for x, y in things)
     scene = Scene(objects, camera, (), Sky((1.0,) * 3, (1.0,) * 3), Material((0.5,) * 3))
-    return annotate(*rasterize_scenes([scene], ENV.assets, 100, 100), [scene], ENV, ["x.png"])[0]
+    return annotate(*rasterize_scenes([scene], ENV.world.assets, 100, 100), [scene], ENV, ["x.png"])[0]
 
 
 def test_visible_share_of_an_occluded_object():

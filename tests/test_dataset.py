@@ -9,7 +9,7 @@ from PIL import Image
 from envs.clevr import ENV
 from sim2sg_lib.io import images
 from sim2sg_lib.dataset import (
-    LabelledImages, Rendered, batches, find_images, open_images, write_labels)
+    LabeledImages, Rendered, batches, find_images, open_images, write_labels)
 from sim2sg_lib.io.images import read_image, write_image
 from sim2sg_lib.cli import InputError
 from sim2sg_lib.graph import make_graph
@@ -26,7 +26,7 @@ def folder(tmp_path):
               make_graph("images/000001.png", 160, 120, [], [])]
     for i, graph in enumerate(graphs):
         write_image(root / graph.image, np.full((120, 160, 3), 50 * i, np.uint8))
-    scene = Scene((), ENV.camera, (), Sky((1.0,) * 3, (1.0,) * 3), Material((0.5,) * 3))
+    scene = Scene((), ENV.world.camera, (), Sky((1.0,) * 3, (1.0,) * 3), Material((0.5,) * 3))
     write_labels(root, graphs, [scene, scene], ENV, {"width": 160, "height": 120})
     return root
 
@@ -106,12 +106,12 @@ def test_an_image_wider_than_a_graph_may_say_is_refused(tmp_path):
 
 
 def test_every_kind_of_image_becomes_rgb(tmp_path):
-    grey = np.array([[0, 255, 256, 65535]], np.uint16)
-    colour = np.array([[[200, 100, 50, 0]]], np.uint8)
+    gray = np.array([[0, 255, 256, 65535]], np.uint16)
+    color = np.array([[[200, 100, 50, 0]]], np.uint8)
     for name, image, expected in (
-            ("deep.png", Image.fromarray(grey), [[0] * 3, [0] * 3, [1] * 3, [255] * 3]),  # 256 steps of 16 bits are one of 8
-            ("alpha.png", Image.fromarray(colour), [[200, 100, 50]]), ("one.png", Image.new("1", (1, 1), 1), [[255] * 3]),
-            ("palette.png", Image.fromarray(colour[..., :3]).quantize(), [[200, 100, 50]]),
+            ("deep.png", Image.fromarray(gray), [[0] * 3, [0] * 3, [1] * 3, [255] * 3]),  # 256 steps of 16 bits are one of 8
+            ("alpha.png", Image.fromarray(color), [[200, 100, 50]]), ("one.png", Image.new("1", (1, 1), 1), [[255] * 3]),
+            ("palette.png", Image.fromarray(color[..., :3]).quantize(), [[200, 100, 50]]),
             ("cmyk.jpg", Image.new("CMYK", (1, 1), (0, 0, 0, 255)), [[0] * 3])):
         image.save(tmp_path / name)
         assert read_image(tmp_path / name, *image.size)[0].tolist() == expected
@@ -140,11 +140,11 @@ def test_bad_cameras_are_named_by_line(folder, name, value, words):
 
 def test_links_lead_into_a_data_set_but_not_out_of_it(folder, tmp_path):
     (tmp_path / "link").symlink_to(folder)
-    assert len(LabelledImages([tmp_path / "link"], ENV, 80, 60)) == 2
+    assert len(LabeledImages([tmp_path / "link"], ENV, 80, 60)) == 2
     image = folder / "images/000001.png"
     image.rename(folder / "elsewhere.png")
     image.symlink_to("../elsewhere.png")
-    assert len(LabelledImages([folder], ENV, 80, 60)) == 2
+    assert len(LabeledImages([folder], ENV, 80, 60)) == 2
     (folder / "elsewhere.png").rename(tmp_path / "elsewhere.png")
     image.unlink()
     image.symlink_to(tmp_path / "elsewhere.png")
@@ -154,15 +154,15 @@ def test_links_lead_into_a_data_set_but_not_out_of_it(folder, tmp_path):
 def test_a_target_needs_no_labels_and_never_reads_them(folder):
     (folder / "graphs.jsonl").write_text("garbage")
     assert len(open_images(folder, ENV).names) == 2
-    assert "graphs.jsonl:1" in complaint(LabelledImages, [folder], ENV, 160, 120)
+    assert "graphs.jsonl:1" in complaint(LabeledImages, [folder], ENV, 160, 120)
 
 
 def test_training_items_are_scaled_to_the_network(folder):
-    image, target = LabelledImages([folder], ENV, 80, 60)[0]
+    image, target = LabeledImages([folder], ENV, 80, 60)[0]
     assert image.shape == (3, 60, 80) and image.dtype == torch.uint8
     assert target["boxes"].tolist() == [[5, 10, 15, 20], [40, 30, 80, 60]]
     assert target["labels"].tolist() == [1, 3] and target["relations"].tolist() == [[0, 1, 1]]
-    _, empty = LabelledImages([folder], ENV, 80, 60)[1]
+    _, empty = LabeledImages([folder], ENV, 80, 60)[1]
     assert empty["boxes"].shape == (0, 4) and empty["relations"].shape == (0, 3)
 
 
@@ -172,7 +172,7 @@ def test_labels_must_be_those_of_the_images(folder):
         text = (folder / name).read_text()
         assert old in text
         (folder / name).write_text(text.replace(old, new))
-        message = complaint(LabelledImages, [folder], ENV, 80, 60)
+        message = complaint(LabeledImages, [folder], ENV, 80, 60)
         (folder / name).write_text(text)
         return message
 
@@ -186,7 +186,7 @@ def test_labels_must_be_those_of_the_images(folder):
     assert "no graph for images/000001.png" in broken(
         "graphs.jsonl", (folder / "graphs.jsonl").read_text().splitlines()[1], "")
     write_image(folder / "images/000001.png", np.zeros((60, 160, 3), np.uint8))
-    assert "000001.png: 160x60 pixels, dataset.json says 160x120" in complaint(LabelledImages, [folder], ENV, 80, 60)
+    assert "000001.png: 160x60 pixels, dataset.json says 160x120" in complaint(LabeledImages, [folder], ENV, 80, 60)
 
 
 def test_boxes_thinner_than_a_pixel_are_drawn():
@@ -211,7 +211,7 @@ def test_what_an_interruption_left_of_a_data_set_is_taken_up_where_it_is_whole(t
     rendered.file.write(b'{"graphs": [')  # torn off
     rendered.file.close()
     again = Rendered(tmp_path, ENV.vocabulary)
-    assert (again.chunks, again.labelled) == (3, [[0], [1], [2]])
+    assert (again.chunks, again.labeled) == (3, [[0], [1], [2]])
     assert again.graphs[1].boxes_px.tolist() == rendered.graphs[1].boxes_px.tolist() == [[10, 20, 30.123, 40]]
     again.file.close()
     (tmp_path / graphs[1].image).write_bytes(b"")  # as a power cut leaves it

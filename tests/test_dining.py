@@ -29,14 +29,14 @@ ON = ENV.vocabulary.predicates.index("on")
 
 
 def layouts(domain, count=40, env=ENV):
-    return [env.layout(env, domain, np.random.default_rng([5, i])) for i in range(count)]
+    return [env.world.sample_layout(env, domain, np.random.default_rng([5, i])) for i in range(count)]
 
 
-def scenes(domain, count=20, randomise="paper"):
+def scenes(domain, count=20, randomize="paper"):
     rows = []
     for i in range(count):
         rng = np.random.default_rng([6, i])
-        rows.append(ENV.dress(*ENV.layout(ENV, domain, rng), domain, randomise, rng))
+        rows.append(ENV.world.sample_appearance(*ENV.world.sample_layout(ENV, domain, rng), domain, randomize, rng))
     return rows
 
 
@@ -47,16 +47,16 @@ def item(label, position, size_m=(0.4, 0.4, 0.4), yaw_rad=0.0):
 def named_relations(*objects):
     """Relations seen from -y: right is +x, behind is +y."""
     camera = look_at((0, -5, 1.6), (0, 0, 0.4), 800, 1024, 768)
-    rows = relations(objects, camera, ENV.vocabulary.predicates, ENV.rules)
+    rows = relations(objects, camera, ENV.vocabulary.predicates, ENV.world.rules)
     return {(int(s), ENV.vocabulary.predicates[p], int(o)) for s, p, o in rows}
 
 
 def render(rows, width=192, height=144):
-    return shade(*rasterize_scenes(rows, ENV.assets, width, height), rows)
+    return shade(*rasterize_scenes(rows, ENV.world.assets, width, height), rows)
 
 
 def graphs_of(rows):
-    return annotate(*rasterize_scenes(rows, ENV.assets, 192, 144), rows, ENV, ["x.png"] * len(rows))
+    return annotate(*rasterize_scenes(rows, ENV.world.assets, 192, 144), rows, ENV, ["x.png"] * len(rows))
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -87,7 +87,7 @@ def test_spatial_relations_need_a_table():
 
 
 def test_a_full_target_scene_fits_the_recall_s_fifty():
-    counts = [len(relations(objects, camera, ENV.vocabulary.predicates, ENV.rules)) for objects, camera in layouts("target")]
+    counts = [len(relations(objects, camera, ENV.vocabulary.predicates, ENV.world.rules)) for objects, camera in layouts("target")]
     assert max(counts) <= 26 and min(counts) >= 12  # 6 objects x 2 predicates x 2 ways + 2 on, at most
 
 
@@ -112,7 +112,7 @@ def test_nothing_collides_and_all_is_in_view(domain):
     for objects, camera in layouts(domain, 15):
         assert not any(overlap(a, b) for a in objects for b in objects if a is not b)
         for o in objects:
-            points_px, depth_m = camera.project(place(ENV.assets[o.asset], o.position_world, o.size_m, o.yaw_rad).verts)
+            points_px, depth_m = camera.project(place(ENV.world.assets[o.asset], o.position_world, o.size_m, o.yaw_rad).verts)
             assert (depth_m > 0.5).all() and (points_px > 0).all() and (points_px < [1024, 768]).all(), o.asset
     assert overlap(item(CHAIR, (0, 0, 0)), item(CHAIR, (0.3, 0, 0)))
     assert not overlap(item(CHAIR, (0, 0, 0)), item(CHAIR, (0.5, 0, 0)))
@@ -135,7 +135,7 @@ def test_chairs_face_the_table_and_laptops_lie_on_it(domain):
         assert len(sides) == 4 and len({chair.asset for chair in chairs}) == 1
         for laptop in laptops:
             assert laptop.position_world[2] == table.size_m[2]
-            corners = place(ENV.assets[laptop.asset], laptop.position_world, laptop.size_m, laptop.yaw_rad).verts[:, :2]
+            corners = place(ENV.world.assets[laptop.asset], laptop.position_world, laptop.size_m, laptop.yaw_rad).verts[:, :2]
             inside = np.abs([to_footprint(table, corner) for corner in corners]) <= np.array(table.size_m[:2]) / 2
             assert inside.all()
     turns = [o.yaw_rad for objects, _ in layouts(domain, 25) for o in objects[5:]]
@@ -168,14 +168,14 @@ def test_ablation_pairs_take_one_half_of_the_target():
             assert textured == (lamps == 6)
 
 
-def test_the_source_varies_in_colour_alone_and_strong_in_all_that_no_graph_holds():
-    plain, strong = scenes("source"), scenes("source", randomise="strong")
+def test_the_source_varies_in_color_alone_and_strong_in_all_that_no_graph_holds():
+    plain, strong = scenes("source"), scenes("source", randomize="strong")
 
     def skins(rows):
         return [m for s in rows for o in s.objects for m in (o.material, *o.part_materials)]
 
     assert {(m.metallic, m.roughness, m.texture) for m in skins(plain)} == {(0.0, 0.6, None)}
-    assert len({m.colour for m in skins(plain)}) > 10
+    assert len({m.color for m in skins(plain)}) > 10
     assert len({m.roughness for m in skins(strong)}) > 100
     for value in (lambda s: s.exposure, lambda s: s.ground, lambda s: s.room.wall, lambda s: s.sky,
                   lambda s: s.lights[0].intensity):
@@ -242,7 +242,7 @@ def test_a_scene_renders_to_the_same_bytes_alone_and_in_any_batch():
 # --- lifting ----------------------------------------------------------------------------------------------------------
 
 def lifted_laptops(rows, graphs, with_on):
-    """Of each laptop that truly is on a table: how far off it is lifted, metres, and how well its box fits (IoU)."""
+    """Of each laptop that truly is on a table: how far off it is lifted, meters, and how well its box fits (IoU)."""
     errors, ious = [], []
     for i, (scene, graph) in enumerate(zip(rows, graphs)):
         if len(graph) < len(scene.objects):
@@ -256,7 +256,7 @@ def lifted_laptops(rows, graphs, with_on):
             if true.label != LAPTOP or true.position_world[2] == 0:
                 continue
             errors.append(math.dist(found.position_world[:2], true.position_world[:2]))
-            verts = place(ENV.assets[found.asset], found.position_world, found.size_m, found.yaw_rad).verts
+            verts = place(ENV.world.assets[found.asset], found.position_world, found.size_m, found.yaw_rad).verts
             seen = projected_box(verts, scene.camera.resized(graph.width, graph.height))
             both = (np.minimum(seen[2:], box[2:]) - np.maximum(seen[:2], box[:2])).clip(0).prod()
             ious.append(both / ((seen[2:] - seen[:2]).prod() + (box[2:] - box[:2]).prod() - both))
@@ -269,7 +269,7 @@ def test_laptops_are_lifted_onto_their_tables():
     for i, (scene, graph) in enumerate(zip(rows, graphs)):
         objects, kept = lift(graph, scene.camera, ENV, np.random.default_rng(i))
         wanted = {tuple(row) for row in kept.relations.tolist() if row[1] == ON}
-        again = relations(objects, scene.camera, ENV.vocabulary.predicates, ENV.rules)
+        again = relations(objects, scene.camera, ENV.vocabulary.predicates, ENV.world.rules)
         assert {tuple(row) for row in again.tolist() if row[1] == ON} == wanted
         for s, _, o in wanted:
             assert objects[s].position_world[2] == objects[o].size_m[2] > 0.6
@@ -283,7 +283,7 @@ def test_laptops_are_lifted_onto_their_tables():
 
 def test_lifted_objects_stay_within_the_walls():
     far = [item(CHAIR, (0.0, 20.0, 0.0)), item(LAPTOP, (-9.0, 0.0, 0.0)), item(TABLE, (0.0, 0.0, 0.0))]
-    placed = ENV.settle(far, np.zeros((3, 4)), ENV.camera, np.random.default_rng(0))
+    placed = ENV.world.snap_to_context(far, np.zeros((3, 4)), ENV.world.camera, np.random.default_rng(0))
     room = scenes("source", 1)[0].room
     for o in placed:
         position = np.array(o.position_world[:2])
@@ -295,7 +295,7 @@ def test_settling_puts_laptops_back_on_a_table_that_grew():
     table = item(TABLE, (0.5, 0.0, 0.0), (0.8, 1.4, 0.8), math.pi / 2)
     over, beyond = item(LAPTOP, (1.0, 0.2, 0.75)), item(LAPTOP, (0.5, 0.9, 0.75))
     objects = [over, beyond, table, item(LAPTOP, (-1.0, 0, 0))]
-    placed = ENV.settle(objects, np.zeros((4, 4)), ENV.camera, np.random.default_rng(0))
+    placed = ENV.world.snap_to_context(objects, np.zeros((4, 4)), ENV.world.camera, np.random.default_rng(0))
     np.testing.assert_allclose(placed[0].position_world, (1.0, 0.2, 0.8), atol=1e-9)   # over the top: only its height
     np.testing.assert_allclose(placed[1].position_world, (0.5, 0.32, 0.8), atol=1e-9)  # back to 0.8 of the half width
     assert placed[3].position_world == (-1.0, 0, 0)
@@ -355,18 +355,18 @@ def test_files_replace_the_source_s_assets(tmp_path):
     points, faces = [[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, 0, 4]], [[0, 1, 2], [0, 2, 3], [1, 3, 2], [0, 3, 1]]
     trimesh.Trimesh(points, faces).export(tmp_path / "laptop" / "spike.glb")
     env = replace_assets(ENV, tmp_path)
-    assert env.category_assets[CHAIR] == ("chair/03001627-a/models/model_normalized.obj", "chair/inward.obj")
-    assert env.category_assets[TABLE] == ENV.category_assets[TABLE] and env.category_assets[LAPTOP] == ("laptop/spike.glb",)
-    for name in env.category_assets[CHAIR] + env.category_assets[LAPTOP]:
-        check_spike(env.assets[name])
+    assert env.world.category_assets[CHAIR] == ("chair/03001627-a/models/model_normalized.obj", "chair/inward.obj")
+    assert env.world.category_assets[TABLE] == ENV.world.category_assets[TABLE] and env.world.category_assets[LAPTOP] == ("laptop/spike.glb",)
+    for name in env.world.category_assets[CHAIR] + env.world.category_assets[LAPTOP]:
+        check_spike(env.world.assets[name])
     for label in (CHAIR, LAPTOP):
-        longest = sorted(max(math.hypot(*size) for size in ENV.asset_sizes_m[name]) for name in ENV.category_assets[label])
-        sizes = env.asset_sizes_m[env.category_assets[label][0]]
+        longest = sorted(max(math.hypot(*size) for size in ENV.world.asset_sizes_m[name]) for name in ENV.world.category_assets[label])
+        sizes = env.world.asset_sizes_m[env.world.category_assets[label][0]]
         assert max(math.hypot(*size) for size in sizes) == pytest.approx(longest[len(longest) // 2])
         np.testing.assert_allclose(np.array(sizes) / np.array(sizes)[:, 2:], [[4, 2, 1]] * len(sizes))
     for domain in ("source", "target-content"):
         drawn = {o.asset for objects, _ in layouts(domain, 8, env) for o in objects}
-        assert drawn <= {name for row in env.category_assets for name in row} and "laptop/spike.glb" in drawn
+        assert drawn <= {name for row in env.world.category_assets for name in row} and "laptop/spike.glb" in drawn
     assert {o.asset.split("_")[0] for objects, _ in layouts("target", 3, env) for o in objects} == set(KINDS["target"])
 
 
@@ -385,7 +385,7 @@ def test_a_saloon_from_a_file_is_as_large_as_the_simulator_s(tmp_path):
     (tmp_path / "car").mkdir()
     trimesh.creation.box((1.75, 1.45, 4.4)).export(tmp_path / "car" / "saloon.glb")
     env = replace_assets(drive.ENV, tmp_path)
-    np.testing.assert_allclose(env.asset_sizes_m["car/saloon.glb"], drive.ENV.asset_sizes_m["source saloon"])
+    np.testing.assert_allclose(env.world.asset_sizes_m["car/saloon.glb"], drive.ENV.world.asset_sizes_m["source saloon"])
 
 
 def test_assets_from_the_command_line(tmp_path):
@@ -426,9 +426,9 @@ def test_faulty_asset_files_are_named_in_one_line(tmp_path):
 
 def test_possible_relations_are_those_that_the_rules_may_label():
     chair, table, laptop = range(3)
-    possible = ENV.rules.possible(3, ENV.vocabulary.predicates)
+    possible = ENV.world.rules.allowed_predicates(3, ENV.vocabulary.predicates)
     for p, name in enumerate(ENV.vocabulary.predicates):
         pairs = {(int(s), int(o)) for s, o in zip(*np.nonzero(possible[p]))}
         beside_a_table = {(table, chair), (table, laptop), (table, table), (chair, table), (laptop, table)}
         assert pairs == ({(laptop, table)} if name == "on" else beside_a_table), name
-    assert RelationRules({}).possible(2, ("left",)).all()
+    assert RelationRules({}).allowed_predicates(2, ("left",)).all()

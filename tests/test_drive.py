@@ -24,11 +24,11 @@ SALOON = "source saloon"
 
 def draw(domain, count=150, seed=3):
     rng = np.random.default_rng(seed)
-    return [ENV.layout(ENV, domain, rng)[0] for _ in range(count)]
+    return [ENV.world.sample_layout(ENV, domain, rng)[0] for _ in range(count)]
 
 
 def car(x, y, yaw_rad=math.pi / 2):
-    return SceneObject(CAR, SALOON, (x, y, 0.0), ENV.asset_sizes_m[SALOON][0], yaw_rad)
+    return SceneObject(CAR, SALOON, (x, y, 0.0), ENV.world.asset_sizes_m[SALOON][0], yaw_rad)
 
 
 def count(objects, label):
@@ -91,7 +91,7 @@ def test_the_stand_in_s_label_files_count_and_measure_as_kitti_s(tmp_path):
 def test_domains_take_content_and_assets_from_where_they_say():
     for domain, stock, focal_px in (("source", "source", 621.0), ("target", "target", 721.5377),
                                     ("target-content", "source", 721.5377), ("target-appearance", "target", 621.0)):
-        objects, camera = ENV.layout(ENV, domain, np.random.default_rng(0))
+        objects, camera = ENV.world.sample_layout(ENV, domain, np.random.default_rng(0))
         assert {o.asset.split()[0] for o in objects} == {stock}
         assert camera.K[0, 0] == focal_px
 
@@ -119,7 +119,7 @@ def test_relations_have_metres_for_margins_and_a_car_at_one_end():
     house = SceneObject(HOUSE, "source barn", (15.0, 40.0, 0.0), (9.0, 9.0, 7.0), 0.0)
     far = car(0.0, 85.0)
     objects = [car(0, 10), car(2, 10.1), car(1, 15), walker, house, far]
-    rows = relations(objects, ENV.camera, ENV.vocabulary.predicates, ENV.rules)
+    rows = relations(objects, ENV.world.camera, ENV.vocabulary.predicates, ENV.world.rules)
     found = {(int(s), ENV.vocabulary.predicates[p], int(o)) for s, p, o in rows}
     assert {row for row in found if row[0] < 3 and row[2] < 3} == {
         (0, "left", 1), (1, "right", 0), (0, "left", 2), (0, "front", 2), (2, "right", 0), (2, "behind", 0),
@@ -136,7 +136,7 @@ def test_cars_settle_in_lanes_and_a_wide_box_becomes_a_row_of_trees():
     poplar = SceneObject(VEGETATION, "source poplar", (10.0, 20.0, 0.0), (2.6, 2.6, 9.0), 0.0)
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 10], [900, 0, 1141.5, 200], [0, 0, 10, 10]], float)
     objects = [car(1.9, 12), car(-3.2, 12), poplar, SceneObject(HOUSE, "source barn", (30.0, 30.0, 0.0), (9, 9, 7), 0.0)]
-    settled = drive.settle(objects, boxes, ENV.camera, rng)
+    settled = drive.snap_to_context(objects, boxes, ENV.world.camera, rng)
     # 1.9 m is nearest to the lane at 3.5 m, 1.6 m off its middle of which 0.8 m are left
     assert [o.position_world[0] for o in settled if o.label == CAR] == pytest.approx([2.7, -3.2])
     assert [o.yaw_rad for o in settled if o.label == CAR] == [math.pi / 2, -math.pi / 2]  # with us on the right, else towards us
@@ -172,8 +172,8 @@ def test_the_source_s_cars_drive_on_its_asphalt_and_its_walkers_walk_beside_it()
 
 def test_two_depths_are_weighed_by_their_errors():
     """A car 20 m ahead whose box is a fifth too low: by hand 1.65 / (400 * pitch) against 1 / (depth * spread)."""
-    camera, item = ENV.camera, car(0.0, 20.0)
-    box = projected_box(place(ENV.assets[SALOON], item.position_world, item.size_m, item.yaw_rad).verts, camera)
+    camera, item = ENV.world.camera, car(0.0, 20.0)
+    box = projected_box(place(ENV.world.assets[SALOON], item.position_world, item.size_m, item.yaw_rad).verts, camera)
     assert weigh_depths(item, box, camera, ENV).position_world == pytest.approx(item.position_world, abs=1e-9)
     low = box.copy()
     low[1] = low[3] - (box[3] - box[1]) * 0.8
@@ -218,15 +218,15 @@ def test_lifted_cars_of_kitti_stand_nearer_to_where_they_were_measured(real_data
 
 def test_a_street_s_own_graph_lifts_to_the_street_again():
     """Boxes of a rendered street of saloons, none hidden: they stand in the same lanes again, depths within 5 %."""
-    saloons = replace(ENV, category_assets=((SALOON,), *ENV.category_assets[1:]))
+    saloons = replace(ENV, world=replace(ENV.world, category_assets=((SALOON,), *ENV.world.category_assets[1:])))
     rng = np.random.default_rng(1)
     objects = [car(0.0, 14.0), car(-3.5, 22.0, -math.pi / 2), car(3.5, 30.0)]
-    scene = ENV.dress(objects, ENV.camera, "source", "paper", rng)
-    fragments, meshes, cameras = rasterize_scenes([scene], ENV.assets, 621, 188)
+    scene = ENV.world.sample_appearance(objects, ENV.world.camera, "source", "paper", rng)
+    fragments, meshes, cameras = rasterize_scenes([scene], ENV.world.assets, 621, 188)
     graph = annotate(fragments, meshes, cameras, [scene], ENV, ["a.png"])[0]
     assert len(graph) == 3
-    lifted, kept = lift(graph, ENV.camera, saloons, rng)
-    settled = drive.settle(lifted, kept.boxes_px * 2, ENV.camera, rng)
+    lifted, kept = lift(graph, ENV.world.camera, saloons, rng)
+    settled = drive.snap_to_context(lifted, kept.boxes_px * 2, ENV.world.camera, rng)
     for before, after in zip(objects, settled):
         assert round(after.position_world[0] / LANE_M) == round(before.position_world[0] / LANE_M)
         assert after.position_world[1] == pytest.approx(before.position_world[1], rel=0.05)
@@ -235,7 +235,7 @@ def test_a_street_s_own_graph_lifts_to_the_street_again():
 
 def test_an_empty_graph_is_an_empty_street():
     graph = make_graph("a.png", 1242, 375, [], np.zeros((0, 4)), np.zeros((0, 3), int))
-    lifted, kept = lift(graph, ENV.camera, ENV, np.random.default_rng(0))
-    scene = ENV.dress(drive.settle(lifted, kept.boxes_px, ENV.camera, None), ENV.camera, "source", "paper",
+    lifted, kept = lift(graph, ENV.world.camera, ENV, np.random.default_rng(0))
+    scene = ENV.world.sample_appearance(drive.snap_to_context(lifted, kept.boxes_px, ENV.world.camera, None), ENV.world.camera, "source", "paper",
                       np.random.default_rng(0))
     assert scene.objects == () and len(scene.strips) == 5  # sidewalk, asphalt, two edges, one row of dashes

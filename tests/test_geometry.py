@@ -56,7 +56,7 @@ def test_resized_camera_keeps_the_view():
     np.testing.assert_allclose(small.project(point)[0], camera.project(point)[0] * [1 / 2, 1 / 3])
 
 
-def test_look_at_puts_the_target_in_the_centre_and_up_upwards():
+def test_look_at_puts_the_target_in_the_center_and_up_upwards():
     camera = look_at((7, -6, 5), (0, 0, 0), 350, 320, 240)
     np.testing.assert_allclose(camera.project(np.zeros((1, 3)))[0], [[160, 120]], atol=1e-9)
     assert camera.project(np.array([[0, 0, 1.0]]))[0][0, 1] < 120
@@ -146,7 +146,7 @@ def test_place_scales_then_turns_then_moves():
     np.testing.assert_allclose(corner.max(0), [12, 21, 6], atol=1e-9)
 
 
-# --- rasteriser -------------------------------------------------------------------------------------------------------
+# --- rasterizer -------------------------------------------------------------------------------------------------------
 
 def slow_rasterize(meshes, camera, width, height):
     """The obvious twin: every face against every pixel, in plain Python."""
@@ -177,7 +177,7 @@ def toy_scene(*objects, camera=None):
 def test_rasterize_agrees_with_the_slow_twin():
     scene = toy_scene(("cube", (0, 0, 0), (1, 1, 1), 0.3), ("cylinder", (1, -1, 0), (0.8, 0.8, 1.5), 0.0),
                       ("sphere", (-0.5, 0.8, 0), (1, 1, 1), 0.0))
-    meshes = build([scene], ENV.assets, dtype=torch.float64)
+    meshes = build([scene], ENV.world.assets, dtype=torch.float64)
     cameras = stack_cameras([scene.camera], 24, 18, dtype=torch.float64)
     fragments = rasterize(meshes, cameras, cull_backfaces=True)
     nearest, zbuf = slow_rasterize(meshes, scene.camera, 24, 18)
@@ -193,16 +193,16 @@ def test_rasterize_agrees_with_the_slow_twin():
 
 
 def render(scenes, width, height):
-    return shade(*rasterize_scenes(scenes, ENV.assets, width, height), scenes)
+    return shade(*rasterize_scenes(scenes, ENV.world.assets, width, height), scenes)
 
 
 def test_a_scene_renders_to_the_same_bytes_alone_and_in_any_batch():
     rng = np.random.default_rng(3)
     scenes = []
     for domain in ("source", "target", "source"):
-        objects, camera = ENV.layout(ENV, domain, rng)
-        scenes.append(ENV.dress(objects, camera, domain, "strong", rng))
-    scenes.append(Scene((), ENV.camera, (), Sky((0.3,) * 3, (0.3,) * 3), Material((0.4,) * 3)))
+        objects, camera = ENV.world.sample_layout(ENV, domain, rng)
+        scenes.append(ENV.world.sample_appearance(objects, camera, domain, "strong", rng))
+    scenes.append(Scene((), ENV.world.camera, (), Sky((0.3,) * 3, (0.3,) * 3), Material((0.4,) * 3)))
 
     def image(batch):
         return (render(batch, 80, 60) * 255).round().byte()
@@ -267,7 +267,7 @@ def test_visible_boxes_and_relations_agree_with_blender(real_data):
 # --- lifting ----------------------------------------------------------------------------------------------------------
 
 def render_labels(scene, width=320, height=240):
-    return annotate(*rasterize_scenes([scene], ENV.assets, width, height), [scene], ENV, ["x.png"])[0]
+    return annotate(*rasterize_scenes([scene], ENV.world.assets, width, height), [scene], ENV, ["x.png"])[0]
 
 
 def test_labels_lifted_back_land_on_the_objects():
@@ -275,8 +275,8 @@ def test_labels_lifted_back_land_on_the_objects():
     errors = []
     for seed in range(40):
         rng = np.random.default_rng([7, seed])
-        objects, camera = ENV.layout(ENV, "target", rng)
-        graph = render_labels(ENV.dress(objects, camera, "target", "paper", rng))
+        objects, camera = ENV.world.sample_layout(ENV, "target", rng)
+        graph = render_labels(ENV.world.sample_appearance(objects, camera, "target", "paper", rng))
         if len(graph) < len(objects):
             continue
         lifted, _ = lift(graph, camera, ENV, rng)
@@ -289,9 +289,9 @@ def test_labels_lifted_back_land_on_the_objects():
     assert len(errors) > 60 and np.quantile(errors, 0.95) < 0.05
 
 
-def test_the_naive_bottom_centre_would_miss_the_centre():
+def test_the_naive_bottom_center_would_miss_the_center():
     """Why `aim` corrects: the plain ray lands at the nearest edge, about half the object's depth too near."""
-    camera, verts = ENV.camera, place(ENV.assets["cylinder"], (0, 0, 0), (1.4, 1.4, 1.4), 0).verts
+    camera, verts = ENV.world.camera, place(ENV.world.assets["cylinder"], (0, 0, 0), (1.4, 1.4, 1.4), 0).verts
     points, _ = camera.project(verts + [1, 1, 0])
     box = np.concatenate([points.min(0), points.max(0)])
     naive = camera.ground_point(((box[0] + box[2]) / 2, box[3]))
@@ -306,8 +306,8 @@ def graph_of(boxes, labels, relation_rows=(), **columns):
 
 def test_a_graph_without_objects_lifts_to_an_empty_scene():
     rng = np.random.default_rng(0)
-    assert lift(graph_of([], []), ENV.camera, ENV, rng)[0] == []
-    scene = ENV.dress([], ENV.camera, "source", "strong", rng)
+    assert lift(graph_of([], []), ENV.world.camera, ENV, rng)[0] == []
+    scene = ENV.world.sample_appearance([], ENV.world.camera, "source", "strong", rng)
     graph = render_labels(scene)
     assert len(graph) == 0 and graph.relations.shape == (0, 3)
 
@@ -342,24 +342,26 @@ def test_what_stands_on_a_stack_is_lifted_after_what_it_stands_on():
 
 def test_of_supports_in_a_circle_the_least_certain_does_not_count():
     """Cubes may stand on cubes: 0 on 1, 1 on 2, 2 on 0 and 0 on itself are believed as far as they can be."""
-    piles = replace(ENV, vocabulary=Vocabulary(CATEGORIES, ("on",)), rules=RelationRules({"on": 0.03}, supports={0: 0}))
+    piles = replace(ENV, vocabulary=Vocabulary(CATEGORIES, ("on",)),
+                    world=replace(ENV.world, rules=RelationRules({"on": 0.03}, supports={0: 0})))
     boxes = [[100, 100 + 20 * i, 140, 140 + 20 * i] for i in range(3)]
     graph = graph_of(boxes, [0, 0, 0], [[0, 0, 0], [0, 0, 1], [1, 0, 2], [2, 0, 0]], relation_scores=[0.9, 0.8, 0.6, 0.7])
     assert find_supports(graph, piles).tolist() == [1, -1, 0]
-    objects, kept = lift(graph, ENV.camera, piles, np.random.default_rng(0))
+    objects, kept = lift(graph, ENV.world.camera, piles, np.random.default_rng(0))
     heights = {int(box[1]): o.position_world[2] for box, o in zip(kept.boxes_px, objects)}
     assert heights[120] == 0 < heights[100] < heights[140]
 
 
 def test_a_category_without_spread_has_no_say_where_depths_are_weighed():
     with pytest.raises(InputError, match="envs/clevr.py: ENV: size_spreads: 0.0 of sphere, expected more than 0 where"):
-        replace(ENV, pitch_spread_rad=0.01, size_spreads=(0.1, 0.0, 0.1))
-    assert replace(ENV, pitch_spread_rad=0.01, size_spreads=(0.1, 0.1, 0.1)).pitch_spread_rad == 0.01
+        replace(ENV, world=replace(ENV.world, pitch_spread_rad=0.01, size_spreads=(0.1, 0.0, 0.1)))
+    level = replace(ENV.world, pitch_spread_rad=0.01, size_spreads=(0.1, 0.1, 0.1))
+    assert replace(ENV, world=level).world.pitch_spread_rad == 0.01
 
 
 def test_two_detections_of_one_object_lift_to_one():
     graph = graph_of([[100, 100, 140, 140], [101, 100, 141, 141]], [0, 1], scores=[0.6, 0.9])
-    assert [o.label for o in lift(graph, ENV.camera, ENV, np.random.default_rng(0))[0]] == [1]
+    assert [o.label for o in lift(graph, ENV.world.camera, ENV, np.random.default_rng(0))[0]] == [1]
 
 
 def test_refinement_moves_only_what_the_relations_contradict():
@@ -381,6 +383,6 @@ def test_lifting_is_driven_by_the_relations_it_keeps():
     left = ENV.vocabulary.predicates.index("left")
     for score, expected in ((0.9, True), (0.4, False)):
         graph = graph_of(boxes, [0, 0], [[1, left, 0]], relation_scores=[score])
-        (a, b), _ = lift(confident(graph, [0.5] * 3, 0.5), ENV.camera, ENV, np.random.default_rng(0))
-        rows = names(between([a.position_world, b.position_world], ENV.camera))
+        (a, b), _ = lift(confident(graph, [0.5] * 3, 0.5), ENV.world.camera, ENV, np.random.default_rng(0))
+        rows = names(between([a.position_world, b.position_world], ENV.world.camera))
         assert ((1, "left", 0) in rows) == expected

@@ -13,7 +13,7 @@ from conftest import ENVIRONMENT, ROOT, run
 from test_loop import fingerprint
 
 TRAIN = ["--source", "../sdr", "--target", "../target/train", "--align", "appearance,prediction", "--steps", 24, "--augment",
-         "colour", "--seed", 3, "--save-every", 9, "--out", "run"]
+         "color", "--seed", 3, "--save-every", 9, "--out", "run"]
 
 
 def interrupt(cwd, arguments, watched, number):

@@ -34,7 +34,7 @@ from sim2sg_lib.graph import Vocabulary, make_graph
 from sim2sg_lib.io.graphs import read_graphs
 from sim2sg_lib.io.kitti import (
     CAMERA_HEIGHT_M, TYPES, KittiObject, camera_of, format_object, kitti_root, paper_camera,
-    read_calib, read_objects, rotation_y_of, to_graph, unlabelled_categories, world_of, yaw_of)
+    read_calib, read_objects, rotation_y_of, to_graph, unlabeled_categories, world_of, yaw_of)
 from sim2sg_lib.score.kitti_ap import (
     DIFFICULTIES, count_hits, kitti_score, make_frame, match_by_score, sample_thresholds,
     to_results)
@@ -62,7 +62,7 @@ def street_layout(env, domain: str, rng: np.random.Generator):
 
 
 ENV = replace(clevr.ENV, name="street", vocabulary=VOCABULARY, camera=STREET, assets={"box": box_mesh()},
-              image_sizes={"quick": (414, 125), "paper": (1242, 375)}, category_assets=(("box",),) * 4, layout=street_layout,
+              image_sizes={"quick": (414, 125), "paper": (1242, 375)}, category_assets=(("box",),) * 4, sample_layout=street_layout,
               asset_sizes_m={"box": ((4.0, 1.8, 1.5),)}, yaws_rad=(None,) * 4)
 
 
@@ -366,14 +366,14 @@ def test_what_is_missing_or_too_much_is_named(folder, tmp_path):
 
 def test_houses_and_vegetation_come_from_label_2_extra(folder):
     root = folder / "training"
-    assert unlabelled_categories(root, ENV) == ("house", "vegetation")
+    assert unlabeled_categories(root, ENV) == ("house", "vegetation")
     (root / "label_2_extra").mkdir()
     (root / "label_2_extra/000000.txt").write_text(
         "House 0.1 2 -10 900 20 1240 200 -1 -1 -1 -1000 -1000 -1000 -10\n"
         "Vegetation 0 0 -10 20 20 90 200 4 3 3 -8 1.65 20 0\n")
     assert "label_2_extra/000007.txt: no such file" in complaint(read_labels, open_images(folder, ENV), ENV)
     (root / "label_2_extra/000007.txt").write_text("")
-    assert unlabelled_categories(root, ENV) == ()
+    assert unlabeled_categories(root, ENV) == ()
     graph = read_labels(open_images(folder, ENV), ENV)[0]
     assert graph.labels.tolist() == [CAR, HOUSE, VEGETATION] and graph.visible.tolist() == [1, 0.35, 1]
     # the house's place is unknown, so it has no relations
@@ -381,7 +381,7 @@ def test_houses_and_vegetation_come_from_label_2_extra(folder):
 
 
 def test_each_type_has_its_folder(folder):
-    """Which categories are labelled is told from the folders: a house in label_2/ would be a fault that nobody can avoid."""
+    """Which categories are labeled is told from the folders: a house in label_2/ would be a fault that nobody can avoid."""
     root, images = folder / "training", open_images(folder, ENV)
     for kind in TYPES[:-2]:  # all of KITTI's own
         (root / "label_2/000007.txt").write_text(CAR_LINE.replace("Car", kind))
@@ -399,7 +399,7 @@ def test_any_of_kitti_s_types_may_be_a_category(folder):
     env = replace(ENV, vocabulary=Vocabulary(("cyclist", "truck"), VOCABULARY.predicates))
     (folder / "training/label_2/000007.txt").write_text(f"{CAR_LINE}\n{CAR_LINE.replace('Car', 'Cyclist')}\n")
     assert [graph.labels.tolist() for graph in read_labels(open_images(folder, env), env)] == [[], [0]]
-    assert unlabelled_categories(folder / "training", env) == ()
+    assert unlabeled_categories(folder / "training", env) == ()
 
 
 @pytest.mark.parametrize("kept", ["label_2", "calib"])
@@ -428,7 +428,7 @@ def slow_counts(truth, found, category, limits, threshold, pick):
     Returns true positives' scores and false positives.
     """
     least = {"car": 0.7, "pedestrian": 0.5}[category]
-    neighbour = {"car": "Van", "pedestrian": "Person_sitting"}[category]
+    neighbor = {"car": "Van", "pedestrian": "Person_sitting"}[category]
 
     def shared(a, b):
         return max(0, min(a[2], b[2]) - max(a[0], b[0])) * max(0, min(a[3], b[3]) - max(a[1], b[1]))
@@ -437,7 +437,7 @@ def slow_counts(truth, found, category, limits, threshold, pick):
         return (a[2] - a[0]) * (a[3] - a[1])
 
     def gt_flag(o):
-        if o.type == neighbour:
+        if o.type == neighbor:
             return 1
         if o.type.lower() != category:
             return -1
@@ -641,7 +641,7 @@ def test_a_rendered_data_set_exported_and_read_by_others(street, tmp_path):
     # never the car behind the camera, and not the one that the pedestrian hides in one image
     assert sorted(len(graph) for graph in graphs) == [3, 4, 4, 4, 4]
     # KITTI: its own reader finds the same graph, and each 3-D box projects onto its 2-D box
-    images = open_images(out / "kitti", replace(ENV, camera=STREET.resized(414, 125)))
+    images = open_images(out / "kitti", replace(ENV, world=replace(ENV.world, camera=STREET.resized(414, 125))))
     overlaps = []
     for graph, back, name in zip(graphs, read_labels(images, ENV), images.names, strict=True):
         assert back.labels.tolist() == graph.labels.tolist() and back.relations.tolist() == graph.relations.tolist()
@@ -676,7 +676,7 @@ def test_a_set_of_splits_is_exported_split_by_split(street, tmp_path):
 
 @pytest.fixture
 def network(tmp_path):
-    """A checkpoint of an untrained network of the street, as if it had learnt from one labelled image."""
+    """A checkpoint of an untrained network of the street, as if it had learnt from one labeled image."""
     config = replace(quick_config(4, 4, 160, 48), fpn_channels=32, head_width=64, graph_width=32, proposals_test=32)
     (tmp_path / "source").mkdir()
     (tmp_path / "source/graphs.jsonl").write_text(
@@ -704,7 +704,7 @@ def test_evaluate_on_kitti(street, network, folder, tmp_path):
     command(evaluate, "--checkpoint", network, "--data", folder, "--van", "car", "--overwrite")
     assert json.loads((network.parent / "metrics.json").read_text())["objects"] == 2
     shutil.rmtree(folder / "training/label_2")
-    out = ("--out", tmp_path / "unlabelled")
+    out = ("--out", tmp_path / "unlabeled")
     assert "no scores without labels" in command(evaluate, "--checkpoint", network, "--data", folder, *out)
     line = command(evaluate, "--checkpoint", network, "--data", folder, "--van", "car", "--overwrite", *out, code=3)
     assert "label_2/000000.txt: no such file" in line
@@ -729,7 +729,7 @@ def test_kitti_scores_of_enough_objects_are_printed(street, network, tmp_path, m
         item("Car", 603.93, 152.73, 915.81, 308.23, score=0.5, truncated=-1, occluded=-1)]
 
 
-def test_houses_that_nobody_labelled_cost_no_recall(street, network, tmp_path, monkeypatch):
+def test_houses_that_nobody_labeled_cost_no_recall(street, network, tmp_path, monkeypatch):
     """Two cars found, and twelve surer houses beside them: without label_2_extra/ those are neither right nor wrong."""
     near = "Car 0.00 0 -1.37 100.00 150.00 300.00 300.00 2.00 2.00 4.00 -6.00 1.65 10.00 0.00"
     data = write_frames(tmp_path / "two", {"000000": f"{CAR_LINE}\n{near}\n"})

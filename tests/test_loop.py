@@ -60,7 +60,7 @@ def test_evaluate_scores_and_splits(toy):
     assert (toy / "runs/1/metrics.json").read_bytes() == before and (toy / "runs/1/metrics_hard.json").exists()
 
 
-def test_an_unlabelled_folder_gets_predictions_and_no_scores(toy, tmp_path):
+def test_an_unlabeled_folder_gets_predictions_and_no_scores(toy, tmp_path):
     photos = tmp_path / "photos"
     photos.mkdir()
     for path in (toy / "data/target/test/images").iterdir():
@@ -99,7 +99,7 @@ def test_the_table_of_a_loop(toy, tmp_path):
     assert "(better)" in run(tmp_path, "evaluate.py", "--summary", "loop")
     assert (tmp_path / "loop/figures/loop.png").read_bytes() == old
     (tmp_path / "loop/full/metrics.json").write_text(json.dumps({"map50": None, "recall": {"20": None, "50": None}}))
-    assert "No labelled test set" in run(toy, "evaluate.py", "--summary", tmp_path / "loop", "--summary", tmp_path / "loop")
+    assert "No labeled test set" in run(toy, "evaluate.py", "--summary", tmp_path / "loop", "--summary", tmp_path / "loop")
 
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
@@ -122,7 +122,7 @@ def test_the_makefile_names_every_stage_once(tmp_path):
         f"{tmp_path}/loop/data/{name}" for name in ("label1", "appearance2", "appearance3", "appearance3")]
     assert [line.split("--align ")[1].split()[0] for line in aligned] == 3 * ["appearance"] + ["appearance,prediction"]
     lifts = [line for line in stages if "--checkpoint" in line and "synthesize.py" in line]
-    assert all("--randomise strong --refine 20" in line for line in lifts) and len(lifts) == 5
+    assert all("--randomize strong --refine 20" in line for line in lifts) and len(lifts) == 5
     assert all((" --camera paper " in line) == ("--data " in line or "--checkpoint" in line)
                for line in plan("CAMERA=paper").splitlines() if ".py " in line) and "--camera" not in "".join(lines)
     for labels in ("graphs.jsonl", "label_2", "training/label_2"):  # a data set of ours, and KITTI's folder in both forms
@@ -199,13 +199,13 @@ def test_same_seed_same_bytes(toy, tmp_path):
     for cwd in (tmp_path / "a", tmp_path / "b"):
         cwd.mkdir()
         (cwd / "data").symlink_to(toy / "data")
-        run(cwd, "synthesize.py", "--num", 5, "--seed", 3, "--randomise", "strong", "--out", "again")
+        run(cwd, "synthesize.py", "--num", 5, "--seed", 3, "--randomize", "strong", "--out", "again")
         run(cwd, "train.py", "--source", "data/1", "--target", "data/target/train", "--align", "appearance,prediction",
-            "--steps", 3, "--augment", "colour", "--seed", 3, "--out", "run")
+            "--steps", 3, "--augment", "color", "--seed", 3, "--out", "run")
     assert fingerprint(tmp_path / "a/again") == fingerprint(tmp_path / "b/again")
     a, b = (torch.load(tmp_path / name / "run/model.pt", weights_only=True)["weights"] for name in "ab")
     assert all(torch.equal(a[k], b[k]) for k in a)
-    run(tmp_path / "a", "synthesize.py", "--num", 3, "--seed", 3, "--randomise", "strong", "--out", "fewer")
+    run(tmp_path / "a", "synthesize.py", "--num", 3, "--seed", 3, "--randomize", "strong", "--out", "fewer")
     fewer, more = fingerprint(tmp_path / "a/fewer/images"), fingerprint(tmp_path / "a/again/images")
     assert fewer.items() < more.items()  # image i depends on seed, domain and i alone
 
@@ -322,7 +322,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(toy, tmp_path):
 
 @pytest.mark.parametrize("options, resolved", [
     (["--preset", "paper", "--scratch", "--backbone", "resnet18", "--steps", 2, "--align", "appearance,prediction"],
-     {"optimiser": "sgd", "appearance_factor": 4.0, "ramp": False, "imagenet": False, "backbone": "resnet18", "width": 320}),
+     {"optimizer": "sgd", "appearance_factor": 4.0, "ramp": False, "imagenet": False, "backbone": "resnet18", "width": 320}),
     (["--warmup", 0.5, "--steps", 20, "--appearance-factor", 0.3, "--prediction-factor", 0.01, "--align",
       "appearance,prediction", "--input", "rgb"],
      {"warmup": 0.5, "appearance_factor": 0.3, "prediction_factor": 0.01, "input": "rgb", "width": 160}),

@@ -9,7 +9,7 @@ import pytest
 
 from sim2sg_lib.graph import SceneGraph, Vocabulary, make_graph
 from sim2sg_lib.score.metrics import (
-    LEVELS, NEVER, apply_level, average_precision, box_fit, box_iou, content_gap,
+    LEVELS, NEVER, apply_level, average_precision, lifting_iou, box_iou, content_gap,
     detection_scores, evaluate_graphs, first_hits, ideal_hits, mean_recall, pooled_recall,
     rank_relations, recall_scores)
 
@@ -434,7 +434,7 @@ def test_kitti_s_limits_are_pixels_of_its_own_images_and_shares_of_others(rows, 
     assert [detection_scores([truth], [p], VOCABULARY, LEVELS["easy"])["ap50"]["cube"] for p in (found, lower)] == [0.5, 1]
 
 
-def test_a_neighbour_excuses_one_detection_that_finds_it_at_every_level():
+def test_a_neighbor_excuses_one_detection_that_finds_it_at_every_level():
     truth = kitti_graph([50, 50], visible=[1, 0], relations=[(0, LEFT, 1)])
     for name, level in LEVELS.items():
         at_level = apply_level(truth, level)
@@ -527,7 +527,7 @@ def test_images_must_correspond():
     other = make_graph("images/000001.png", 100, 100, [], [])
     with pytest.raises(ValueError, match="image 0: labels are of images/000000.png, the prediction is of"):
         evaluate_graphs([EMPTY], [other], VOCABULARY)
-    with pytest.raises(ValueError, match="2 labelled images but 1 predicted"):
+    with pytest.raises(ValueError, match="2 labeled images but 1 predicted"):
         evaluate_graphs([EMPTY, EMPTY], [EMPTY], VOCABULARY)
     with pytest.raises(ValueError, match="'tiny' is not one of easy, moderate, hard, all"):
         evaluate_graphs([EMPTY], [EMPTY], VOCABULARY, "tiny")
@@ -537,7 +537,7 @@ def test_box_fit_by_hand():
     wanted = graph([0, 1, 1], [[0, 0, 10, 10], [20, 20, 40, 40], [60, 60, 70, 70]])
     # twice the size: box 0 is met by half, box 1 wholly, box 2 by a box of the other category alone
     shown = make_graph("a.png", 200, 200, [0, 1, 0], [[0, 0, 20, 10], [40, 40, 80, 80], [120, 120, 140, 140]])
-    fit = box_fit([wanted, EMPTY], [shown, shown])
+    fit = lifting_iou([wanted, EMPTY], [shown, shown])
     assert fit == pytest.approx({"median": 0.5, "p10": 0.1, "mean": 0.5})
-    assert box_fit([EMPTY], [shown]) is None
-    assert box_fit([wanted], [EMPTY]) == {"median": 0, "p10": 0, "mean": 0}
+    assert lifting_iou([EMPTY], [shown]) is None
+    assert lifting_iou([wanted], [EMPTY]) == {"median": 0, "p10": 0, "mean": 0}

@@ -30,7 +30,7 @@ def make_target(boxes, labels, relations) -> dict[str, torch.Tensor]:
 
 
 def three_objects() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """A grey image with a red, a green and a blue rectangle, and its 12 relations: one of left, right and one of
+    """A gray image with a red, a green and a blue rectangle, and its 12 relations: one of left, right and one of
     front, behind for each ordered pair."""
     boxes = [[8, 10, 28, 26], [40, 40, 64, 64], [66, 8, 88, 34]]
     image = torch.full((3, 72, 96), 0.5)
@@ -105,8 +105,8 @@ def test_scatter_softmax_by_hand():
 
 
 def test_pair_geometry_by_hand():
-    subject = torch.tensor([[10.0, 20.0, 30.0, 60.0]])  # 20 wide, 40 high, centre (20, 40)
-    other = torch.tensor([[20.0, 40.0, 60.0, 60.0]])  # 40 wide, 20 high, centre (40, 50)
+    subject = torch.tensor([[10.0, 20.0, 30.0, 60.0]])  # 20 wide, 40 high, center (20, 40)
+    other = torch.tensor([[20.0, 40.0, 60.0, 60.0]])  # 40 wide, 20 high, center (40, 50)
     expected = [0.1, 0.4, 0.3, 1.2, 800 / 5000, 40 / 21, 0.2, 0.8, 0.6, 1.2, 800 / 5000, 20 / 41,
                 -0.2, -0.2, 0.0, np.log(0.5), np.log(2), 200 / 1400]
     assert pair_geometry(subject, other, 100, 50)[0].tolist() == pytest.approx(expected, abs=1e-5)
@@ -182,8 +182,8 @@ def test_roi_align_equals_torchvision():
 
 def test_local_edges_equal_a_slow_twin():
     images = torch.rand(1, 3, 18, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    grey = np.pad(images[0].mean(0).numpy(), 1, mode="edge")
-    dx, dy = grey[1:-1, 2:] - grey[1:-1, :-2], grey[2:, 1:-1] - grey[:-2, 1:-1]
+    gray = np.pad(images[0].mean(0).numpy(), 1, mode="edge")
+    dx, dy = gray[1:-1, 2:] - gray[1:-1, :-2], gray[2:, 1:-1] - gray[:-2, 1:-1]
     norm = np.hypot(dx, dy)
     around = np.empty_like(norm)
     for y, x in np.ndindex(norm.shape):
@@ -453,7 +453,7 @@ def test_configuration_survives_a_checkpoint():
     assert paper_config(4, 4, 1242, 375).anchor_sizes == (32, 64, 128, 256, 512)
 
 
-@pytest.mark.parametrize("change", [{"backbone": "vgg16"}, {"input": "grey"}, {"attention": "max"}, {"anchor_sizes": (8, 16)}])
+@pytest.mark.parametrize("change", [{"backbone": "vgg16"}, {"input": "gray"}, {"attention": "max"}, {"anchor_sizes": (8, 16)}])
 def test_wrong_configuration_is_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         dataclasses.replace(TINY, **change)

@@ -1,4 +1,4 @@
-"""The rasteriser against PyTorch3D's own output, a slow twin, finite differences and degenerate scenes."""
+"""The rasterizer against PyTorch3D's own output, a slow twin, finite differences and degenerate scenes."""
 import importlib.util
 import math
 from dataclasses import replace
@@ -34,7 +34,7 @@ def pack(verts, faces, scene=None, scenes=1) -> Meshes:
 
 
 def view(width, height, focal_px, dtype=torch.float64, scenes=1) -> Cameras:
-    """Cameras at the world's origin that look along +z, principal point off the centre."""
+    """Cameras at the world's origin that look along +z, principal point off the center."""
     K = torch.tensor([[focal_px, 0, 0.45 * width], [0, focal_px, 0.55 * height], [0, 0, 1]], dtype=dtype)
     return Cameras(K.expand(scenes, 3, 3), torch.eye(3, dtype=dtype).expand(scenes, 3, 3), torch.zeros(scenes, 3, dtype=dtype),
                    width, height)
@@ -50,7 +50,7 @@ def reference():
 
 @pytest.mark.parametrize("name", ["triangle_hard", "two_soft", "two_soft_wide", "scene_hard", "scene_soft"])
 def test_fragments_are_pytorch3d_s(reference, name):
-    """What PyTorch3D 0.7.9's CPU rasteriser returned for the same scene (tests/data/README.md)."""
+    """What PyTorch3D 0.7.9's CPU rasterizer returned for the same scene (tests/data/README.md)."""
     def get(key):
         return torch.from_numpy(np.asarray(reference[f"{name}/{key}"]))
 
@@ -152,7 +152,7 @@ def test_the_silhouette_agrees_with_a_per_pixel_twin_over_all_faces(behind):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_whole_rows_are_those_whose_barycentrics_are_not_negative(dtype):
-    """To the bit, also where edges run through pixels' centres and along rows: whole, large and needle-like triangles."""
+    """To the bit, also where edges run through pixels' centers and along rows: whole, large and needle-like triangles."""
     rng = np.random.default_rng(6)
     corners = np.concatenate([rng.integers(0, 24, (60, 3, 2)) + 0.5, rng.uniform(-20, 44, (60, 3, 2)),
                               rng.uniform(0, 24, (60, 1, 2)) + rng.normal(0, [[[0.01, 9.0]], [[9.0, 0.01]]] * 30, (60, 3, 2))])
@@ -195,14 +195,14 @@ def test_gradients_of_fragments_agree_with_finite_differences():
 
 def test_gradients_of_soft_images_agree_with_finite_differences():
     inputs, faces = scene_inputs()
-    colours = torch.rand(1, 8, 8, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    colors = torch.rand(1, 8, 8, 3, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0)).requires_grad_()
 
-    def images(verts, K, R, t, colours):
+    def images(verts, K, R, t, colors):
         meshes, cameras = pack(verts, faces), Cameras(K, R, t, 8, 8)
         found = rasterize(meshes, cameras, 0.05, 3)
-        return silhouette(meshes, cameras, 1e-2), soft_blend(colours, found, torch.zeros(3), 1e-2, 1e-2)
+        return silhouette(meshes, cameras, 1e-2), soft_blend(colors, found, torch.zeros(3), 1e-2, 1e-2)
 
-    assert torch.autograd.gradcheck(images, [*inputs, colours], eps=1e-7, atol=1e-4)
+    assert torch.autograd.gradcheck(images, [*inputs, colors], eps=1e-7, atol=1e-4)
 
 
 # --- budget, limits, degenerate scenes --------------------------------------------------------------------------------
@@ -232,9 +232,9 @@ def test_the_hard_mask_is_the_soft_one_s_limit():
     hard = rasterize(meshes, cameras).pix_to_face[..., 0] >= 0
     assert ((silhouette(meshes, cameras, 1e-9) > 0.5) == hard).all()
     nearer = rasterize(meshes, cameras, 1e-9, 6)
-    colours = torch.rand(6, 3, dtype=torch.float64)[nearer.pix_to_face.clamp(min=0)]
-    soft = soft_blend(colours, nearer, torch.zeros(3, dtype=torch.float64), 1e-9, 1e-6)
-    assert torch.allclose(soft[hard], colours[..., 0, :][hard], atol=1e-3)
+    colors = torch.rand(6, 3, dtype=torch.float64)[nearer.pix_to_face.clamp(min=0)]
+    soft = soft_blend(colors, nearer, torch.zeros(3, dtype=torch.float64), 1e-9, 1e-6)
+    assert torch.allclose(soft[hard], colors[..., 0, :][hard], atol=1e-3)
     assert (soft[~hard] < 1e-3).all()
 
 
@@ -259,7 +259,7 @@ def test_a_projected_square_equals_its_outline():
     seen = rasterize(pack(verts, faces), cameras).pix_to_face[0, ..., 0] >= 0
     expected = torch.zeros(20, 20, dtype=torch.bool)
     expected[9:13, 7:11] = True
-    edge = torch.zeros_like(expected)  # pixels whose centre lies on the outline may fall either way
+    edge = torch.zeros_like(expected)  # pixels whose center lies on the outline may fall either way
     edge[8:14, 6:12] = True
     assert (seen[~edge | expected] == expected[~edge | expected]).all()
 
@@ -314,8 +314,8 @@ def test_no_scene_and_no_object_are_images_too():
     assert silhouette(nothing, cameras, 1e-3).shape == (0, 6, 8)
     empty = silhouette(pack(torch.zeros(0, 3), torch.zeros(0, 3, dtype=torch.int64)), view(8, 6, 4.0, torch.float32), 1e-3)
     assert (empty == 0).all() and not empty.signbit().any()
-    scene = Scene((), ENV.camera, (), Sky((0.2,) * 3, (0.4,) * 3), Material((0.5,) * 3))
-    meshes, cameras = build([scene], ENV.assets), stack_cameras([scene.camera], 16, 12)
+    scene = Scene((), ENV.world.camera, (), Sky((0.2,) * 3, (0.4,) * 3), Material((0.5,) * 3))
+    meshes, cameras = build([scene], ENV.world.assets), stack_cameras([scene.camera], 16, 12)
     assert shade(rasterize(meshes, cameras), meshes, cameras, [scene]).isfinite().all()
 
 
@@ -326,9 +326,9 @@ def test_no_scene_and_no_object_are_images_too():
 def test_the_pytorch3d_backend_agrees_on_clevr(blur_radius, count):
     """Four random scenes of different size: same faces, fields and, shaded by the same code, same image."""
     generators = [np.random.default_rng([3, i]) for i in range(4)]
-    scenes = [ENV.dress(*ENV.layout(ENV, domain, rng), domain, "paper", rng)
+    scenes = [ENV.world.sample_appearance(*ENV.world.sample_layout(ENV, domain, rng), domain, "paper", rng)
               for domain, rng in zip(("source", "target", "source", "target"), generators)]
-    meshes, cameras = build(scenes, ENV.assets), stack_cameras([scene.camera for scene in scenes], 160, 120)
+    meshes, cameras = build(scenes, ENV.world.assets), stack_cameras([scene.camera for scene in scenes], 160, 120)
     fine = scale_cameras(cameras, SUPERSAMPLE)
     ours, theirs = (rasterize_with(meshes, fine, blur_radius, count, cull_backfaces=True)
                     for rasterize_with in (rasterize, pytorch3d.rasterize))
@@ -348,10 +348,10 @@ def test_the_pytorch3d_backend_agrees_on_clevr(blur_radius, count):
 def test_cuda_agrees_with_the_cpu():
     """Fields, silhouette, image and gradient of random scenes."""
     generators = [np.random.default_rng([4, i]) for i in range(3)]
-    scenes = [ENV.dress(*ENV.layout(ENV, "source", rng), "source", "strong", rng) for rng in generators]
+    scenes = [ENV.world.sample_appearance(*ENV.world.sample_layout(ENV, "source", rng), "source", "strong", rng) for rng in generators]
     results = []
     for device in ("cpu", "cuda"):
-        meshes, cameras = build(scenes, ENV.assets, device), stack_cameras([s.camera for s in scenes], 80, 60, device)
+        meshes, cameras = build(scenes, ENV.world.assets, device), stack_cameras([s.camera for s in scenes], 80, 60, device)
         meshes = replace(meshes, verts_world=meshes.verts_world.requires_grad_())
         found, soft = rasterize(meshes, cameras, 1e-3, 4), silhouette(meshes, cameras, 1e-4)
         gradient, = torch.autograd.grad(soft.sum(), meshes.verts_world)

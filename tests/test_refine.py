@@ -13,7 +13,7 @@ from sim2sg_lib.sim.annotate import annotate
 from sim2sg_lib.sim.meshes import build
 from sim2sg_lib.sim.rasterizer import rasterize
 from sim2sg_lib.sim.fit import (
-    neighbours, Placement, box_errors, prior, refine, slots, visible_shares)
+    neighbors, Placement, box_errors, prior, refine, slots, visible_shares)
 from sim2sg_lib.sim.shading import rasterize_scenes
 from sim2sg_lib.scene import Material, Scene, SceneObject, Sky
 
@@ -22,17 +22,17 @@ CUBE, SPHERE, CYLINDER = range(3)
 
 
 def thing(label, x, y, size, yaw_rad=0.0):
-    return SceneObject(label, ENV.category_assets[label][0], (x, y, 0.0), (size,) * 3, yaw_rad)
+    return SceneObject(label, ENV.world.category_assets[label][0], (x, y, 0.0), (size,) * 3, yaw_rad)
 
 
 def bare(rows):
-    return [Scene(tuple(row), ENV.camera, (), BLACK, Material()) for row in rows]
+    return [Scene(tuple(row), ENV.world.camera, (), BLACK, Material()) for row in rows]
 
 
 def boxes_of(rows) -> list[SceneGraph]:
     """What is visible of each row's objects, all of them shown."""
     scenes = bare(rows)
-    return annotate(*rasterize_scenes(scenes, ENV.assets, 320, 240), scenes, ENV, [f"{i}.png" for i in range(len(scenes))])
+    return annotate(*rasterize_scenes(scenes, ENV.world.assets, 320, 240), scenes, ENV, [f"{i}.png" for i in range(len(scenes))])
 
 
 def iou(a, b):
@@ -58,28 +58,28 @@ def test_objects_that_were_pushed_find_back_to_their_boxes():
     want = np.concatenate([graph.boxes_px for graph in graphs])
     before = iou(np.concatenate([g.boxes_px for g in boxes_of(pushed)]), want)
     after = iou(np.concatenate([g.boxes_px for g in boxes_of(
-        refine(pushed, graphs, [ENV.camera] * 3, ENV.assets, 30))]), want)
+        refine(pushed, graphs, [ENV.world.camera] * 3, ENV.world.assets, 30))]), want)
     assert np.median(before) < 0.8 and np.median(after) > 0.9 and (after > before).all()
 
 
 def test_a_scene_that_fits_stays_and_no_object_is_no_crash():
     row = [thing(CUBE, -1.0, 1.0, 1.0), thing(SPHERE, 1.0, -1.0, 1.4)]
     graph = boxes_of([row])[0]
-    (same,) = refine([row], [graph], [ENV.camera], ENV.assets, 0)
+    (same,) = refine([row], [graph], [ENV.world.camera], ENV.world.assets, 0)
     assert same == row
     empty = boxes_of([[], row])[0]
-    assert refine([[]], [empty], [ENV.camera], ENV.assets, 5) == [[]]
-    nothing, moved = refine([[], row], [empty, graph], [ENV.camera] * 2, ENV.assets, 3)
+    assert refine([[]], [empty], [ENV.world.camera], ENV.world.assets, 5) == [[]]
+    nothing, moved = refine([[], row], [empty, graph], [ENV.world.camera] * 2, ENV.world.assets, 3)
     assert nothing == [] and all(m.position_world[2] == 0 and m.asset == o.asset for m, o in zip(moved, row))
 
 
 def test_visible_shares_split_pixels_among_objects_by_depth():
     """Of two cubes behind one another the nearer shows whole, the other where it is not covered."""
     row = [thing(CUBE, 0.0, 0.0, 1.0), thing(CUBE, -1.2, -1.2, 1.0)]
-    meshes = build(bare([row, row[:1]]), ENV.assets)
-    shown = visible_shares(meshes, stack_cameras([ENV.camera] * 2, 120, 90))
+    meshes = build(bare([row, row[:1]]), ENV.world.assets)
+    shown = visible_shares(meshes, stack_cameras([ENV.world.camera] * 2, 120, 90))
     assert shown.shape == (2, 2, 90, 120) and shown.min() >= 0 and shown.sum(1).max() < 1.01
-    hard = rasterize(meshes, stack_cameras([ENV.camera] * 2, 120, 90), cull_backfaces=True).pix_to_face[..., 0]
+    hard = rasterize(meshes, stack_cameras([ENV.world.camera] * 2, 120, 90), cull_backfaces=True).pix_to_face[..., 0]
     for scene, slot, number in ((0, 0, 0), (0, 1, 1), (1, 0, 2)):
         mask = (hard[scene] >= 0) & (meshes.face_object[hard[scene].clamp(min=0)] == number)
         soft = shown[scene, slot]
@@ -114,7 +114,7 @@ def test_slots_and_prior_by_hand():
 def test_what_stands_on_something_does_not_stand_in_it():
     below, above = thing(CUBE, 0.0, 0.0, 1.0), thing(CUBE, 0.1, 0.0, 0.4)
     on_top = replace(above, position_world=(0.1, 0.0, 1.0))
-    assert neighbours([[below], [below, above], [below, on_top]]).tolist() == [[2, 1]]
+    assert neighbors([[below], [below, above], [below, on_top]]).tolist() == [[2, 1]]
 
 
 def test_a_scene_is_refined_alike_alone_and_in_company():
@@ -122,16 +122,16 @@ def test_a_scene_is_refined_alike_alone_and_in_company():
     rows = [[thing(CUBE, 0.1 * i, 0.0, 1.0), thing(SPHERE, 0.5, 0.4 - 0.1 * i, 1.0), thing(CYLINDER, -1.0, 1.0, 1.0)]
             for i in range(12)]
     graphs = boxes_of([[thing(CUBE, 0.0, -0.6, 1.0), thing(SPHERE, 0.5, 0.6, 1.0), thing(CYLINDER, -1.2, 1.0, 1.0)]] * 12)
-    together = refine(rows, graphs, [ENV.camera] * 12, ENV.assets, 6)
+    together = refine(rows, graphs, [ENV.world.camera] * 12, ENV.world.assets, 6)
     for i in (0, 7):
-        assert refine(rows[i:i + 1], graphs[i:i + 1], [ENV.camera], ENV.assets, 6) == together[i:i + 1]
+        assert refine(rows[i:i + 1], graphs[i:i + 1], [ENV.world.camera], ENV.world.assets, 6) == together[i:i + 1]
     assert together[0] != rows[0]
 
 
 def test_gradients_of_the_box_error_are_those_of_finite_differences():
     row = [thing(CUBE, -0.6, 1.0, 1.0, 0.2), thing(CYLINDER, -1.0, -0.2, 1.0)]
-    meshes = build(bare([row]), ENV.assets, dtype=torch.float64)
-    views = stack_cameras([ENV.camera], 60, 45, dtype=torch.float64)
+    meshes = build(bare([row]), ENV.world.assets, dtype=torch.float64)
+    views = stack_cameras([ENV.world.camera], 60, 45, dtype=torch.float64)
     boxes = torch.tensor([[20.0, 10.0, 32.0, 22.0], [24.0, 18.0, 40.0, 30.0]], dtype=torch.float64)
     start, yaw_rad = (torch.tensor(v, dtype=torch.float64) for v in ([[-0.6, 1.0], [-1.0, -0.2]], [0.2, 0.0]))
 

@@ -27,7 +27,7 @@ def unit(*vector):
 
 
 def picture(scene, width=64, height=48):
-    return shade(*rasterize_scenes([scene], ENV.assets, width, height), [scene])[0]
+    return shade(*rasterize_scenes([scene], ENV.world.assets, width, height), [scene])[0]
 
 
 # --- units ------------------------------------------------------------------------------------------------------------
@@ -36,7 +36,7 @@ def test_a_lamp_overhead_lights_the_ground_by_the_inverse_square():
     camera = look_at((0, -6, 6), (0, 0, 0), 60, 65, 49)
     for height_m in (2.0, 4.0):
         scene = Scene((), camera, (Light((0.0, 0.0, height_m), (2.0, 2.0, 2.0)),), BLACK, Material((0.5, 0.25, 0.1)))
-        found = picture(scene, 65, 49)[:, 24, 32]  # the pixel whose centre looks at the origin
+        found = picture(scene, 65, 49)[:, 24, 32]  # the pixel whose center looks at the origin
         expected = np.array([0.5, 0.25, 0.1]) * 2 / height_m ** 2
         assert found.numpy() == pytest.approx(expected ** (1 / 2.2), rel=1e-3)
 
@@ -94,7 +94,7 @@ def test_a_white_mirror_sends_back_no_more_than_it_gets():
         assert 0.4 < total < 1.05
 
 
-def test_metal_has_the_colour_in_its_highlight_and_rubber_has_not():
+def test_metal_has_the_color_in_its_highlight_and_rubber_has_not():
     camera = look_at((0, -6, 3), (0, 0, 0.5), 120, 64, 48)
     lamp = Light((0.0, -6.0, 5.0), (4.0,) * 3)  # no highlight reaches the shoulder
     brightest = {}
@@ -103,7 +103,7 @@ def test_metal_has_the_colour_in_its_highlight_and_rubber_has_not():
         image = picture(Scene((ball,), camera, (lamp,), BLACK, Material((0.0,) * 3)))
         peak = image.sum(0).argmax()
         brightest[metallic] = (image.flatten(1)[:, peak] ** 2.2).tolist()
-    green = {metallic: colour[1] / colour[0] for metallic, colour in brightest.items()}
+    green = {metallic: color[1] / color[0] for metallic, color in brightest.items()}
     assert green[1.0] < 0.25 and green[0.0] > 1.5 * green[1.0]
     assert DIELECTRIC < 0.1
 
@@ -116,7 +116,7 @@ def test_shadows_agree_with_a_ray_to_the_lamp():
     camera = look_at((0, -8, 6), (0, 0, 0), 60, 64, 48)
     lamp = np.array([-2.0, 1.0, 4.0])
     scene = Scene((ball,), camera, (Light(tuple(lamp), (1.0,) * 3),), BLACK, Material())
-    meshes = build([scene], ENV.assets)
+    meshes = build([scene], ENV.world.assets)
     light = pack_lighting([scene], meshes, meshes.verts_world)
     x, y = np.meshgrid(np.linspace(-2, 2, 41), np.linspace(-2, 2, 41))
     points = np.stack([x.ravel(), y.ravel(), 0 * x.ravel()], 1)
@@ -134,7 +134,7 @@ def test_an_object_shades_another_and_not_its_lit_side():
     camera = look_at((0, -8, 4), (0, 0, 0.5), 100, 64, 48)
     sun = Light((-1.0, 0.0, 0.2), (1.0,) * 3, directional=True)
     near, far = (SceneObject(0, "cube", (x, 0, 0), (1, 1, 1), 0.0, Material((0.8,) * 3)) for x in (-1.5, 1.5))
-    meshes = build([Scene((near, far), camera, (sun,), BLACK, Material())], ENV.assets)
+    meshes = build([Scene((near, far), camera, (sun,), BLACK, Material())], ENV.world.assets)
     light = pack_lighting([Scene((near, far), camera, (sun,), BLACK, Material())], meshes, meshes.verts_world)
     points = torch.tensor([[-2.0, 0.0, 0.5], [1.0, 0.0, 0.3], [1.0, 0.0, 0.9]])  # left sides: the sunny one, low and high
     assert lit_share(light.shadows[0], torch.zeros(3, dtype=torch.int64), points).tolist() == [1, 0, 1]
@@ -144,12 +144,12 @@ def test_every_object_lies_within_its_lamp_s_view():
     rng = np.random.default_rng(0)
     scenes = []
     for _ in range(5):
-        objects, camera = ENV.layout(ENV, "source", rng)
-        scenes.append(ENV.dress(objects, camera, "source", "strong", rng))
-    meshes = build(scenes, ENV.assets)
-    centre, radius = bounding_spheres(meshes, 5)
-    assert ((meshes.verts_world - centre[meshes.vert_scene]).norm(dim=1) <= radius[meshes.vert_scene]).all()
-    cameras = looking_at(centre, radius, centre + torch.tensor([0.0, 0.0, 20.0]), 192)
+        objects, camera = ENV.world.sample_layout(ENV, "source", rng)
+        scenes.append(ENV.world.sample_appearance(objects, camera, "source", "strong", rng))
+    meshes = build(scenes, ENV.world.assets)
+    center, radius = bounding_spheres(meshes, 5)
+    assert ((meshes.verts_world - center[meshes.vert_scene]).norm(dim=1) <= radius[meshes.vert_scene]).all()
+    cameras = looking_at(center, radius, center + torch.tensor([0.0, 0.0, 20.0]), 192)
     px, depth = cameras.project(meshes.verts_world, meshes.vert_scene)
     assert (px >= 0).all() and (px <= cameras.width).all() and (depth > 0).all()
 
@@ -158,7 +158,7 @@ def test_contact_shade_grows_towards_the_object():
     ball = SceneObject(1, "sphere", (0, 0, 0), (1, 1, 1), 0.0, Material())
     scene = Scene((ball,), look_at((0, -8, 4), (0, 0, 0), 60, 64, 48), (), BLACK, Material())
     points = torch.tensor([[0.6, 0, 0], [1.0, 0, 0], [2.0, 0, 0], [9.0, 0, 0]])
-    open_share = contact_shade(build([scene], ENV.assets), torch.zeros(4, dtype=torch.int64), points)
+    open_share = contact_shade(build([scene], ENV.world.assets), torch.zeros(4, dtype=torch.int64), points)
     assert (open_share[1:] > open_share[:-1]).all() and open_share[0] < 0.8 and open_share[-1] > 0.999
 
 
@@ -205,19 +205,19 @@ def test_gradients_of_soft_images_reach_everything(pattern):
     fixed = replace(fixed, verts_world=fixed.verts_world + jitter)
     view = stack_cameras([scene.camera], 6, 5, dtype=torch.float64)
     light = pack_lighting([scene], fixed, view.K)
-    inputs = {"verts_world": fixed.verts_world, "colour": fixed.colour, "metallic": fixed.metallic,
+    inputs = {"verts_world": fixed.verts_world, "color": fixed.color, "metallic": fixed.metallic,
               "roughness": fixed.roughness,
-              "texture_colour": fixed.texture.colour, "amount": fixed.texture.amount, "lamp_world": light.lamp_world,
+              "texture_color": fixed.texture.color, "amount": fixed.texture.amount, "lamp_world": light.lamp_world,
               "intensity": light.intensity, "zenith": light.zenith, "horizon": light.horizon,
-              "ground_colour": light.ground_colour, "exposure": light.exposure, "t": view.t}
+              "ground_color": light.ground_color, "exposure": light.exposure, "t": view.t}
     inputs = {name: value.detach().clone().requires_grad_() for name, value in inputs.items()}
 
     def image(*values):
         v = dict(zip(inputs, values))
-        meshes = replace(fixed, verts_world=v["verts_world"], colour=v["colour"], metallic=v["metallic"],
+        meshes = replace(fixed, verts_world=v["verts_world"], color=v["color"], metallic=v["metallic"],
                          roughness=v["roughness"],
-                         texture=replace(fixed.texture, colour=v["texture_colour"], amount=v["amount"]))
-        lit = replace(light, **{name: v[name] for name in ("lamp_world", "intensity", "zenith", "horizon", "ground_colour",
+                         texture=replace(fixed.texture, color=v["texture_color"], amount=v["amount"]))
+        lit = replace(light, **{name: v[name] for name in ("lamp_world", "intensity", "zenith", "horizon", "ground_color",
                                                            "exposure")})
         cameras = replace(view, t=v["t"])
         fragments = rasterize(meshes, cameras, 0.02, 3, cull_backfaces=True)
@@ -250,7 +250,7 @@ WHITE_SKY = Sky((1.0,) * 3, (1.0,) * 3)
 
 
 def from_above(width=60, height=60):
-    """A camera 10 m over the origin that sees 6 m by 6 m of ground, x to the right, y up: 10 pixels a metre."""
+    """A camera 10 m over the origin that sees 6 m by 6 m of ground, x to the right, y up: 10 pixels a meter."""
     return Camera(np.array([[100.0, 0, width / 2], [0, 100.0, height / 2], [0, 0, 1]]),
                   np.array([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]]), np.array([0, 0, 10.0]), width, height)
 
@@ -285,7 +285,7 @@ def test_a_strip_turned_by_a_quarter_lies_across_and_the_later_lies_on_top():
 def test_dashes_and_gaps_are_as_long_as_one_another():
     found = painted((Strip((0.0, 0.0), (6.0, 1.0), 0.0, Material((0.5,) * 3), 1.0),))[30]
     marks = (found > 0.5).numpy()
-    # marks of 1 m around every odd metre along the strip
+    # marks of 1 m around every odd meter along the strip
     assert marks.tolist() == [abs((i + 0.5) / 10 - 3) % 2 > 0.5 and abs((i + 0.5) / 10 - 3) % 2 < 1.5 for i in range(60)]
 
 
@@ -341,7 +341,7 @@ def test_large_pictures_share_samples_and_look_the_same(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [(128, 96), (129, 97)])
-def test_large_pictures_light_no_surface_by_what_its_neighbour_gets(size, monkeypatch):
+def test_large_pictures_light_no_surface_by_what_its_neighbor_gets(size, monkeypatch):
     """Two walls, the floor and a strip of sky, a lamp in the corner between the walls: each is as bright as it is alone."""
     room = Room((-3.0, -2.0), (3.0, 2.5), 2.0, Material((0.6, 0.5, 0.4)))
     scene = Scene((), look_at((-1.0, -1.5, 1.2), (1.5, 2.0, 0.9), 80, *size), (Light((2.0, 1.5, 1.6), (2.0,) * 3),),
@@ -354,8 +354,8 @@ def test_a_large_picture_is_the_same_alone_and_in_a_batch(monkeypatch):
     monkeypatch.setattr(shading, "SHARED_FROM", 0)
     monkeypatch.setattr(shading, "BAND_PIXELS", 700)
     rng = np.random.default_rng(0)
-    scenes = [ENV.dress(*ENV.layout(ENV, domain, rng), domain, "strong", rng) for domain in ("source", "target", "source")]
-    for scene, together in zip(scenes, shade(*rasterize_scenes(scenes, ENV.assets, 64, 48), scenes)):
+    scenes = [ENV.world.sample_appearance(*ENV.world.sample_layout(ENV, domain, rng), domain, "strong", rng) for domain in ("source", "target", "source")]
+    for scene, together in zip(scenes, shade(*rasterize_scenes(scenes, ENV.world.assets, 64, 48), scenes)):
         assert torch.equal((255 * picture(scene)).round(), (255 * together).round())
 
 

@@ -97,7 +97,7 @@ def test_an_iou_of_one_half_at_both_ends_is_right_and_just_below_is_not():
         assert (found.relations[0], wanted.relations[0]) == verdicts
 
 
-def test_neighbours_and_regions_are_drawn_as_neither():
+def test_neighbors_and_regions_are_drawn_as_neither():
     truth = make_graph("a.png", 100, 100, [0, 0, 0], boxes(0, 20, 40), [(0, LEFT, 1)], visible=[1, 0, 1],
                        ignore=[False, False, True])
     predicted = make_graph("a.png", 100, 100, [0] * 4, boxes(0, 20, 41, 60), [(0, LEFT, 1), (0, LEFT, 3)])

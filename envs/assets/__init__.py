@@ -1,1 +1,1 @@
-"""Procedural assets of the environments: unit meshes of parts, sized in metres, x ahead."""
+"""Procedural assets of the environments: unit meshes of parts, sized in meters, x ahead."""

@@ -1,6 +1,6 @@
 """Chairs, tables and laptops, four and more of each for the source and for the target of the dining room.
 
-All lengths are metres in the asset's own frame: x ahead (of a chair where its sitter looks, of a laptop towards its user),
+All lengths are meters in the asset's own frame: x ahead (of a chair where its sitter looks, of a laptop towards its user),
 y left, z up. Part numbers are the same within a category, so that one rule dresses all of its assets:
 chair 0 frame, 1 seat and back; table 0 top, 1 legs, 2 drawers and shelves; laptop 0 body, 1 bezel, 2 screen, 3 keys,
 4 picture on the screen.
@@ -8,10 +8,11 @@ A table's highest point is its flat top: what is `on` it stands at its full heig
 """
 import math
 
-from sim2sg_lib.sim.meshes import Mesh, Part, box_mesh, compose, cylinder_mesh, prism_mesh
+from sim2sg_lib.scene import Mesh
+from sim2sg_lib.sim.meshes import Part, box_mesh, compose, cylinder_mesh, prism_mesh
 
 Point = tuple[float, float, float]
-Asset = tuple[Mesh, Point]  # a unit mesh and its extents in metres
+Asset = tuple[Mesh, Point]  # a unit mesh and its extents in meters
 
 FRAME, SEAT = 0, 1
 TOP, LEGS, DRAWERS = 0, 1, 2

@@ -1,21 +1,13 @@
-"""Cars, walkers, houses and trees of Drive-Sim, in metres, made of boxes, cylinders, balls and drawn-out side views.
+"""Cars, walkers, houses and trees of Drive-Sim, in meters, made of boxes, cylinders, balls and drawn-out side views.
 
-Each function returns (unit mesh, extents in metres). An asset's own x axis points ahead: a car's bonnet, a house's front.
+Each function returns (unit mesh, extents in meters). An asset's own x axis points ahead: a car's bonnet, a house's front.
 """
 import math
 
 import numpy as np
 
-from sim2sg_lib.sim.meshes import (
-    Mesh,
-    Part,
-    box_mesh,
-    compose,
-    cylinder_mesh,
-    flat_mesh,
-    prism_mesh,
-    sphere_mesh,
-)
+from sim2sg_lib.scene import Mesh
+from sim2sg_lib.sim.meshes import Part, box_mesh, compose, cylinder_mesh, flat_mesh, prism_mesh, sphere_mesh
 
 Asset = tuple[Mesh, tuple[float, float, float]]
 BOX, BALL, ROUND = box_mesh(), sphere_mesh(1), cylinder_mesh(12)
@@ -57,7 +49,7 @@ def car(length_m: float, width_m: float, height_m: float, bonnet: float, boot: f
 
 
 def drawn_out(outline: list[tuple[float, float]], width_m: float, number: int, top: float = 1.0) -> Part:
-    """A side view (x, z) in metres, drawn out to a width, where it was drawn."""
+    """A side view (x, z) in meters, drawn out to a width, where it was drawn."""
     (low_x, low_z), (high_x, high_z) = np.min(outline, 0), np.max(outline, 0)
     return Part(prism_mesh(outline, top), (high_x - low_x, width_m, high_z - low_z), ((low_x + high_x) / 2, 0.0, low_z), number)
 

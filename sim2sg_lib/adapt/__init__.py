@@ -1,1 +1,1 @@
-"""Adaptation methods: what a training step does with unlabelled target images."""
+"""Adaptation methods: what a training step does with unlabeled target images."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from sim2sg_lib.cli import InputError, say
+from sim2sg_lib.cli import InputError, log_info
 from sim2sg_lib.io.files import write_json
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -122,10 +122,10 @@ def prepare(partial: Path, out: Path, options: dict, overwrite: bool, resume: bo
             path.unlink()
         note = [f"{name} {before.get(name)!r}, now {options[name]!r}" for name in FREE[1:-1]
                 if name in options and before.get(name) != options[name]]
-        say(f"{out}: goes on where it was interrupted" + (f" (not to the same bytes: {', '.join(note)})" if note else ""))
+        log_info(f"{out}: goes on where it was interrupted" + (f" (not to the same bytes: {', '.join(note)})" if note else ""))
         return
     if before:
-        say(f"{partial}: thrown away, " + (f"it was begun with {', '.join(changed)}" if resume else "as --no-resume asks"))
+        log_info(f"{partial}: thrown away, " + (f"it was begun with {', '.join(changed)}" if resume else "as --no-resume asks"))
     (partial / STARTED_WITH).unlink(missing_ok=True)  # first, so that nobody goes on with what an end here leaves
     for path in partial.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()

@@ -32,7 +32,7 @@ def open_image(path: Path) -> Image.Image:
 def read_image(path: Path, width: int, height: int) -> np.ndarray:
     """(height, width, 3) uint8, resized if need be. Errors: InputError for a truncated or broken file.
 
-    Grey, palette and CMYK become RGB, 16 bits become 8, alpha is dropped, an animation is its first picture; pixels are
+    Gray, palette and CMYK become RGB, 16 bits become 8, alpha is dropped, an animation is its first picture; pixels are
     where the file stores them, whatever EXIF says.
     """
     image = open_image(path)
@@ -41,7 +41,7 @@ def read_image(path: Path, width: int, height: int) -> np.ndarray:
     if scans > most:
         raise InputError(f"{path}: {scans} scans, expected a JPEG of this size to have {most} at most")
     try:
-        if image.mode.startswith("I"):  # 16 bits of grey, which Pillow would cut off at 255
+        if image.mode.startswith("I"):  # 16 bits of gray, which Pillow would cut off at 255
             image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
         image = image.convert("RGB")
     except Exception as error:

@@ -1,14 +1,14 @@
 """The formats of KITTI's object benchmark (Geiger et al. 2012), and its frames in this project's terms.
 
-    ROOT/image_2/000000.png      left colour images; ROOT is the folder itself or its training/
+    ROOT/image_2/000000.png      left color images; ROOT is the folder itself or its training/
     ROOT/calib/000000.txt        projection matrices P0..P3, of which P2 is image_2's
-    ROOT/label_2/000000.txt      an object a line; absent for an unlabelled target
+    ROOT/label_2/000000.txt      an object a line; absent for an unlabeled target
     ROOT/label_2_extra/          House and Vegetation, which KITTI does not label, in label_2's format; may be absent
 
 KITTI's frame is the rectified reference camera 0: x right, y down, z forward, its origin CAMERA_HEIGHT_M above a ground that
 is taken for flat. The world here has z up: x is KITTI's x, y is KITTI's z, z is CAMERA_HEIGHT_M less KITTI's y. KITTI turns
 objects about y by rotation_y, which runs from z to x: yaw_rad is its negative.
-Pixels: KITTI counts from the centre of the first pixel, this project from its corner. KITTI's numbers stay as they are, so
+Pixels: KITTI counts from the center of the first pixel, this project from its corner. KITTI's numbers stay as they are, so
 that its projections and scores are its own; half a pixel is less than its labels are good for.
 """
 import math
@@ -31,7 +31,7 @@ CAMERA_FROM_WORLD = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
 CALIB_FILE = "a KITTI calibration file, or --camera paper, which needs none"
 EXTRA_TYPES = ("House", "Vegetation")
 TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc", "DontCare") + EXTRA_TYPES
-NEIGHBOURS = {"Van": "car", "Person_sitting": "pedestrian"}  # too alike to punish the confusion, but not to be found
+NEIGHBORS = {"Van": "car", "Person_sitting": "pedestrian"}  # too alike to punish the confusion, but not to be found
 VISIBLE = {-1: 1.0, 0: 1.0, 1: 0.675, 2: 0.35, 3: 0.1}  # occlusion state -> a share inside the same metrics.LEVELS
 COLUMNS = ("type", "truncated", "occluded", "alpha", "left", "top", "right", "bottom", "height", "width", "length",
            "x", "y", "z", "rotation_y", "score")
@@ -45,9 +45,9 @@ class KittiObject:
     truncated:      share outside the image in [0, 1]; -1 if unknown.
     occluded:       0 fully visible, 1 partly, 2 largely occluded, 3 cannot be told; -1 if unknown.
     alpha_rad:      observation angle, rotation_y less the direction to the object; -10 if unknown.
-    box_px:         left, top, right, bottom in pixels from the centre of the first.
-    size_m:         height, width, length, metres; -1 if unknown.
-    bottom_camera:  x, y, z of the bottom's centre in rectified camera 0, metres; -1000 if unknown.
+    box_px:         left, top, right, bottom in pixels from the center of the first.
+    size_m:         height, width, length, meters; -1 if unknown.
+    bottom_camera:  x, y, z of the bottom's center in rectified camera 0, meters; -1000 if unknown.
     rotation_y_rad: about that camera's y axis; 0 faces right, -pi/2 away from the camera; -10 if unknown.
     score:          of a detection, greater is surer; None for a label.
     where:          file and line it was read from.
@@ -158,7 +158,7 @@ def frame_objects(root: Path, stem: str) -> list[KittiObject]:
     objects = []
     for folder in folders:
         found = read_objects(safe_join(root, f"{folder}/{stem}.txt"))
-        for item in found:  # what is labelled is told from the folders, so each type has one
+        for item in found:  # what is labeled is told from the folders, so each type has one
             if (item.type in EXTRA_TYPES) != (folder == "label_2_extra"):
                 raise InputError(f"{item.where}: type: {item.type!r}, expected {' and '.join(EXTRA_TYPES)} in label_2_extra/, "
                                  "all others in label_2/")
@@ -166,7 +166,7 @@ def frame_objects(root: Path, stem: str) -> list[KittiObject]:
     return objects
 
 
-def unlabelled_categories(root: Path, env: Env) -> tuple[str, ...]:
+def unlabeled_categories(root: Path, env: Env) -> tuple[str, ...]:
     """The environment's categories that this folder has no labels of: house and vegetation without label_2_extra."""
     known = [name for name in TYPES if name not in EXTRA_TYPES or (root / "label_2_extra").is_dir()]
     return tuple(name for name in env.vocabulary.categories if name not in map(str.lower, known))
@@ -177,7 +177,7 @@ def unlabelled_categories(root: Path, env: Env) -> tuple[str, ...]:
 def camera_of(P2: np.ndarray, width: int, height: int) -> Camera:
     """The view whose projection of a world point is P2 times the point in KITTI's frame, for P2 as read_calib gives it."""
     K = P2[:, :3]
-    # camera 2 stands a few centimetres beside camera 0: P2 says so in its fourth column
+    # camera 2 stands a few centimeters beside camera 0: P2 says so in its fourth column
     return Camera(K, CAMERA_FROM_WORLD, np.array([0, CAMERA_HEIGHT_M, 0]) + np.linalg.solve(K, P2[:, 3]), width, height)
 
 
@@ -188,7 +188,7 @@ def paper_camera(width: int, height: int) -> Camera:
 
 
 def world_of(bottom_camera: np.ndarray) -> np.ndarray:
-    """(..., 3) positions in rectified camera 0 -> world, metres."""
+    """(..., 3) positions in rectified camera 0 -> world, meters."""
     x, y, z = np.moveaxis(np.asarray(bottom_camera, np.float64), -1, 0)
     return np.stack([x, z, CAMERA_HEIGHT_M - y], -1)
 
@@ -209,7 +209,7 @@ def to_graph(image: str, objects: list[KittiObject], camera: Camera, env: Env, v
     """A frame's labels as a scene graph, in the image that `camera` sees; relations between objects whose 3-D is known.
 
     DontCare becomes a region of every category. A Van beside cars and a Person_sitting beside pedestrians become
-    neighbours (visible 0, see SceneGraph), unless `van` is "car". Types that the environment has no category for are left
+    neighbors (visible 0, see SceneGraph), unless `van` is "car". Types that the environment has no category for are left
     out. Errors: InputError for a box outside the image.
     """
     categories = env.vocabulary.categories
@@ -222,21 +222,21 @@ def to_graph(image: str, objects: list[KittiObject], camera: Camera, env: Env, v
         kind = "Car" if (item.type, van) == ("Van", "car") else item.type
         if kind == "DontCare":
             rows += [(label, box, 1.0, 0.0, True, None) for label in range(len(categories))]
-        elif NEIGHBOURS.get(kind) in categories:
-            rows.append((categories.index(NEIGHBOURS[kind]), box, 0.0, 0.0, False, None))
+        elif NEIGHBORS.get(kind) in categories:
+            rows.append((categories.index(NEIGHBORS[kind]), box, 0.0, 0.0, False, None))
         elif kind.lower() in categories:
             rows.append((categories.index(kind.lower()), box, VISIBLE[item.occluded], max(item.truncated, 0.0), False, item))
     labels, boxes_px, visible, truncated, ignore, items = zip(*rows) if rows else [()] * 6
     placed = np.array([i for i, item in enumerate(items) if item and item.placed], np.int64)
     things = [to_object(labels[i], items[i]) for i in placed]
-    found = relations(things, camera, env.vocabulary.predicates, env.rules)
+    found = relations(things, camera, env.vocabulary.predicates, env.world.rules)
     found[:, [0, 2]] = placed[found[:, [0, 2]]]  # from rows among the placed to rows of the graph
     return make_graph(image, camera.width, camera.height, labels, boxes_px, found, visible=visible, truncated=truncated,
                       ignore=ignore)
 
 
 def to_object(label: int, item: KittiObject) -> SceneObject:
-    """A labelled 3-D box in the world; it has no asset."""
+    """A labeled 3-D box in the world; it has no asset."""
     height, width, length = item.size_m
     position = world_of(np.array(item.bottom_camera))
     return SceneObject(label, "", tuple(map(float, position)), (length, width, height), yaw_of(item.rotation_y_rad))

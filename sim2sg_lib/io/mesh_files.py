@@ -5,10 +5,11 @@ from pathlib import Path
 
 import numpy as np
 
-from sim2sg_lib.cli import InputError, say
+from sim2sg_lib.cli import InputError, log_info
 from sim2sg_lib.env import Env
 from sim2sg_lib.io.reading import read_bytes, safe_join
-from sim2sg_lib.sim.meshes import Mesh, to_unit
+from sim2sg_lib.scene import Mesh
+from sim2sg_lib.sim.meshes import to_unit
 
 MAX_FACES = 20_000
 # rows: our x (ahead), y (left) and z (up) in the file's axes. Both are y up; glTF 2.0 looks along +z, ShapeNet along -z
@@ -25,27 +26,28 @@ def replace_assets(env: Env, folder: Path) -> Env:
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder, expected one of OBJ or GLB files by category")
-    assets, sizes_m, names = dict(env.assets), dict(env.asset_sizes_m), list(env.category_assets)
+    assets, sizes_m, names = dict(env.world.assets), dict(env.world.asset_sizes_m), list(env.world.category_assets)
     for label, category in enumerate(env.vocabulary.categories):
         paths = asset_files(folder / category)
         if not paths:
             continue
-        rows = sorted([np.linalg.norm(env.asset_sizes_m[name], axis=1) for name in env.category_assets[label]], key=max)
+        rows = sorted([np.linalg.norm(env.world.asset_sizes_m[name], axis=1) for name in env.world.category_assets[label]], key=max)
         lengths_m = rows[len(rows) // 2]
         found = {name: read_mesh(safe_join(folder, name)) for name in (str(path.relative_to(folder)) for path in paths)}
         names[label] = tuple(name for name in found if found[name])
         if not names[label]:
             raise InputError(f"{folder / category}: every model has more than {MAX_FACES} faces, expected one of fewer")
         if len(names[label]) < len(found):
-            say(f"{folder / category}: left out {len(found) - len(names[label])} of {len(found)} models, of more than "
+            log_info(f"{folder / category}: left out {len(found) - len(names[label])} of {len(found)} models, of more than "
                 f"{MAX_FACES} faces")
         for name in names[label]:
             assets[name], extents = found[name]
             shape = np.array(extents) / np.linalg.norm(extents)
             sizes_m[name] = tuple(tuple(map(float, length * shape)) for length in lengths_m)
-    if tuple(names) == env.category_assets:
+    if tuple(names) == env.world.category_assets:
         raise InputError(f"{folder}: no OBJ or GLB file in a folder named {', '.join(env.vocabulary.categories)}")
-    return replace(env, assets=assets, asset_sizes_m=sizes_m, category_assets=tuple(names))
+    world = replace(env.world, assets=assets, asset_sizes_m=sizes_m, category_assets=tuple(names))
+    return replace(env, world=world)
 
 
 def asset_files(folder: Path) -> list[Path]:

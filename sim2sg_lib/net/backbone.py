@@ -24,7 +24,7 @@ class ModelConfig:
     backbone:        'resnet18', 'resnet50' or 'resnet101'.
     imagenet:        True: ImageNet weights, frozen batch norm, the last three stages trained.
                      False: group norm, everything trained from scratch.
-    input:           what the encoder sees: 'edges', `local_edges` of the image, or 'rgb', normalised as for ImageNet.
+    input:           what the encoder sees: 'edges', `local_edges` of the image, or 'rgb', normalized as for ImageNet.
     returned_layers: ResNet stages (1..4, strides 4..32) that become pyramid levels; a pooled level comes on top.
     anchor_sizes:    anchor side in pixels for each level, the pooled one last.
     fpn_channels:    channels of every pyramid level.
@@ -38,7 +38,7 @@ class ModelConfig:
     pairs_train:     ordered pairs per image kept by the relation proposal network while training.
     pairs_test:      the same when predicting.
     gcn_steps:       message-passing steps of each level of the graph network; its weights are shared by the steps.
-    attention:       'softmax': attentional GCN; 'mean': every neighbour counts the same.
+    attention:       'softmax': attentional GCN; 'mean': every neighbor counts the same.
     pair_geometry:   give the relation state the two boxes' geometry; without it a relation starts order-blind.
     semantic:        pass messages between class scores, too, after the feature level.
     """
@@ -140,7 +140,7 @@ def _make_backbone(config: ModelConfig, pretrained: bool) -> BackboneWithFPN:
             resnet.load_state_dict(weights.get_state_dict(check_hash=True))
         except (OSError, RuntimeError) as error:
             raise InputError(f"ImageNet weights of {config.backbone} cannot be loaded ({error}): add --scratch, "
-                             f"or put {weights.url} into {torch.hub.get_dir()}/checkpoints") from None
+                             f"or put {weights.url} into {torch.required_category.get_dir()}/checkpoints") from None
     if config.imagenet:
         for layer in (resnet.conv1, resnet.layer1):  # too general to be worth their training time
             layer.requires_grad_(False)

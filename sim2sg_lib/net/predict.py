@@ -46,7 +46,7 @@ def predict_folder(model: SceneGraphNet, images: ImageFolder, env: Env, object_t
     """
     device, vocabulary = next(model.parameters()).device, env.vocabulary
     batch = max(1, min(BATCH, BATCH_PIXELS // (model.config.width * model.config.height)))
-    possible = torch.from_numpy(env.rules.possible(len(vocabulary.categories), vocabulary.predicates)).to(device)
+    possible = torch.from_numpy(env.world.rules.allowed_predicates(len(vocabulary.categories), vocabulary.predicates)).to(device)
     file, rows = open_growing(kept) if kept else (None, [])
     graphs = [make_graph(**graph) for row in rows for graph in row["graphs"]]
     with progress(len(images.names), "predict", "image", leave=False, done=len(graphs)) as bar, file or nullcontext():

@@ -80,7 +80,7 @@ def box_geometry(boxes: Tensor, width: int, height: int) -> Tensor:
 def pair_geometry(subjects: Tensor, objects: Tensor, width: int, height: int) -> Tensor:
     """What a union box cannot say, who is where: boxes (K, 4) and (K, 4) px -> (K, 18).
 
-    box_geometry of both, then centre offsets (x/W, y/H), bottom-edge offset (y1/H, a depth cue on a ground plane),
+    box_geometry of both, then center offsets (x/W, y/H), bottom-edge offset (y1/H, a depth cue on a ground plane),
     log size ratios (w, h) and the IoU. Offsets and ratios are subject relative to object.
     """
     sizes_s, sizes_o = subjects[:, 2:] - subjects[:, :2], objects[:, 2:] - objects[:, :2]  # (K, 2)
@@ -165,7 +165,7 @@ def scatter_softmax(logits: Tensor, index: Tensor, size: int) -> Tensor:
 
 
 class Attention(nn.Module):
-    """a_i. = softmax over i's neighbours j of w^T relu(W [z_i, z_j]) (Yang et al. 2018, Attentional GCN)."""
+    """a_i. = softmax over i's neighbors j of w^T relu(W [z_i, z_j]) (Yang et al. 2018, Attentional GCN)."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -363,7 +363,7 @@ class SceneGraphNet(nn.Module):
     def predict(self, features: dict[str, Tensor], possible: Tensor | None = None) -> list[Prediction]:
         """One Prediction per image; whether the module is in training mode makes no difference.
 
-        possible: (P, C, C) bool of `RelationRules.possible`: what is never labelled is not predicted either. None: all is.
+        possible: (P, C, C) bool of `RelationRules.allowed_predicates`: what is never labeled is not predicted either. None: all is.
         """
         detections, nodes, pairs, relatedness, predicates = self._infer(
             features, self.config.nodes_test, self.config.pairs_test, possible)

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from sim2sg_lib.graph import SceneGraph, Vocabulary
-from sim2sg_lib.io.kitti import NEIGHBOURS, KittiObject, frame_objects
+from sim2sg_lib.io.kitti import NEIGHBORS, KittiObject, frame_objects
 from sim2sg_lib.score.metrics import box_area, box_intersection, box_iou
 
 MIN_OVERLAP = {"car": 0.7, "pedestrian": 0.5, "cyclist": 0.5}  # a match overlaps more
@@ -57,7 +57,7 @@ class Frame:
     """What one image's matching depends on, for one class and difficulty: G ground truths and D detections, file order.
 
     overlap:     (G, D) IoU where it is above the class's minimum, else 0.
-    valid:       (G,) bool, to be found; the others are too hard, or neighbours.
+    valid:       (G,) bool, to be found; the others are too hard, or neighbors.
     scores:      (D,) float64.
     tall:        (D,) bool; the others are too low to count.
     in_dontcare: (D,) bool, more than the minimum overlap of the detection lies in a DontCare box.
@@ -92,7 +92,7 @@ def kitti_score(truth: list[list[KittiObject]], found: list[list[KittiObject]], 
 def make_frame(truth: list[KittiObject], found: list[KittiObject], category: str, limits: Difficulty) -> Frame:
     """What matters of one image's lines."""
     min_overlap = MIN_OVERLAP[category]
-    same = [item for item in truth if category in (item.type.lower(), NEIGHBOURS.get(item.type))]
+    same = [item for item in truth if category in (item.type.lower(), NEIGHBORS.get(item.type))]
     valid = [item.type.lower() == category and item.occluded <= limits.max_occluded
              and item.truncated <= limits.max_truncated and item.box_px[3] - item.box_px[1] > limits.min_height_px
              for item in same]
@@ -174,7 +174,7 @@ def to_results(graph: SceneGraph, vocabulary: Vocabulary) -> list[KittiObject]:
 
 
 def folder_scores(root: Path, predicted: list[SceneGraph], vocabulary: Vocabulary) -> dict:
-    """KITTI's scores of predictions on a labelled KITTI folder, whose image_2/ the graphs' images are in.
+    """KITTI's scores of predictions on a labeled KITTI folder, whose image_2/ the graphs' images are in.
 
     Returns {category: {difficulty: {"objects", "ap11", "ap40"}}}, APs from 0 to 1, None below MIN_OBJECTS valid objects.
     """

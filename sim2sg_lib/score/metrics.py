@@ -66,7 +66,7 @@ LEVELS = {
 
 
 def inside_level(graph: SceneGraph, level: Level) -> np.ndarray:
-    """(N,) bool, the objects that satisfy all three limits of the level; a neighbour (visible 0) satisfies none."""
+    """(N,) bool, the objects that satisfy all three limits of the level; a neighbor (visible 0) satisfies none."""
     return ((_heights(graph) > level.min_height) & (graph.visible >= level.min_visible) & (graph.visible > 0)
             & (graph.truncated <= level.max_truncated))
 
@@ -120,7 +120,7 @@ def match_class(truth: SceneGraph, predicted: SceneGraph, category: int, level: 
                 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Judge one image's detections of one category.
 
-    Two kinds of ground truth are neither missed nor punished for. Objects outside the level, as neighbours are outside
+    Two kinds of ground truth are neither missed nor punished for. Objects outside the level, as neighbors are outside
     every level, match one detection, by IoU. Objects marked `ignore` are regions: they match any number of detections
     that lie at least half inside, which is COCO's rule for crowds and KITTI's for DontCare. A region only excuses
     detections of its own category. Detections below the level's height that match nothing are left out too.
@@ -330,7 +330,7 @@ def compare(truth: SceneGraph, predicted: SceneGraph) -> tuple[Judged, Judged]:
 
     truth, predicted: of one image; every predicted relation counts, so drop those below the threshold first.
     Objects are judged as for AP, one detection an object, and relations as for recall, where one prediction is enough.
-    Regions, neighbours and the detections that they excuse are left out of the two graphs.
+    Regions, neighbors and the detections that they excuse are left out of the two graphs.
     """
     overlap = np.where(predicted.labels[:, None] == truth.labels[None, :],
                        detection_overlap(predicted.boxes_px, truth.boxes_px, truth.ignore), -1.0)
@@ -351,9 +351,9 @@ def compare(truth: SceneGraph, predicted: SceneGraph) -> tuple[Judged, Judged]:
 # --- sets of graphs ---------------------------------------------------------------------------------------------------
 
 def content(graphs: list[SceneGraph], vocabulary: Vocabulary) -> dict[str, list[float] | None]:
-    """What a set of graphs is filled with; regions, neighbours and their relations do not count.
+    """What a set of graphs is filled with; regions, neighbors and their relations do not count.
 
-    Returns normalised histograms: of objects_per_image (from 0 to the most there are), of categories and of predicates (in
+    Returns normalized histograms: of objects_per_image (from 0 to the most there are), of categories and of predicates (in
     the vocabulary's order); None where there is nothing to count.
     """
     graphs = [select_objects(graph, graph.counted) for graph in graphs]
@@ -384,7 +384,7 @@ def _total_variation(p: list[float] | None, q: list[float] | None) -> float | No
     return float(np.abs(np.pad(p, (0, bins - len(p))) - np.pad(q, (0, bins - len(q)))).sum() / 2)
 
 
-def box_fit(predicted: list[SceneGraph], rendered: list[SceneGraph]) -> dict[str, float] | None:
+def lifting_iou(predicted: list[SceneGraph], rendered: list[SceneGraph]) -> dict[str, float] | None:
     """How well lifted scenes show what they were lifted from: IoU of each predicted box with the best rendered one.
 
     Best of the same category in the same image, 0 where there is none; images may differ in size. Returns the median, the
@@ -413,7 +413,7 @@ def evaluate_graphs(truth: list[SceneGraph], predicted: list[SceneGraph], vocabu
     if split not in LEVELS:
         raise ValueError(f"split: {split!r} is not one of {', '.join(LEVELS)}")
     if len(truth) != len(predicted):
-        raise ValueError(f"{len(truth)} labelled images but {len(predicted)} predicted graphs")
+        raise ValueError(f"{len(truth)} labeled images but {len(predicted)} predicted graphs")
     for i, (t, p) in enumerate(zip(truth, predicted)):
         if t.image != p.image:
             raise ValueError(f"image {i}: labels are of {t.image}, the prediction is of {p.image}")

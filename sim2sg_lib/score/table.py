@@ -85,7 +85,7 @@ def verdict(tables: list[dict], names: list[str]) -> str:
     for title in ("mAP@0.5", "R@20", "R@50"):
         before, after = ([COLUMNS[title](table[name]) for table in tables] for name in (first, last))
         if None in before + after:
-            return "No labelled test set, so no scores: give the loop a target with a labelled test/ or val/ folder."
+            return "No labeled test set, so no scores: give the loop a target with a labeled test/ or val/ folder."
         a, b = statistics.mean(before), statistics.mean(after)
         parts.append(f"{title} {a:.3f} -> {b:.3f} ({'better' if b > a else 'NOT better'})")
     return f"{row_title(first)} -> {row_title(last)}: " + ", ".join(parts)

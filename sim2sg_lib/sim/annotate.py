@@ -23,14 +23,14 @@ def annotate_objects(fragments: Fragments, meshes: Meshes, cameras: Cameras, sce
     """Label B rendered scenes; returns their graphs, and of each graph's rows which of the scene's objects they are.
 
     `fragments` may be finer than the cameras' size; boxes are in the cameras' pixels.
-    Objects that show less than env.min_visible_share of the image are left out, with their relations.
+    Objects that show less than env.world.min_visible_fraction of the image are left out, with their relations.
     `visible` compares the pixels an object shows with those it would show alone; `truncated` is the share of its
     projected box outside the image.
     """
     width, height = cameras.width, cameras.height
     fine = fragments.pix_to_face.shape[2] // width
     boxes, shown = visible_boxes(fragments, meshes)
-    labelled = shown >= env.min_visible_share * (fine * width) * (fine * height)
+    labeled = shown >= env.world.min_visible_fraction * (fine * width) * (fine * height)
     coarse = 1 if width * height >= COUNTED_FROM else fine
     alone = object_pixels(meshes, scale_cameras(cameras, coarse), cull_backfaces=True).cpu().numpy() * (fine / coarse) ** 2
     truncated = truncated_share(meshes, cameras)
@@ -40,10 +40,10 @@ def annotate_objects(fragments: Fragments, meshes: Meshes, cameras: Cameras, sce
         first = rows.stop
         graph = make_graph(
             image, width, height, [o.label for o in scene.objects], boxes[rows] / fine,
-            relations(scene.objects, scene.camera, env.vocabulary.predicates, env.rules),
+            relations(scene.objects, scene.camera, env.vocabulary.predicates, env.world.rules),
             visible=np.clip(shown[rows] / np.maximum(alone[rows], 1), 0, 1), truncated=truncated[rows])
-        graphs.append(select_objects(graph, labelled[rows]))
-        kept.append(np.flatnonzero(labelled[rows]).tolist())
+        graphs.append(select_objects(graph, labeled[rows]))
+        kept.append(np.flatnonzero(labeled[rows]).tolist())
     return graphs, kept
 
 

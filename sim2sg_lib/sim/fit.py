@@ -1,7 +1,7 @@
 """Refinement by gradient: lifted objects move, turn and grow until what is visible of them fits the predicted boxes.
 
 Lifting (lift.py) places one object at a time and knows nothing of who hides whom. Here all objects of a batch of scenes
-are rendered together by the soft rasteriser, each in a channel of its own; the columns and rows it shows in are compared
+are rendered together by the soft rasterizer, each in a channel of its own; the columns and rows it shows in are compared
 with its box, and position, yaw and size follow the gradient.
 """
 import math
@@ -16,7 +16,8 @@ from sim2sg_lib.camera import Camera, Cameras, stack_cameras
 from sim2sg_lib.graph import SceneGraph
 from sim2sg_lib.scene import Material, Scene, SceneObject, Sky
 from sim2sg_lib.sim.lift import radius_m, side_by_side
-from sim2sg_lib.sim.meshes import Mesh, Meshes, build
+from sim2sg_lib.scene import Mesh
+from sim2sg_lib.sim.meshes import Meshes, build
 from sim2sg_lib.sim.rasterizer import (
     covered,
     depth_and_barycentrics,
@@ -26,13 +27,13 @@ from sim2sg_lib.sim.rasterizer import (
 
 WIDTH_PX = 120             # of the images that are compared
 EDGE_PX, BLUR_PX = 0.24, 0.8  # softness of an edge, about that of a pixel's overlap; how far beyond it a face is seen
-RATE = 0.02                # of Adam at the start: metres, radians and log size a step
+RATE = 0.02                # of Adam at the start: meters, radians and log size a step
 SIZE_PRIOR, SHIFT_PRIOR, OVERLAP_PRIOR = 2.0, 0.2, 10.0
 
 
 @dataclass(frozen=True)
 class Placement:
-    """Where O objects stand, the part of a scene that is optimised.
+    """Where O objects stand, the part of a scene that is optimized.
 
     shift_m: (O, 2) along the ground, from where lifting put them.    turn_rad: (O,) added yaw.
     log_size: (O,) log of the factor on all extents.
@@ -63,10 +64,10 @@ def refine(objects: list[list[SceneObject]], graphs: list[SceneGraph], cameras: 
         [o.position_world[:2] for o in flat], [o.position_world[2] for o in flat], [o.yaw_rad for o in flat],
         [radius_m(o) for o in flat]))
 
-    pairs = neighbours(objects).to(device)
+    pairs = neighbors(objects).to(device)
     moves = [torch.zeros(len(flat), *shape, device=device, requires_grad=True) for shape in ((2,), (), ())]
-    optimiser = torch.optim.Adam(moves, RATE)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimiser, 1.0, 0.1, max(steps, 1))
+    optimizer = torch.optim.Adam(moves, RATE)
+    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, max(steps, 1))
     best = [move.detach().clone() for move in moves]
     best_error = torch.full((len(objects),), torch.inf, device=device)
     for step in range(steps + 1):
@@ -80,9 +81,9 @@ def refine(objects: list[list[SceneObject]], graphs: list[SceneGraph], cameras: 
             for kept, move in zip(best, moves):
                 kept[better] = move[better]
         if step < steps:
-            optimiser.zero_grad()
+            optimizer.zero_grad()
             error.sum().backward()
-            optimiser.step()
+            optimizer.step()
             schedule.step()
     return moved(objects, [kept.cpu().numpy() for kept in best])
 
@@ -143,7 +144,7 @@ def box_errors(shown: Tensor, object_scene: Tensor, boxes_px: Tensor) -> Tensor:
     return total
 
 
-def neighbours(objects: list[list[SceneObject]]) -> Tensor:
+def neighbors(objects: list[list[SceneObject]]) -> Tensor:
     """(P, 2) int64 indices i > j, counted through all scenes, of objects of one scene that could stand in one another."""
     pairs, first = [], 0
     for row in objects:

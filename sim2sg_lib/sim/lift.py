@@ -1,7 +1,7 @@
 """Label alignment's geometry: a predicted SceneGraph becomes 3-D objects (Prakash et al. 2021, sections 4.1 and A.2).
 
-Known camera, flat ground: the ray through the bottom centre of a box meets the ground where the object's nearest edge
-stands, not its centre. So the asset itself is projected, and the aim is corrected until the projection's bottom centre
+Known camera, flat ground: the ray through the bottom center of a box meets the ground where the object's nearest edge
+stands, not its center. So the asset itself is projected, and the aim is corrected until the projection's bottom center
 is the box's; the asset's size and yaw are those whose projection fits the box best.
 """
 from dataclasses import replace
@@ -22,7 +22,7 @@ DUPLICATE_SHARE = 0.5  # two solids cannot stand closer than this share of their
 
 
 def lift(graph: SceneGraph, camera: Camera, env: Env, rng: np.random.Generator) -> tuple[list[SceneObject], SceneGraph]:
-    """Objects without appearance, ready for env.settle and env.dress, and what is left of the graph: its objects in the
+    """Objects without appearance, ready for env.world.snap_to_context and env.world.sample_appearance, and what is left of the graph: its objects in the
     same order.
 
     graph: boxes in pixels of graph.width x graph.height, all of it is believed; camera: its view, of any pixel size.
@@ -43,17 +43,17 @@ def lift(graph: SceneGraph, camera: Camera, env: Env, rng: np.random.Generator) 
 def lift_box(label: int, box_px: np.ndarray, camera: Camera, env: Env, rng: np.random.Generator,
              height_m: float = 0.0) -> SceneObject:
     """The asset, size, yaw and position at a height whose projection fits one box (4,) best, among random yaws."""
-    asset = str(rng.choice(env.category_assets[label]))
+    asset = str(rng.choice(env.world.category_assets[label]))
     best, best_error = None, np.inf
-    for size_m in env.asset_sizes_m[asset]:
-        yaws_rad = env.yaws_rad[label]
+    for size_m in env.world.asset_sizes_m[asset]:
+        yaws_rad = env.world.yaws_rad[label]
         for yaw_rad in rng.uniform(0, 2 * np.pi, YAW_DRAWS) if yaws_rad is None else yaws_rad:
-            verts_m = place(env.assets[asset], (0, 0, 0), size_m, yaw_rad).verts
+            verts_m = place(env.world.assets[asset], (0, 0, 0), size_m, yaw_rad).verts
             position, projected_px = aim(verts_m, box_px, camera, height_m)
             error = np.abs(projected_px - box_px).sum()
             if error < best_error:
                 best, best_error = SceneObject(label, asset, tuple(map(float, position)), size_m, float(yaw_rad)), error
-    return weigh_depths(best, box_px, camera, env) if env.pitch_spread_rad else best
+    return weigh_depths(best, box_px, camera, env) if env.world.pitch_spread_rad else best
 
 
 def weigh_depths(item: SceneObject, box_px: np.ndarray, camera: Camera, env: Env) -> SceneObject:
@@ -65,19 +65,19 @@ def weigh_depths(item: SceneObject, box_px: np.ndarray, camera: Camera, env: Env
     if box_px[1] <= 1 or box_px[3] >= camera.height - 1:
         return item
     position, eye = np.array(item.position_world), camera.position_world
-    projected_px = projected_box(place(env.assets[item.asset], position, item.size_m, item.yaw_rad).verts, camera)
+    projected_px = projected_box(place(env.world.assets[item.asset], position, item.size_m, item.yaw_rad).verts, camera)
     depth_m, eye_m = camera.project(position[None])[1][0], eye[2]
     near_m = radius_m(item)  # a box's edges belong to what of the object is nearest
     depth_by_height_m = (depth_m - near_m) * (projected_px[3] - projected_px[1]) / (box_px[3] - box_px[1]) + near_m
-    ground_weight = (eye_m / (depth_m ** 2 * env.pitch_spread_rad)) ** 2
-    height_weight = 1 / (depth_by_height_m * env.size_spreads[item.label]) ** 2
+    ground_weight = (eye_m / (depth_m ** 2 * env.world.pitch_spread_rad)) ** 2
+    height_weight = 1 / (depth_by_height_m * env.world.size_spreads[item.label]) ** 2
     weighed_m = (ground_weight * depth_m + height_weight * depth_by_height_m) / (ground_weight + height_weight)
     x, y = eye[:2] + (position - eye)[:2] * (weighed_m / depth_m)
     return replace(item, position_world=(float(x), float(y), item.position_world[2]))
 
 
 def aim(verts_m: np.ndarray, box_px: np.ndarray, camera: Camera, height_m: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Move an asset (V, 3) over the plane z = height_m until its projected box has the bottom centre of `box_px` (4,).
+    """Move an asset (V, 3) over the plane z = height_m until its projected box has the bottom center of `box_px` (4,).
 
     Returns its position (3,) in the world and the projected box (4,), clipped to the image.
     """
@@ -96,7 +96,7 @@ def find_supports(graph: SceneGraph, env: Env) -> np.ndarray:
     Of relations that lead in a circle, two books on one another, the least certain does not count.
     """
     below, predicates = np.full(len(graph), -1), env.vocabulary.predicates
-    allowed = env.rules.possible(len(env.vocabulary.categories), predicates)
+    allowed = env.world.rules.allowed_predicates(len(env.vocabulary.categories), predicates)
     for row in np.argsort(-graph.relation_scores, kind="stable"):
         s, p, o = graph.relations[row]
         stands = predicates[p] == "on" and allowed[p, graph.labels[s], graph.labels[o]] and graph.relation_scores[row] > 0
@@ -180,7 +180,7 @@ def refine_by_relations(positions: np.ndarray, relations: np.ndarray, scores: np
             continue
         # <s, left, o> and <o, right, s> say the same and share a key: the last written, most certain, wins
         line = int(np.argmax([abs(axes[name] @ other) for other in axes.values()]))
-        wanted[min(s, o), max(s, o), line] = (s, o, axes[name], env.rules.margins_m[name] * 1.01)
+        wanted[min(s, o), max(s, o), line] = (s, o, axes[name], env.world.rules.margins_m[name] * 1.01)
     for _ in range(RELATION_SWEEPS):
         moved = False
         for s, o, axis, margin_m in wanted.values():

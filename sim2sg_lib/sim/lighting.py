@@ -1,6 +1,6 @@
 """Lamps, suns, sky and shadows: what light reaches a point.
 
-Light units: a lamp's `intensity` is what it sends to a surface one metre away that faces it, and a white matte surface
+Light units: a lamp's `intensity` is what it sends to a surface one meter away that faces it, and a white matte surface
 sends all of that back. Every sum runs over a fixed number of terms: a scene renders to the same bytes alone and in any
 batch.
 """
@@ -22,8 +22,8 @@ SUN_DISTANCE = 50.0      # radii of the scene from which a sun's shadow map is d
 class Lighting:
     """The light and ground of B scenes; scenes with fewer lamps than L carry dark ones.
 
-    lamp_world: (B, L, 3) metres, of a sun its direction.    is_sun: (B, L) bool.    intensity: (B, L, 3).
-    zenith, horizon, ground_colour: (B, 3).    exposure: (B,).    ground: texture of each scene's ground.
+    lamp_world: (B, L, 3) meters, of a sun its direction.    is_sun: (B, L) bool.    intensity: (B, L, 3).
+    zenith, horizon, ground_color: (B, 3).    exposure: (B,).    ground: texture of each scene's ground.
     shadows: one map a lamp, see `shadow_maps`.    scenes: their skies, rooms and strips.
     """
 
@@ -32,7 +32,7 @@ class Lighting:
     intensity: Tensor
     zenith: Tensor
     horizon: Tensor
-    ground_colour: Tensor
+    ground_color: Tensor
     exposure: Tensor
     ground: Textures
     shadows: list[tuple[Cameras, Tensor]]
@@ -53,7 +53,7 @@ def pack_lighting(scenes: list[Scene], meshes: Meshes, like: Tensor) -> Lighting
     is_sun = torch.tensor([[lamp[2] for lamp in row] for row in rows], device=like.device)
     return Lighting(
         position, is_sun, pack([[lamp[1] for lamp in row] for row in rows]), pack([s.sky.zenith for s in scenes]),
-        pack([s.sky.horizon for s in scenes]), pack([s.ground.colour for s in scenes]), pack([s.exposure for s in scenes]),
+        pack([s.sky.horizon for s in scenes]), pack([s.ground.color for s in scenes]), pack([s.exposure for s in scenes]),
         pack_textures([s.ground for s in scenes], like.device, like.dtype),
         shadow_maps(meshes, position, is_sun, scenes[0].shadow_texels), scenes)
 
@@ -96,7 +96,7 @@ def ground_light(light: Lighting, scene: Tensor, points: Tensor) -> Tensor:
     for i in range(light.lamp_world.shape[1]):
         to_lamp, sent = incoming(light, i, scene, points)
         received = received + sent * to_lamp[:, 2:].clamp(min=0)
-    return rows_of(light.ground_colour, scene) * received
+    return rows_of(light.ground_color, scene) * received
 
 
 # --- shadows ----------------------------------------------------------------------------------------------------------
@@ -110,20 +110,20 @@ def shadow_maps(meshes: Meshes, lamp_world: Tensor, is_sun: Tensor, size: int) -
     """
     batch, lamps = is_sun.shape
     backs, maps = replace(meshes, faces=meshes.faces.flip(1)), []
-    centre, radius = bounding_spheres(meshes, batch)
+    center, radius = bounding_spheres(meshes, batch)
     for i in range(lamps):
-        direction = F.normalize(lamp_world[:, i] - torch.where(is_sun[:, i, None], torch.zeros_like(centre), centre), dim=-1)
-        far = centre + direction * SUN_DISTANCE * radius[:, None]
+        direction = F.normalize(lamp_world[:, i] - torch.where(is_sun[:, i, None], torch.zeros_like(center), center), dim=-1)
+        far = center + direction * SUN_DISTANCE * radius[:, None]
         # from a lamp amid the objects some of their shadows are lost: stand back as far as they reach
-        near = centre + direction * (lamp_world[:, i] - centre).norm(dim=-1).maximum(1.2 * radius)[:, None]
-        cameras = looking_at(centre, radius, torch.where(is_sun[:, i, None], far, near), size)
+        near = center + direction * (lamp_world[:, i] - center).norm(dim=-1).maximum(1.2 * radius)[:, None]
+        cameras = looking_at(center, radius, torch.where(is_sun[:, i, None], far, near), size)
         depth = depth_map(backs, cameras, cull_backfaces=True)
         maps.append((cameras, F.pad(depth, (2, 3, 2, 3), value=torch.inf)))  # nothing stands before what is beyond the map
     return maps
 
 
 def bounding_spheres(meshes: Meshes, batch: int) -> tuple[Tensor, Tensor]:
-    """Centre (B, 3) and radius (B,) that hold each scene's objects; a scene without any gets a unit sphere."""
+    """Center (B, 3) and radius (B,) that hold each scene's objects; a scene without any gets a unit sphere."""
     low, high = bounding_boxes(meshes.verts_world.detach(), meshes.vert_scene, batch)
     return (low + high) / 2, ((high - low).norm(dim=-1) / 2 + 0.1).clamp(min=0.5)
 
@@ -135,14 +135,14 @@ def bounding_boxes(points: Tensor, owner: Tensor, count: int) -> tuple[Tensor, T
     return low, high
 
 
-def looking_at(centre: Tensor, radius: Tensor, eye: Tensor, size: int) -> Cameras:
-    """Square cameras (B) of `size` pixels at `eye` (B, 3) that just hold the spheres of radius (B,) around `centre` (B, 3)."""
-    forward = F.normalize(centre - eye, dim=-1)
+def looking_at(center: Tensor, radius: Tensor, eye: Tensor, size: int) -> Cameras:
+    """Square cameras (B) of `size` pixels at `eye` (B, 3) that just hold the spheres of radius (B,) around `center` (B, 3)."""
+    forward = F.normalize(center - eye, dim=-1)
     upright = forward[:, :2].norm(dim=-1, keepdim=True) > 0.05
     up = torch.where(upright, forward.new_tensor([0.0, 0.0, 1.0]), forward.new_tensor([0.0, 1.0, 0.0]))
     right = F.normalize(torch.linalg.cross(forward, up), dim=-1)
     R = torch.stack([right, torch.linalg.cross(forward, right), forward], 1)
-    distance = (centre - eye).norm(dim=-1)
+    distance = (center - eye).norm(dim=-1)
     focal_px = size / 2 * (distance ** 2 - radius ** 2).clamp(min=1e-6).sqrt() / radius
     K = torch.zeros_like(R)
     K[:, 0, 0] = K[:, 1, 1] = focal_px

@@ -5,32 +5,14 @@ import numpy as np
 import torch
 from scipy.spatial.transform import Rotation
 
-from sim2sg_lib.scene import PATTERNS, Material, Scene, Texture
-
-
-@dataclass(frozen=True)
-class Mesh:
-    """One asset in its unit box: x and y in [-0.5, 0.5], z in [0, 1]; faces wind counter-clockwise from outside.
-
-    verts: (V, 3) float64.    normals: (V, 3) float64, unit, outward.    faces: (F, 3) int64.
-    face_part: (F,) int64, which of its object's materials each face wears; None where all wear the first.
-    """
-
-    verts: np.ndarray
-    normals: np.ndarray
-    faces: np.ndarray
-    face_part: np.ndarray | None = None
-
-    def parts(self) -> np.ndarray:
-        """(F,) int64."""
-        return np.zeros(len(self.faces), np.int64) if self.face_part is None else self.face_part
+from sim2sg_lib.scene import Mesh, PATTERNS, Material, Scene, Texture
 
 
 @dataclass(frozen=True)
 class Part:
-    """One piece of an asset that is made of several, in the asset's frame: x ahead, y left, z up, metres.
+    """One piece of an asset that is made of several, in the asset's frame: x ahead, y left, z up, meters.
 
-    mesh:       unit mesh.    size_m: its extents.    position_m: of its footprint's centre.
+    mesh:       unit mesh.    size_m: its extents.    position_m: of its footprint's center.
     turn_rad:   rotations about x, y and z, in this order, around that point.
     number:     which of the object's materials it wears.
     """
@@ -43,7 +25,7 @@ class Part:
 
 
 def compose(parts: list[Part]) -> tuple[Mesh, tuple[float, float, float]]:
-    """One unit mesh of several pieces, and the extents (x, y, z) in metres that give them their own sizes back."""
+    """One unit mesh of several pieces, and the extents (x, y, z) in meters that give them their own sizes back."""
     verts, normals, faces, numbers, first = [], [], [], [], 0
     for part in parts:
         turn = Rotation.from_euler("xyz", part.turn_rad).as_matrix()
@@ -57,7 +39,7 @@ def compose(parts: list[Part]) -> tuple[Mesh, tuple[float, float, float]]:
 
 def to_unit(verts: np.ndarray, normals: np.ndarray, faces: np.ndarray,
             face_part: np.ndarray | None = None) -> tuple[Mesh, tuple[float, float, float]]:
-    """Any vertices (V, 3) in metres with normals (V, 3) of any length as a unit mesh, and their extents in metres."""
+    """Any vertices (V, 3) in meters with normals (V, 3) of any length as a unit mesh, and their extents in meters."""
     low, high = verts.min(0), verts.max(0)
     size = np.maximum(high - low, 1e-6)  # a flat asset keeps a thickness to divide by
     unit = (verts - [*(low + high)[:2] / 2, low[2]]) / size
@@ -173,13 +155,13 @@ def flat_mesh(polygons: list[list[tuple[float, float, float]]]) -> Mesh:
 
 @dataclass(frozen=True)
 class Textures:
-    """N textures. pattern: (N,) int64 into scene.PATTERNS, -1 for none.    colour: (N, 3).    scale_m, amount: (N,).
+    """N textures. pattern: (N,) int64 into scene.PATTERNS, -1 for none.    color: (N, 3).    scale_m, amount: (N,).
 
     seed: (N,) int64.
     """
 
     pattern: torch.Tensor
-    colour: torch.Tensor
+    color: torch.Tensor
     scale_m: torch.Tensor
     amount: torch.Tensor
     seed: torch.Tensor
@@ -199,10 +181,10 @@ class Meshes:
     """The objects of B scenes, O in all with M materials, packed. Indices count through the whole batch.
 
     verts_world, normals_world: (V, 3) float.    faces: (F, 3) int64 into verts.
-    verts_object: (V, 3) float, metres in the object's own frame, where its texture lives.
+    verts_object: (V, 3) float, meters in the object's own frame, where its texture lives.
     face_object, face_material: (F,) int64.      vert_scene: (V,) int64.
     object_scene: (O,) int64, ascending.         scenes: B; a scene may have no object.
-    colour: (M, 3) float, linear RGB.            metallic, roughness: (M,) float.
+    color: (M, 3) float, linear RGB.            metallic, roughness: (M,) float.
     texture: of each material.
     """
 
@@ -215,7 +197,7 @@ class Meshes:
     vert_scene: torch.Tensor
     object_scene: torch.Tensor
     scenes: int
-    colour: torch.Tensor
+    color: torch.Tensor
     metallic: torch.Tensor
     roughness: torch.Tensor
     texture: Textures
@@ -236,7 +218,7 @@ def pack_textures(materials: list[Material], device: torch.device | str, dtype: 
     def floats(values, *shape):
         return torch.tensor(values, dtype=torch.float64).to(device, dtype).view(-1, *shape)
 
-    return Textures(torch.tensor(pattern, dtype=torch.int64, device=device), floats([t.colour for t in textures], 3),
+    return Textures(torch.tensor(pattern, dtype=torch.int64, device=device), floats([t.color for t in textures], 3),
                     floats([t.scale_m for t in textures]), floats([t.amount for t in textures]),
                     torch.tensor([t.seed for t in textures], dtype=torch.int64, device=device))
 
@@ -267,7 +249,7 @@ def build(scenes: list[Scene], assets: dict[str, Mesh], device: torch.device | s
         pack(worn, (), torch.int64),
         pack([np.full(n, b) for b, n in zip(object_scene, counts)], (), torch.int64),
         pack([object_scene], (), torch.int64), len(scenes),
-        pack([m.colour for m in materials], (3,), dtype), pack([[m.metallic for m in materials]], (), dtype),
+        pack([m.color for m in materials], (3,), dtype), pack([[m.metallic for m in materials]], (), dtype),
         pack([[m.roughness for m in materials]], (), dtype), pack_textures(materials, device, dtype))
 
 

@@ -1,4 +1,4 @@
-"""The rasteriser, in pure torch: which faces a pixel sees, how deep, and how far it is from their edges.
+"""The rasterizer, in pure torch: which faces a pixel sees, how deep, and how far it is from their edges.
 
 Pairs of face and pixel are enumerated row by row between each face's (blurred) edges, so that work and memory grow with
 the area that faces cover and never with faces x pixels. Which pairs count is decided without gradient; what counts is
@@ -31,7 +31,7 @@ class Fragments:
     """What each pixel of B images sees, nearest first; faces count through the whole batch.
 
     pix_to_face: (B, H, W, K) int64, the K nearest faces; -1 where there are fewer.
-    zbuf:        (B, H, W, K) float, depth in metres; -1 where empty.
+    zbuf:        (B, H, W, K) float, depth in meters; -1 where empty.
     bary_coords: (B, H, W, K, 3) float, perspective-correct barycentric coordinates in the face, clipped to it beyond
                  its edges; -1 where empty.
     dists:       (B, H, W, K) float, squared distance to the face's nearest edge on the screen, negative inside, in NDC
@@ -52,13 +52,13 @@ def scale_cameras(cameras: Cameras, factor: int) -> Cameras:
 
 @dataclass(frozen=True)
 class ScreenFaces:
-    """F faces as their cameras see them. Offsets are in pixels from the centre of a face's first pixel.
+    """F faces as their cameras see them. Offsets are in pixels from the center of a face's first pixel.
 
     face:    (F,) int64, index into Meshes.faces.
     depth_m: (F, 3) of the corners, behind the camera negative.
     first:   (F, 2) int64, column and row of the first pixel; rows count through the whole batch: scene * H + row.
     span:    (F, 2) int64, columns and rows of the blurred bounding box inside the image, at least 1 by 1.
-    inverse: (F, 3, 3), barycentrics of corner i before normalisation: inverse[:, :, i] dotted with (x, y, 1).
+    inverse: (F, 3, 3), barycentrics of corner i before normalization: inverse[:, :, i] dotted with (x, y, 1).
     ends:    (F, E, 2, 2), offsets of both ends of three edges and, where any face has one, of the cut along the near plane.
     drawn:   (F, E) bool, whether an edge has any part before the near plane.
     """
@@ -170,7 +170,7 @@ class Pairs:
     face:   (P,) int64, index into ScreenFaces.
     offset: (P, 2) float, pixels from the face's first pixel.
     pixel:  (P,) int64, counted row by row from the band's first.
-    inside: (P,) bool, whether the pixel's centre lies in the face.
+    inside: (P,) bool, whether the pixel's center lies in the face.
     """
 
     face: torch.Tensor
@@ -285,7 +285,7 @@ def squared_distance_px(faces: ScreenFaces, pairs: Pairs) -> torch.Tensor:
 
 
 def depth_and_barycentrics(faces: ScreenFaces, pairs: Pairs) -> tuple[torch.Tensor, torch.Tensor]:
-    """(P,) metres and (P, 3), of the face's point seen at the pixel; beyond the face clipped to it, as PyTorch3D does."""
+    """(P,) meters and (P, 3), of the face's point seen at the pixel; beyond the face clipped to it, as PyTorch3D does."""
     bary = [values.clamp(min=0) for values in barycentrics(faces, pairs)]
     total = bary[0] + bary[1] + bary[2]
     bary = [values / total.clamp(min=1e-12) for values in bary]
@@ -301,7 +301,7 @@ def depth_and_barycentrics(faces: ScreenFaces, pairs: Pairs) -> tuple[torch.Tens
 
 def rasterize(meshes: Meshes, cameras: Cameras, blur_radius: float = 0.0, faces_per_pixel: int = 1,
               cull_backfaces: bool = False, memory_mb: float = 512) -> Fragments:
-    """The nearest `faces_per_pixel` faces at every pixel's centre, of those in it or within the blur radius.
+    """The nearest `faces_per_pixel` faces at every pixel's center, of those in it or within the blur radius.
 
     blur_radius: squared NDC distance up to which a face is seen beyond its edges.
     cull_backfaces: skip faces whose corners run clockwise, seen from the camera.
@@ -369,7 +369,7 @@ def signed_distance(faces: ScreenFaces, pairs: Pairs, cameras: Cameras) -> torch
 
 @torch.no_grad()
 def depth_map(meshes: Meshes, cameras: Cameras, cull_backfaces: bool = False, memory_mb: float = 512) -> torch.Tensor:
-    """(B, H, W) metres to the nearest face at each pixel's centre, inf where there is none; without gradient."""
+    """(B, H, W) meters to the nearest face at each pixel's center, inf where there is none; without gradient."""
     faces = screen_faces(meshes, cameras, 0.0, cull_backfaces)
     depth_m = faces.depth_m.new_full((meshes.scenes * cameras.height, cameras.width), torch.inf)
     for low, high in row_bands(faces, len(depth_m), memory_mb):
@@ -379,7 +379,7 @@ def depth_map(meshes: Meshes, cameras: Cameras, cull_backfaces: bool = False, me
 
 
 def object_pixels(meshes: Meshes, cameras: Cameras, cull_backfaces: bool = False, memory_mb: float = 512) -> torch.Tensor:
-    """(O,) int64, the pixels whose centre each object covers in the image, whatever stands before it."""
+    """(O,) int64, the pixels whose center each object covers in the image, whatever stands before it."""
     faces = screen_faces(meshes, cameras, 0.0, cull_backfaces)
     count = torch.zeros(len(meshes.object_scene), dtype=torch.int64, device=faces.face.device)
     with torch.no_grad():
@@ -412,11 +412,11 @@ def silhouette(meshes: Meshes, cameras: Cameras, sigma: float, memory_mb: float 
     return (0.0 - torch.expm1(clear)).view(meshes.scenes, cameras.height, cameras.width)
 
 
-def soft_blend(colours: torch.Tensor, fragments: Fragments, background: torch.Tensor, sigma: float, gamma: float,
+def soft_blend(colors: torch.Tensor, fragments: Fragments, background: torch.Tensor, sigma: float, gamma: float,
                near_m: float = 1.0, far_m: float = 100.0) -> torch.Tensor:
-    """Colours weighted by closeness and depth (Liu et al. 2019, eq. 2; PyTorch3D's softmax_rgb_blend): -> (B, H, W, 3).
+    """Colors weighted by closeness and depth (Liu et al. 2019, eq. 2; PyTorch3D's softmax_rgb_blend): -> (B, H, W, 3).
 
-    colours: (B, H, W, K, 3) of the fragments' faces. background: broadcastable to (B, H, W, 3).
+    colors: (B, H, W, K, 3) of the fragments' faces. background: broadcastable to (B, H, W, 3).
     """
     seen = fragments.pix_to_face >= 0
     share = torch.sigmoid(-fragments.dists / sigma) * seen
@@ -424,4 +424,4 @@ def soft_blend(colours: torch.Tensor, fragments: Fragments, background: torch.Te
     closest = closeness.amax(-1, keepdim=True).clamp(min=1e-10)
     weight = share * torch.exp((closeness - closest) / gamma)  # (B, H, W, K)
     behind = torch.exp((1e-10 - closest) / gamma).clamp(min=1e-10)  # (B, H, W, 1)
-    return ((weight[..., None] * colours).sum(-2) + behind * background) / (weight.sum(-1, keepdim=True) + behind)
+    return ((weight[..., None] * colors).sum(-2) + behind * background) / (weight.sum(-1, keepdim=True) + behind)

@@ -23,7 +23,8 @@ from sim2sg_lib.sim.lighting import (
     pick,
     sky,
 )
-from sim2sg_lib.sim.meshes import Mesh, Meshes, build, pack_textures, rows_of
+from sim2sg_lib.scene import Mesh
+from sim2sg_lib.sim.meshes import Meshes, build, pack_textures, rows_of
 from sim2sg_lib.sim.rasterizer import Fragments, rasterize, scale_cameras, soft_blend
 from sim2sg_lib.sim.texture import noise, textured
 
@@ -75,7 +76,7 @@ def shade(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[S
     # the display curve comes before the average: the other way round leaves jagged edges at highlights
     difference = (objects - ground.view(-1, 3).index_select(0, pixel)) / fine ** 2
     images = ground.view(-1, 3).index_add(0, pixel, difference).view(len(scenes), cameras.height, cameras.width, 3)
-    return stylise(images.permute(0, 3, 1, 2), [scene.style_seed for scene in scenes])
+    return stylize(images.permute(0, 3, 1, 2), [scene.style_seed for scene in scenes])
 
 
 def is_large(cameras: Cameras) -> bool:
@@ -97,15 +98,15 @@ def shade_soft(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: l
                light: Lighting | None = None) -> Tensor:
     """(B, 3, H, W) images with soft edges: every pixel blends all its K faces and the ground (SoftRas, eq. 2).
 
-    `fragments` of the cameras' size. Not stylised. Gradients reach vertices, normals, materials, textures, camera and light.
+    `fragments` of the cameras' size. Not stylized. Gradients reach vertices, normals, materials, textures, camera and light.
     """
     light = light or pack_lighting(scenes, meshes, cameras.K)
     hit = torch.nonzero(fragments.pix_to_face.reshape(-1) >= 0)[:, 0]
     face, bary = fragments.pix_to_face.reshape(-1)[hit], fragments.bary_coords.reshape(-1, 3)[hit]
-    colours = fragments.zbuf.new_zeros(fragments.pix_to_face.numel(), 3)
-    colours = colours.index_put((hit,), shade_objects(face, bary, meshes, cameras, light))
+    colors = fragments.zbuf.new_zeros(fragments.pix_to_face.numel(), 3)
+    colors = colors.index_put((hit,), shade_objects(face, bary, meshes, cameras, light))
     background = shade_background(meshes, cameras, light)
-    blended = soft_blend(colours.view(*fragments.pix_to_face.shape, 3), fragments, background, sigma, gamma)
+    blended = soft_blend(colors.view(*fragments.pix_to_face.shape, 3), fragments, background, sigma, gamma)
     return display(blended, light.exposure[:, None, None, None]).permute(0, 3, 1, 2)
 
 
@@ -130,9 +131,9 @@ def shade_objects(face: Tensor, bary: Tensor, meshes: Meshes, cameras: Cameras, 
 
     point, normal = interpolate(meshes.verts_world), F.normalize(interpolate(meshes.normals_world), dim=-1)
     view = F.normalize(rows_of(cameras.positions_world(), scene) - point, dim=-1)
-    colour, metallic, roughness = pick(skin, meshes.colour, meshes.metallic[:, None], meshes.roughness[:, None])
-    colour = textured(colour, meshes.texture, skin, interpolate(meshes.verts_object))
-    matte, mirror = (1 - metallic) * colour, mix(torch.full_like(colour, DIELECTRIC), colour, metallic)
+    color, metallic, roughness = pick(skin, meshes.color, meshes.metallic[:, None], meshes.roughness[:, None])
+    color = textured(color, meshes.texture, skin, interpolate(meshes.verts_object))
+    matte, mirror = (1 - metallic) * color, mix(torch.full_like(color, DIELECTRIC), color, metallic)
 
     radiance = surroundings(light, scene, point, normal, view, matte, mirror, roughness)
     for i in range(light.lamp_world.shape[1]):
@@ -201,8 +202,8 @@ def shade_rows(meshes: Meshes, cameras: Cameras, light: Lighting, rows: tuple[in
     shape = (len(cameras.K), rows[1] - rows[0], cameras.width)
     shown = torch.ones_like(wall) if hidden is None else ~hidden.reshape(-1)
     ground, walls, above = (part.nonzero()[:, 0] for part in (shown & solid & ~wall, shown & wall, shown & ~solid))
-    colour = colour_ground(*pick(ground, points, rays, scene), light, cameras)
-    colour = paper_walls(torch.zeros_like(rays).index_copy(0, ground, colour), points, scene, walls, light)
+    color = color_ground(*pick(ground, points, rays, scene), light, cameras)
+    color = paper_walls(torch.zeros_like(rays).index_copy(0, ground, color), points, scene, walls, light)
     if coarse is None:
         received, lit = torch.zeros_like(rays), solid.nonzero()[:, 0]
     else:  # where the coarse light mixes surfaces it is worked out anew
@@ -211,7 +212,7 @@ def shade_rows(meshes: Meshes, cameras: Cameras, light: Lighting, rows: tuple[in
 
     own = received_light(meshes, light, *pick(lit, scene, points, normal),
                          softener(lit, shape, PENUMBRA_PX) if coarse is None else None)
-    background = colour * received.index_copy(0, lit, own)
+    background = color * received.index_copy(0, lit, own)
     if len(above):
         ray, scene = pick(above, rays, scene)
         background = background.index_copy(0, above, cloudy(sky(light, scene, F.normalize(ray, dim=-1)), ray, scene, light))
@@ -254,7 +255,7 @@ def softener(lit: Tensor, shape: tuple[int, int, int], columns: int) -> Callable
 def coarse_light(meshes: Meshes, cameras: Cameras, light: Lighting) -> Tensor:
     """(B, H, W, 6) of ground and walls, worked out in every other column: the light received, and the normal.
 
-    Every row, since neighbours in a column lie far apart on ground that is seen at a low angle. Blending columns softens
+    Every row, since neighbors in a column lie far apart on ground that is seen at a low angle. Blending columns softens
     shadows across them. Where surfaces meet, it shortens the normal.
     """
     half = Cameras(cameras.K * cameras.K.new_tensor([0.5, 1.0, 1.0])[:, None], cameras.R, cameras.t,
@@ -268,11 +269,11 @@ def coarse_light(meshes: Meshes, cameras: Cameras, light: Lighting) -> Tensor:
     return fine[..., :cameras.width].permute(0, 2, 3, 1)
 
 
-def colour_ground(points: Tensor, rays: Tensor, scene: Tensor, light: Lighting, cameras: Cameras) -> Tensor:
-    """(N, 3) colours of the ground at points (N, 3), each scene's strips painted over it, edges a pixel wide."""
+def color_ground(points: Tensor, rays: Tensor, scene: Tensor, light: Lighting, cameras: Cameras) -> Tensor:
+    """(N, 3) colors of the ground at points (N, 3), each scene's strips painted over it, edges a pixel wide."""
     if is_large(cameras):
         points = points * points.new_tensor([1.0, 1.0, 0.0])  # not just nearly: noise then takes half as long
-    colour = textured(rows_of(light.ground_colour, scene), light.ground, scene, points)
+    color = textured(rows_of(light.ground_color, scene), light.ground, scene, points)
     for b, strips in enumerate(own.strips for own in light.scenes):
         if not strips:
             continue
@@ -288,20 +289,20 @@ def colour_ground(points: Tensor, rays: Tensor, scene: Tensor, light: Lighting, 
             near = near.nonzero()[:, 0]
             share = strip_share(strip, *pick(near, along, across, pixel_m, slant, ahead))
             rows, spot = pick(near, seen, place)
-            own = mix(colour.index_select(0, rows), plain_texture(strip.material, spot), share[:, None])
-            colour = colour.index_copy(0, rows, own)
-    return colour
+            own = mix(color.index_select(0, rows), plain_texture(strip.material, spot), share[:, None])
+            color = color.index_copy(0, rows, own)
+    return color
 
 
 def plain_texture(material: Material, points: Tensor) -> Tensor:
-    """(N, 3) colours of one material at points (N, 3) of its space."""
-    colour = points.new_tensor(material.colour).expand(len(points), 3)
+    """(N, 3) colors of one material at points (N, 3) of its space."""
+    color = points.new_tensor(material.color).expand(len(points), 3)
     one = torch.zeros(len(points), dtype=torch.int64, device=points.device)
-    return textured(colour, pack_textures([material], points.device, points.dtype), one, points)
+    return textured(color, pack_textures([material], points.device, points.dtype), one, points)
 
 
 def along_strip(strip: Strip, points: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) and (N,), how far along and across a strip the points (N, 3) lie, metres from its centre."""
+    """(N,) and (N,), how far along and across a strip the points (N, 3) lie, meters from its center."""
     cos, sin = math.cos(strip.yaw_rad), math.sin(strip.yaw_rad)
     dx, dy = points[:, 0] - strip.position_world[0], points[:, 1] - strip.position_world[1]
     return cos * dx + sin * dy, cos * dy - sin * dx
@@ -310,7 +311,7 @@ def along_strip(strip: Strip, points: Tensor) -> tuple[Tensor, Tensor]:
 def strip_share(strip: Strip, along: Tensor, across: Tensor, pixel_m: Tensor, slant: Tensor, ahead: Tensor) -> Tensor:
     """(N,) share of the pixels that a strip covers, at points along and across it (N,).
 
-    pixel_m: (N,) metres that a pixel spans across the view; slant: (N,) how many times more along `ahead` (N, 2).
+    pixel_m: (N,) meters that a pixel spans across the view; slant: (N,) how many times more along `ahead` (N, 2).
     """
     cos, sin = math.cos(strip.yaw_rad), math.sin(strip.yaw_rad)
     along_m, across_m = (pixel_m * (1 + (slant - 1) * (ahead @ ahead.new_tensor(axis)).abs())
@@ -350,13 +351,13 @@ def raise_walls(points: Tensor, eye: Tensor, rays: Tensor, light: Lighting) -> t
     return points, normal, wall
 
 
-def paper_walls(colour: Tensor, points: Tensor, scene: Tensor, walls: Tensor, light: Lighting) -> Tensor:
-    """Colours (N, 3) with those of each room's walls, which are its `walls` (M,), indices."""
+def paper_walls(color: Tensor, points: Tensor, scene: Tensor, walls: Tensor, light: Lighting) -> Tensor:
+    """Colors (N, 3) with those of each room's walls, which are its `walls` (M,), indices."""
     for b, room in enumerate(own.room for own in light.scenes):
         if room is not None:
             rows = walls[scene.index_select(0, walls) == b]
-            colour = colour.index_copy(0, rows, plain_texture(room.wall, points.index_select(0, rows)))
-    return colour
+            color = color.index_copy(0, rows, plain_texture(room.wall, points.index_select(0, rows)))
+    return color
 
 
 def cloudy(background: Tensor, rays: Tensor, scene: Tensor, light: Lighting) -> Tensor:
@@ -373,10 +374,10 @@ def cloudy(background: Tensor, rays: Tensor, scene: Tensor, light: Lighting) -> 
     return background
 
 
-# --- stylise ----------------------------------------------------------------------------------------------------------
+# --- stylize ----------------------------------------------------------------------------------------------------------
 
-def stylise(images: torch.Tensor, seeds: list[int | None]) -> torch.Tensor:
-    """Procedural stylisation of (B, 3, H, W) finished images, one seed or None each.
+def stylize(images: torch.Tensor, seeds: list[int | None]) -> torch.Tensor:
+    """Procedural stylization of (B, 3, H, W) finished images, one seed or None each.
 
     It stands where the paper uses a neural style transfer, whose weights cannot be shipped: a warm cast with mixed
     channels, a flattened tone curve, and brush-like noise stretched along a slowly turning direction. The strokes' size

@@ -1,4 +1,4 @@
-"""Procedural textures: patterns in [0, 1] of a point in an object's own space, which blend in a second colour."""
+"""Procedural textures: patterns in [0, 1] of a point in an object's own space, which blend in a second color."""
 import math
 
 import torch
@@ -9,25 +9,25 @@ from sim2sg_lib.sim.lighting import mix, pick
 from sim2sg_lib.sim.meshes import Textures
 
 
-def textured(colour: Tensor, textures: Textures, index: Tensor, points: Tensor) -> Tensor:
-    """colour (N, 3) with the texture index (N,) of `textures` blended in at points (N, 3) metres of its own space."""
+def textured(color: Tensor, textures: Textures, index: Tensor, points: Tensor) -> Tensor:
+    """color (N, 3) with the texture index (N,) of `textures` blended in at points (N, 3) meters of its own space."""
     worn = set(textures.pattern.tolist())
     if len(worn) == 1:
-        return patterned(worn.pop(), colour, index, points, textures)
+        return patterned(worn.pop(), color, index, points, textures)
     for number in worn:
         chosen = (textures.pattern.index_select(0, index) == number).nonzero()[:, 0]
-        own = patterned(number, *pick(chosen, colour, index, points), textures)
-        colour = colour.index_copy(0, chosen, own)
-    return colour
+        own = patterned(number, *pick(chosen, color, index, points), textures)
+        color = color.index_copy(0, chosen, own)
+    return color
 
 
-def patterned(number: int, colour: Tensor, index: Tensor, points: Tensor, textures: Textures) -> Tensor:
+def patterned(number: int, color: Tensor, index: Tensor, points: Tensor, textures: Textures) -> Tensor:
     """`textured` where all textures have the same pattern, PATTERNS[number]; -1 for none."""
     if number < 0 or len(points) == 0:
-        return colour
+        return color
     own = textures.select(index)
     share = PATTERN[PATTERNS[number]](points / own.scale_m[:, None], own.seed)
-    return mix(colour, own.colour, (share * own.amount)[:, None])
+    return mix(color, own.color, (share * own.amount)[:, None])
 
 
 def noise(points: Tensor, seed: Tensor) -> Tensor:

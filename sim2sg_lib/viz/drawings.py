@@ -1,7 +1,7 @@
 """Pictures of the results: boxes on images, contact sheets, and by matplotlib scene graphs, curves and histograms.
 
 A figure here is a matplotlib Figure whose text is 7 to 9 points, a long name in a circle 5: at its own size or somewhat below, as
-on a phone, it can be read. What is told apart by colour is told apart by the kind of line, too.
+on a phone, it can be read. What is told apart by color is told apart by the kind of line, too.
 """
 import base64
 import io
@@ -23,11 +23,11 @@ from sim2sg_lib.score.metrics import (
     unjudged,
 )
 
-# colour-blind safe (Okabe and Ito), one a category, repeated if there are more
-COLOURS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442")
+# color-blind safe (Okabe and Ito), one a category, repeated if there are more
+COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442")
 LINES = ("#000000", "#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#777777")
 DASHES = ("-", "--", "-.")
-# colour and line of what is drawn of a graph
+# color and line of what is drawn of a graph
 VERDICTS = {RIGHT: ("#00704F", "-"), WRONG: ("#D55E00", (0, (4, 2))), MISSED: ("#0072B2", (0, (1, 1.5))),
             UNJUDGED: ("#333333", "-")}
 MAX_HUBS = 3      # circles inside the others'
@@ -57,12 +57,12 @@ def draw_boxes(image: np.ndarray, graph: SceneGraph, vocabulary: Vocabulary, thr
     for label, box, score in zip(graph.labels, graph.boxes_px, graph.scores):
         if score < threshold:
             continue
-        colour = COLOURS[label % len(COLOURS)]
+        color = COLORS[label % len(COLORS)]
         x0, y0, x1, y1 = box * (scale_x, scale_y, scale_x, scale_y)
-        draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=colour, width=2)
+        draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=color, width=2)
         text = vocabulary.categories[label] + ("" if score == 1 else f" {score:.2f}")
         place = (min(x0, tile.width - draw.textlength(text, font)), max(y0 - 13, 0))
-        draw.text(place, text, fill=colour, font=font, stroke_width=2, stroke_fill="black")
+        draw.text(place, text, fill=color, font=font, stroke_width=2, stroke_fill="black")
     return tile
 
 
@@ -98,7 +98,7 @@ def require_matplotlib() -> None:
 def draw_objects(axes, image: np.ndarray, judged: Judged, vocabulary: Vocabulary) -> None:
     """The image (H, W, 3) uint8, of any size, with the graph's boxes, numbered as the circles of draw_relations are.
 
-    axes: matplotlib's, of the image's shape. A box's colour is its category's, its line says the verdict. In a crowd a box
+    axes: matplotlib's, of the image's shape. A box's color is its category's, its line says the verdict. In a crowd a box
     has its number alone, or, where even that would hide another's, nothing.
     """
     from matplotlib.patches import Rectangle
@@ -109,15 +109,15 @@ def draw_objects(axes, image: np.ndarray, judged: Judged, vocabulary: Vocabulary
     axes.imshow(image, extent=(0, graph.width, graph.height, 0), interpolation="lanczos")
     axes.set_axis_off()
     for i, (label, box, score, verdict) in enumerate(zip(graph.labels, graph.boxes_px, graph.scores, judged.objects)):
-        colour, (x0, y0, x1, y1) = COLOURS[label % len(COLOURS)], box
-        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=colour, linewidth=1.6,
+        color, (x0, y0, x1, y1) = COLORS[label % len(COLORS)], box
+        axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor=color, linewidth=1.6,
                                  linestyle=VERDICTS[verdict][1], path_effects=[withStroke(linewidth=3, foreground="black")]))
         name = f"{i} {vocabulary.categories[label]}"
         for text in (name if score == 1 else f"{name} {score:.2f}", name, str(i)):
             place = free_place(box, CHARACTER * TEXT_PT * pixels * (len(text) + 0.5), line, graph, taken)
             if place:
                 axes.text(place[0], place[1] + line / 2, text, fontsize=TEXT_PT, va="center", parse_math=False,
-                          bbox={"boxstyle": "square,pad=0.08", "facecolor": colour, "edgecolor": "none"})
+                          bbox={"boxstyle": "square,pad=0.08", "facecolor": color, "edgecolor": "none"})
                 break
 
 
@@ -136,7 +136,7 @@ def free_place(box: np.ndarray, width: float, height: float, graph: SceneGraph, 
 def draw_relations(axes, judged: Judged, vocabulary: Vocabulary) -> None:
     """The graph: a circle an object, an arrow from subject to object, its predicates on it; at most MAX_ARROWS a verdict.
 
-    axes: matplotlib's. A circle's colour is its category's, lines and the arrows' colours say the verdict. An arrow whose text
+    axes: matplotlib's. A circle's color is its category's, lines and the arrows' colors say the verdict. An arrow whose text
     would hide a circle or another's text is left out; how many relations are is written below.
     """
     graph, places = judged.graph, places_of(judged.graph)
@@ -149,11 +149,11 @@ def draw_relations(axes, judged: Judged, vocabulary: Vocabulary) -> None:
         size = point * TEXT_PT * np.array([CHARACTER * (max(map(len, predicates)) + 0.5), 1.25 * len(predicates)])
         found = place_on_arrow(places, s, o, bends.get((s, o), 0), size, point * node_pt / 2, taken)
         if found:
-            (bends[s, o], text_at), (colour, line) = found, VERDICTS[verdict]
+            (bends[s, o], text_at), (color, line) = found, VERDICTS[verdict]
             axes.annotate("", places[o], places[s], arrowprops={
-                "arrowstyle": "-|>", "connectionstyle": f"arc3,rad={bends[s, o]}", "linestyle": line, "color": colour,
+                "arrowstyle": "-|>", "connectionstyle": f"arc3,rad={bends[s, o]}", "linestyle": line, "color": color,
                 "linewidth": 1.3, "shrinkA": node_pt / 2, "shrinkB": node_pt / 2 + 2})
-            axes.text(*text_at, "\n".join(predicates), fontsize=TEXT_PT, color=colour, ha="center", va="center", zorder=3.5,
+            axes.text(*text_at, "\n".join(predicates), fontsize=TEXT_PT, color=color, ha="center", va="center", zorder=3.5,
                       parse_math=False, bbox={"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none"})
             drawn += len(predicates)
     if drawn < len(graph.relations):
@@ -165,7 +165,7 @@ def draw_circles(axes, places: np.ndarray, node_pt: float, judged: Judged, vocab
     """The objects at their places (N, 2): number and, where it can be read in a circle of node_pt points, category."""
     from matplotlib.colors import to_rgb
     for i, (place, label, verdict) in enumerate(zip(places, judged.graph.labels, judged.objects)):
-        pale, name = 1 - 0.35 * (1 - np.array(to_rgb(COLOURS[label % len(COLOURS)]))), vocabulary.categories[label]
+        pale, name = 1 - 0.35 * (1 - np.array(to_rgb(COLORS[label % len(COLORS)]))), vocabulary.categories[label]
         axes.scatter(*place, s=node_pt ** 2, color=[pale], edgecolor=VERDICTS[verdict][0], linestyle=VERDICTS[verdict][1],
                      linewidth=1.6, zorder=4)
         size = min(TEXT_PT, 0.86 * node_pt / (CHARACTER * len(name)))
@@ -264,7 +264,7 @@ def draw_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], title: str, la
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
-    figure = Figure((4.4, 2.7 + 0.17 * ((len(curves) + 1) // 2)), layout="constrained")
+    figure = Figure((4.4, 2.7 + 0.17 * ((len(curves) + 1) // 2)), sample_layout="constrained")
     axes = figure.add_subplot()
     for i, (name, (x, y)) in enumerate(curves.items()):
         axes.plot(x, y, DASHES[i % len(DASHES)], color=LINES[i % len(LINES)], linewidth=1.5, label=name,
@@ -296,7 +296,7 @@ def draw_histograms(shown: dict[str, list[float] | None], target: dict[str, list
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
-    figure = Figure((4.4, 2.1), layout="constrained")
+    figure = Figure((4.4, 2.1), sample_layout="constrained")
     bins = {name: max(len(shown[name] or []), len(target[name] or []), 2) for name in ticks}
     panels = figure.subplots(1, len(ticks), sharey=True, width_ratios=[3 + count for count in bins.values()])
     for panel, (name, names) in zip(panels, ticks.items()):

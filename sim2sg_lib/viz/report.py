@@ -183,7 +183,7 @@ def write_report(loop: Path, table: dict[str, dict], env: Env, images: ImageFold
         recall=draw_recall(curves, table), content=draw_content(table, curves, env), sheet=transpose(sheet_rows(table)),
         examples=cases(range(min(CASES, len(shown)))), worst=cases(i for _, _, i in lowest[:CASES]),
         missing=[name for name in table if name not in curves],
-        levels=dict(zip(env.vocabulary.categories, levels)), threshold=env.threshold, labelled=truth is not None,
+        levels=dict(zip(env.vocabulary.categories, levels)), threshold=env.threshold, labeled=truth is not None,
         key=[(name, VERDICTS[name][0], line, meaning) for name, line, meaning in KEY], max_arrows=MAX_ARROWS)
     write_text(loop / "report.html", page)
     return loop / "report.html"
@@ -291,7 +291,7 @@ def draw_case(images: ImageFolder, index: int, truth: list[SceneGraph] | None, s
     """One image's boxes and graph: what is predicted, right or wrong, and, if there are labels, those, found or missed."""
     from matplotlib.figure import Figure
     graph = shown[index]
-    halves = list(zip(("predicted ", "labelled "), compare(truth[index], graph))) if truth else [("", unjudged(graph))]
+    halves = list(zip(("predicted ", "labeled "), compare(truth[index], graph))) if truth else [("", unjudged(graph))]
     width = min(graph.width, PHOTO_WIDTH)
     height = max(1, round(width * graph.height / graph.width))
     pixels = read_image(images.folder / images.names[index], width, height)
