@@ -9,7 +9,7 @@ import os
 import signal
 import subprocess
 import sys
-from contextlib import chdir, redirect_stderr, redirect_stdout
+from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
 from pathlib import Path
 
@@ -55,13 +55,15 @@ def run_here(cwd: Path, script: str, arguments: list[str]) -> tuple[int, str, st
         spec.loader.exec_module(PROGRAMS[script])
     handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
     argv, sys.argv = sys.argv, [str(ROOT / script), *arguments]
-    printed, errors = StringIO(), StringIO()
+    printed, errors, before = StringIO(), StringIO(), Path.cwd()
+    os.chdir(cwd)
     try:
-        with chdir(cwd), redirect_stdout(printed), redirect_stderr(errors):
+        with redirect_stdout(printed), redirect_stderr(errors):
             command_line(PROGRAMS[script].main)
     except SystemExit as end:
         return end.code or 0, printed.getvalue(), errors.getvalue()
     finally:
+        os.chdir(before)
         sys.argv = argv
         for number, handler in handlers.items():
             signal.signal(number, handler)
