@@ -410,7 +410,7 @@ def save_pictures(path: Path, images, truth: list | None, predicted: list, env) 
     pixels = [read_image(images.folder / name, c.width, c.height) for name, c in zip(images.names[:PICTURES], images.cameras)]
     rows = [("predicted", [draw_boxes(p, g, env.vocabulary, env.threshold) for p, g in zip(pixels, predicted)])]
     if truth:
-        counted = [select_objects(graph, graph.counted) for graph in truth[:PICTURES]]
+        counted = [select_objects(graph, graph.is_ground_truth) for graph in truth[:PICTURES]]
         rows.append(("labeled", [draw_boxes(p, g, env.vocabulary) for p, g in zip(pixels, counted)]))
     save_png(path, contact_sheet(rows))
 

@@ -330,7 +330,7 @@ class LabeledImages(torch.utils.data.Dataset):
             read_info(folder, env)
             graphs = read_labels(open_images(folder, env), env)
             self.paths += [safe_join(folder, graph.image) for graph in graphs]
-            self.graphs += [select_objects(graph, graph.counted) for graph in graphs]
+            self.graphs += [select_objects(graph, graph.is_ground_truth) for graph in graphs]
 
     def __len__(self) -> int:
         return len(self.paths)

@@ -57,7 +57,7 @@ class SceneGraph:
         return len(self.labels)
 
     @property
-    def counted(self) -> np.ndarray:
+    def is_ground_truth(self) -> np.ndarray:
         """(N,) bool, the objects that are there to be found: neither regions nor neighbors."""
         return ~self.ignore & (self.visible > 0)
 

@@ -34,7 +34,7 @@ def main(folder: Path, out: Path, frames: int) -> None:
     images = open_images(folder, ENV)
     rows, depths = [], []
     for name, camera, graph in list(zip(images.names, images.cameras, read_labels(images, ENV)))[:frames]:
-        graph = select_objects(graph, graph.counted)
+        graph = select_objects(graph, graph.is_ground_truth)
         rng = np.random.default_rng(len(rows))
         lifted, kept = lift(graph, camera, ENV, rng)
         depths += matched_depths(frame_objects(kitti_root(folder), Path(name).stem), lifted, kept, camera)

@@ -280,7 +280,7 @@ def test_what_becomes_of_each_type():
     #                             car  van  DontCare, once for every category         sitting     pedestrian  house
     assert graph.labels.tolist() == [CAR, CAR, CAR, PEDESTRIAN, HOUSE, VEGETATION, PEDESTRIAN, PEDESTRIAN, HOUSE]
     assert graph.ignore.tolist() == [False, False, True, True, True, True, False, False, False]
-    assert graph.counted.tolist() == [True, False, False, False, False, False, False, True, True]
+    assert graph.is_ground_truth.tolist() == [True, False, False, False, False, False, False, True, True]
     assert graph.visible[[0, 1, 6, 7, 8]].tolist() == [0.675, 0, 0, 0.1, 1] and graph.truncated[0] == 0.2
     assert graph.boxes_px[0].tolist() == [600, 150, 900, 300] and graph.boxes_px[8].tolist() == [900, 0, 1242, 200]
     # the car is 7 m to the right of the pedestrian, .05 m in depth are within the margin; nothing else has relations
@@ -289,7 +289,7 @@ def test_what_becomes_of_each_type():
 
 def test_a_van_is_a_car_if_one_says_so():
     graph = to_graph("3.png", SCENE, STREET, ENV, van="car")
-    assert graph.counted.tolist() == [True, True, False, False, False, False, False, True, True]
+    assert graph.is_ground_truth.tolist() == [True, True, False, False, False, False, False, True, True]
     # the van is 7 m to the left of the car and 10 m behind, and 9.95 m behind the pedestrian, who is as far left
     assert graph.relations.tolist() == [[0, RIGHT, 1], [0, FRONT, 1], [0, RIGHT, 7], [1, LEFT, 0], [1, BEHIND, 0],
                                         [1, BEHIND, 7], [7, LEFT, 0], [7, FRONT, 1]]
@@ -417,7 +417,7 @@ def test_the_real_frames_open_and_their_labels_are_graphs(real_data):
     assert len(graphs) == 17 and {(c.width, c.height) for c in images.cameras} == {(1242, 375), (1224, 370), (1238, 374)}
     first = graphs[images.names.index("training/image_2/000001.png")]
     # a car and three regions of every category; the truck and the cyclist are none of ours
-    assert first.labels[first.counted].tolist() == [CAR] and int(first.ignore.sum()) % 4 == 0 and first.ignore.any()
+    assert first.labels[first.is_ground_truth].tolist() == [CAR] and int(first.ignore.sum()) % 4 == 0 and first.ignore.any()
 
 
 # --- the official scores ----------------------------------------------------------------------------------------------

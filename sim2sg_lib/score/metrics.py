@@ -336,11 +336,11 @@ def compare(truth: SceneGraph, predicted: SceneGraph) -> tuple[Judged, Judged]:
                        detection_overlap(predicted.boxes_px, truth.boxes_px, truth.ignore), -1.0)
     by_score = np.argsort(-predicted.scores, kind="stable")
     matched = np.full(len(predicted), -1)
-    matched[by_score] = match_detections(overlap[by_score], ~truth.counted, reusable=truth.ignore)
+    matched[by_score] = match_detections(overlap[by_score], ~truth.is_ground_truth, reusable=truth.ignore)
     found = np.isin(np.arange(len(truth)), matched)
-    excused = np.isin(matched, np.flatnonzero(~truth.counted))
+    excused = np.isin(matched, np.flatnonzero(~truth.is_ground_truth))
 
-    predicted, truth, found = select_objects(predicted, ~excused), select_objects(truth, truth.counted), found[truth.counted]
+    predicted, truth, found = select_objects(predicted, ~excused), select_objects(truth, truth.is_ground_truth), found[truth.is_ground_truth]
     truth = replace(truth, relations=distinct_relations(truth), relation_scores=np.ones(len(distinct_relations(truth))))
     hits = relation_hits(truth, predicted, np.arange(len(predicted.relations)))
     return (Judged(predicted, np.where(matched[~excused] >= 0, RIGHT, WRONG).tolist(),
@@ -356,7 +356,7 @@ def content(graphs: list[SceneGraph], vocabulary: Vocabulary) -> dict[str, list[
     Returns normalized histograms: of objects_per_image (from 0 to the most there are), of categories and of predicates (in
     the vocabulary's order); None where there is nothing to count.
     """
-    graphs = [select_objects(graph, graph.counted) for graph in graphs]
+    graphs = [select_objects(graph, graph.is_ground_truth) for graph in graphs]
     values = {"objects_per_image": [[len(graph)] for graph in graphs], "categories": [graph.labels for graph in graphs],
               "predicates": [graph.relations[:, 1] for graph in graphs]}
     bins = {"objects_per_image": 0, "categories": len(vocabulary.categories), "predicates": len(vocabulary.predicates)}

@@ -264,7 +264,7 @@ def draw_curves(curves: dict[str, tuple[np.ndarray, np.ndarray]], title: str, la
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import LogLocator
-    figure = Figure((4.4, 2.7 + 0.17 * ((len(curves) + 1) // 2)), sample_layout="constrained")
+    figure = Figure((4.4, 2.7 + 0.17 * ((len(curves) + 1) // 2)), layout="constrained")
     axes = figure.add_subplot()
     for i, (name, (x, y)) in enumerate(curves.items()):
         axes.plot(x, y, DASHES[i % len(DASHES)], color=LINES[i % len(LINES)], linewidth=1.5, label=name,
@@ -296,7 +296,7 @@ def draw_histograms(shown: dict[str, list[float] | None], target: dict[str, list
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
-    figure = Figure((4.4, 2.1), sample_layout="constrained")
+    figure = Figure((4.4, 2.1), layout="constrained")
     bins = {name: max(len(shown[name] or []), len(target[name] or []), 2) for name in ticks}
     panels = figure.subplots(1, len(ticks), sharey=True, width_ratios=[3 + count for count in bins.values()])
     for panel, (name, names) in zip(panels, ticks.items()):
