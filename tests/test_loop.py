@@ -102,55 +102,6 @@ def test_the_table_of_a_loop(toy, tmp_path):
     assert "No labeled test set" in run(toy, "evaluate.py", "--summary", tmp_path / "loop", "--summary", tmp_path / "loop")
 
 
-@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
-def test_the_makefile_names_every_stage_once(tmp_path):
-    def plan(*options, code=0):
-        result = subprocess.run(["make", "-n", "-C", ROOT, "loop", f"OUT={tmp_path}/loop", *options], text=True,
-                                capture_output=True)
-        assert bool(result.returncode) == bool(code), result.stderr
-        return result.stdout if code == 0 else result.stderr
-
-    lines = plan("ITERATIONS=3", "PROTOCOL=strong", "LIFT_OPTIONS=--refine 20").splitlines()
-    stages = [line for line in lines if ".py " in line]
-    names = [Path(line.split("--out ")[1].split()[0]).name for line in stages if "synthesize.py" in line]
-    assert sorted(names) == ["appearance2", "appearance3", "label1", "label2", "label3", "more", "sdr", "target"]
-    assert names[:2] == ["target", "sdr"]  # a wrong DOMAIN is found before anything is trained
-    assert sum("train.py" in line for line in stages) == sum("evaluate.py --device" in line for line in stages) == 9
-    assert [line.split("evaluate.py ")[1].split()[0] for line in stages[-2:]] == ["--summary", "report"]
-    aligned = [line for line in stages if "--align" in line]
-    assert [line.split("--source ")[2].split()[0] for line in aligned] == [
-        f"{tmp_path}/loop/data/{name}" for name in ("label1", "appearance2", "appearance3", "appearance3")]
-    assert [line.split("--align ")[1].split()[0] for line in aligned] == 3 * ["appearance"] + ["appearance,prediction"]
-    lifts = [line for line in stages if "--checkpoint" in line and "synthesize.py" in line]
-    assert all("--randomize strong --refine 20" in line for line in lifts) and len(lifts) == 5
-    assert all((" --camera paper " in line) == ("--data " in line or "--checkpoint" in line)
-               for line in plan("CAMERA=paper").splitlines() if ".py " in line) and "--camera" not in "".join(lines)
-    for labels in ("graphs.jsonl", "label_2", "training/label_2"):  # a data set of ours, and KITTI's folder in both forms
-        target = tmp_path / labels.replace("/", "_")
-        for split in ("train", "test"):
-            (target / split / labels).mkdir(parents=True)
-        lines = [line for line in plan(f"TARGET={target}").splitlines() if "--target" in line or "--data" in line]
-        folders = {line.split("--data " if "--data" in line else "--target ")[1].split()[0] for line in lines}
-        assert folders == {f"{target}/train", str((target / "test" / labels).parent)}
-    assert "no such folder" in plan(f"TARGET={tmp_path}/nowhere", code=2)
-    assert "without spaces" in plan("TARGET=a b", code=2)
-    for wrong in ("ITERATIONS=0", "ITERATIONS=x", "SEED=-1", "PROTOCOL=weak", "PROTOCOL=", "CAMERA=mine"):
-        assert f"{wrong} " in plan(wrong, code=2).replace(":", " ") and "expected paper or strong" in plan(wrong, code=2)
-
-
-@pytest.mark.skipif(shutil.which("make") is None, reason="no make")
-def test_a_folder_is_bound_to_its_options_once_something_is_made(tmp_path):
-    def make(*options):
-        return subprocess.run(["make", "-C", ROOT, "-o", ".venv/ready", f"RUN={sys.executable}", f"OUT={tmp_path}", *options],
-                              text=True, capture_output=True, env=ENVIRONMENT)
-    assert "'tagret' is not one of source, target" in make("DOMAIN=tagret", "loop").stderr and not (tmp_path / "data").exists()
-    assert make("options").returncode == 0
-    (tmp_path / "data").mkdir()
-    assert make("options").returncode == 0
-    other = make("options", "DOMAIN=target-content")
-    assert other.returncode == 2 and "was made with ENV=clevr" in other.stderr
-
-
 def test_a_graph_file_is_lifted_and_rendered(toy):
     line = {"image": "x.png", "width": 320, "height": 240, "relations": [],
             "objects": [{"category": "cube", "box": [150, 110, 190, 152]}]}
