@@ -1,12 +1,13 @@
 """The pinhole camera, and every frame convention of the project.
 
-World   meters, right-handed, z up; the ground is the plane z = 0. Yaw: radians about world z, x to y.
-Camera  OpenCV: x right, y down, z forward (depth). x_camera = R x_world + t.
-Pixels  x right, y down; the center of the first pixel is (0.5, 0.5), so an image spans [0, width] x [0, height].
+World   meters, right-handed, z up; the ground is the plane z = 0. Yaw: radians about world z, x to
+y. Camera  OpenCV: x right, y down, z forward (depth). x_camera = R x_world + t. Pixels  x right, y
+down; the center of the first pixel is (0.5, 0.5), so an image spans [0, width] x [0, height].
         u = K00 x/z + K02, v = K11 y/z + K12 with K the 3 x 3 intrinsic matrix in pixels (no skew).
 Boxes   x0, y0, x1, y1 in float pixels, half-open.
 
-`Camera` is one view in numpy (files, lifting); `Cameras` is a batch in torch (rendering, gradients).
+`Camera` is one view in numpy (files, lifting); `Cameras` is a batch in torch (rendering,
+gradients).
 """
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -51,7 +52,8 @@ class Camera:
     def ground_point(self, point_px: np.ndarray, height_m: float = 0.0) -> np.ndarray:
         """(3,) where the ray through a pixel meets the plane z = height_m (Prakash et al. 2021, 4.1).
 
-        At or above the horizon, or beyond a depth of FAR_M: the point at FAR_M, dropped onto the plane.
+        At or above the horizon, or beyond a depth of FAR_M: the point at FAR_M, dropped onto the
+                                                             plane.
         """
         origin, ray = self.position_world, self.ray_world(point_px)
         drop = height_m - origin[2]
@@ -60,7 +62,7 @@ class Camera:
         return np.array([point[0], point[1], height_m])
 
     def ground_axes(self) -> tuple[np.ndarray, np.ndarray]:
-        """The ground frame of the camera: unit (3,) vectors `right` and `forward`, horizontal in the world."""
+        """The ground frame of the camera: unit (3,) world vectors `right` and `forward`, horizontal."""
         right, forward = self.R[0] * [1, 1, 0], self.R[2] * [1, 1, 0]
         return right / np.linalg.norm(right), forward / np.linalg.norm(forward)
 
@@ -76,8 +78,8 @@ class Camera:
     def offset_from(self, nominal: "Camera") -> np.ndarray:
         """(2,) whole meters along x and y from `nominal`: where its world's origin lies in this camera's.
 
-        The origin of a world is arbitrary, and environments place lamps, roads and walls by that of their
-        nominal camera. Rounded, so that cameras near the nominal one share its world.
+        The origin of a world is arbitrary, and environments place lamps, roads and walls by that of
+        their nominal camera. Rounded, so that cameras near the nominal one share its world.
         """
         return np.round((self.position_world - nominal.position_world)[:2])
 

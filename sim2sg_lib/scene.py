@@ -46,7 +46,8 @@ class Mesh:
 
     verts:     (V, 3) float64.    normals: (V, 3) float64, unit, outward.
     faces:     (F, 3) int64, counter-clockwise from outside.
-    face_part: (F,) int64, index of the material of each face among those of the object; None for all 0.
+    face_part: (F,) int64, index of the material of each face among those of the object; None for
+               all 0.
     """
 
     verts: np.ndarray
@@ -86,8 +87,8 @@ class Light:
     """A lamp, or with `directional` a sun.
 
     position_world: meters; of a sun, the direction towards it.
-    intensity:      linear RGB; irradiance of a lamp at one meter, which falls with the square of the
-                    distance, or of a sun everywhere.
+    intensity:      linear RGB; irradiance of a lamp at one meter, which falls with the square of
+                    the distance, or of a sun everywhere.
     """
 
     position_world: tuple[float, float, float]
@@ -100,8 +101,8 @@ class Sky:
     """Light from all directions above, and what is seen above the horizon.
 
     zenith, horizon: linear RGB overhead and at the horizon.
-    clouds:          cloudiness from 0 to 1: 0.3 covers an eighth of the sky, 0.5 half, 0.7 seven eighths.
-                     Clouds are seen and give no light.
+    clouds:          cloudiness from 0 to 1: 0.3 covers an eighth of the sky, 0.5 half, 0.7 seven
+                     eighths. Clouds are seen and give no light.
     seed:            of the shapes of the clouds.
     """
 
@@ -214,8 +215,10 @@ def predicate_axes(camera: Camera) -> dict[str, np.ndarray]:
 class RelationRules:
     """When the predicates of an environment hold.
 
-    margins_m:         spatial predicate -> minimum distance along its axis; `on` -> maximum gap in height.
-    required_category: the category that one end of every spatial relation must have; None for any pair.
+    margins_m:         spatial predicate -> minimum distance along its axis; `on` -> maximum gap in
+                       height.
+    required_category: the category that one end of every spatial relation must have; None for any
+                       pair.
     supports:          category -> the category that it may stand `on`.
     reach_m:           objects farther ahead of the camera have no relations.
     """
@@ -241,8 +244,8 @@ def relations(objects: Sequence[SceneObject], camera: Camera, predicates: tuple[
               rules: RelationRules) -> np.ndarray:
     """All relations between N objects: (R, 3) int64 rows (s, p, o), ordered by s, then o, then p.
 
-    Spatial ones as in CLEVR (Johnson et al. 2017): <s, p, o> holds iff (position_s - position_o) . axis_p
-    > margin; the axes are horizontal.
+    Spatial ones as in CLEVR (Johnson et al. 2017): <s, p, o> holds iff (position_s - position_o) .
+    axis_p > margin; the axes are horizontal.
     """
     axes = predicate_axes(camera)
     positions = np.array([o.position_world for o in objects], np.float64).reshape(-1, 3)

@@ -90,7 +90,7 @@ def surface_colors(seen: BackgroundPoints, cameras: Cameras, light: Lighting) ->
     return texture_walls(color, seen.points, seen.scene, seen.wall.nonzero()[:, 0], light)
 
 
-# --- ground -------------------------------------------------------------------------------------------
+# --- ground ---------------------------------------------------------------------------------------
 
 def ground_colors(points: Tensor, rays: Tensor, scene: Tensor, light: Lighting, cameras: Cameras) -> Tensor:
     """(N, 3) reflectance of the ground at points (N, 3), with anti-aliased strips painted on it."""
@@ -133,7 +133,8 @@ def strip_coverage(strip: Strip, along: Tensor, across: Tensor, pixel_m: Tensor,
                    ahead: Tensor) -> Tensor:
     """(N,) fraction of each pixel that a strip covers, at points along and across it (N,).
 
-    pixel_m: (N,) meters that a pixel spans across the view; along `ahead` (N, 2), `slant` (N,) times more.
+    pixel_m: (N,) meters that a pixel spans across the view; along `ahead` (N, 2), `slant` (N,)
+             times more.
     """
     cos, sin = math.cos(strip.yaw_rad), math.sin(strip.yaw_rad)
     along_m, across_m = (pixel_m * (1 + (slant - 1) * (ahead @ ahead.new_tensor(axis)).abs())
@@ -151,7 +152,7 @@ def strip_coverage(strip: Strip, along: Tensor, across: Tensor, pixel_m: Tensor,
     return fraction
 
 
-# --- walls and sky ------------------------------------------------------------------------------------
+# --- walls and sky --------------------------------------------------------------------------------
 
 def raise_walls(points: Tensor, eye: Tensor, rays: Tensor, light: Lighting) -> tuple[Tensor, Tensor, Tensor]:
     """Points (N, 3) on the ground, or on a wall in front of it; normals (N, 3); (N,) bool on a wall."""

@@ -1,8 +1,9 @@
 """Lamps, suns, sky and shadows: the light that reaches a point.
 
-Units: `intensity` is a lamp's irradiance at one meter; a white diffuse surface reflects all of it as
-radiance (irradiance is divided by pi here). Every sum runs over a fixed number of terms, so that a scene
-renders to the same bytes alone and in any batch.
+Units: `intensity` is a lamp's irradiance at one meter; a white diffuse surface reflects all of it
+       as
+radiance (irradiance is divided by pi here). Every sum runs over a fixed number of terms, so that a
+scene renders to the same bytes alone and in any batch.
 """
 from dataclasses import dataclass, replace
 
@@ -96,7 +97,7 @@ def ground_light(light: Lighting, scene: Tensor, points: Tensor) -> Tensor:
     return rows_of(light.ground_color, scene) * total
 
 
-# --- shadows ----------------------------------------------------------------------------------------
+# --- shadows --------------------------------------------------------------------------------------
 
 @torch.no_grad()
 def shadow_maps(meshes: Meshes, lamp_world: Tensor, is_sun: Tensor,
@@ -130,9 +131,10 @@ def bounding_spheres(meshes: Meshes, batch: int) -> tuple[Tensor, Tensor]:
 
 def bounding_boxes(points: Tensor, owner: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Lowest and highest corners (count, 3) of the points (N, 3) of each owner (N,); 0 if it has none."""
-    index, blank = owner[:, None].expand(-1, 3), points.new_zeros(count, 3)
-    return (blank.scatter_reduce(0, index, points, "amin", include_self=False),
-            blank.scatter_reduce(0, index, points, "amax", include_self=False))
+    index, blank = owner[:, None].expand(-1, 3), points.new_full((count, 3), torch.inf)
+    low = blank.scatter_reduce(0, index, points, "amin")
+    high = (-blank).scatter_reduce(0, index, points, "amax")
+    return (torch.where(low < torch.inf, low, 0.0), torch.where(high > -torch.inf, high, 0.0))
 
 
 def looking_at(center: Tensor, radius: Tensor, eye: Tensor, size: int) -> Cameras:
@@ -153,12 +155,13 @@ def looking_at(center: Tensor, radius: Tensor, eye: Tensor, size: int) -> Camera
 def shadow_visibility(shadow: tuple[Cameras, Tensor], scene: Tensor, points: Tensor) -> Tensor:
     """(N,) in [0, 1], how visible a lamp is from points (N, 3); 1 beyond its shadow map.
 
-    Percentage-closer filtering (Reeves et al. 1987): the four texels around each point are compared with
-    its depth and interpolated, so that edges are soft.
+    Percentage-closer filtering (Reeves et al. 1987): the four texels around each point are compared
+    with its depth and interpolated, so that edges are soft.
     """
     cameras, depth = shadow
     # one affine map per scene, gathered coefficient by coefficient: long rows suit the cache
-    turned, moved = (cameras.K[..., None] * cameras.R[:, None]).sum(2), (cameras.K * cameras.t[:, None]).sum(2)
+    turned = (cameras.K[..., None] * cameras.R[:, None]).sum(2)
+    moved = (cameras.K * cameras.t[:, None]).sum(2)
     affine = torch.cat([turned.flatten(1), moved], 1)  # (B, 12)
     m = affine.T.contiguous()
     m = m.expand(-1, len(scene)) if len(affine) == 1 else m.index_select(1, scene)

@@ -28,7 +28,7 @@ class Part:
 
 
 def compose(parts: list[Part]) -> tuple[Mesh, tuple[float, float, float]]:
-    """One unit mesh of several parts, and the extents (x, y, z) in meters that restore their sizes."""
+    """One unit mesh of several parts, and its extents (x, y, z) in meters."""
     verts, normals, faces, numbers, first = [], [], [], [], 0
     for part in parts:
         turn = Rotation.from_euler("xyz", part.turn_rad).as_matrix()
@@ -37,7 +37,7 @@ def compose(parts: list[Part]) -> tuple[Mesh, tuple[float, float, float]]:
         faces.append(part.mesh.faces + first)
         numbers.append(np.full(len(part.mesh.faces), part.number))
         first += len(part.mesh.verts)
-    return to_unit(np.concatenate(verts), np.concatenate(normals), np.concatenate(faces), np.concatenate(numbers))
+    return to_unit(*map(np.concatenate, (verts, normals, faces, numbers)))
 
 
 def to_unit(verts: np.ndarray, normals: np.ndarray, faces: np.ndarray,
@@ -130,7 +130,8 @@ def cylinder_mesh(segments: int = 48, top: float = 1.0) -> Mesh:
 def prism_mesh(outline: list[tuple[float, float]], top: float = 1.0) -> Mesh:
     """A side view (x, z), extruded along y, with flat sides.
 
-    outline: (N, 2) points, counter-clockwise with x to the right and z up, star-shaped around their mean.
+    outline: (N, 2) points, counter-clockwise with x to the right and z up, star-shaped around their
+             mean.
     top:     width along y at the upper end as a fraction of the lower.
     """
     points = np.array(outline, np.float64)
@@ -159,7 +160,7 @@ def flat_mesh(polygons: list[list[tuple[float, float, float]]]) -> Mesh:
     return Mesh(np.array(verts), np.array(normals), np.array(faces, np.int64))
 
 
-# --- batches of scenes --------------------------------------------------------------------------------
+# --- batches of scenes ----------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Textures:
@@ -194,7 +195,8 @@ class Meshes:
     """The objects of B scenes, O in all with M materials, packed. Indices count through the whole batch.
 
     verts_unit, normals_unit:   (V, 3) float64 in the unit boxes of the assets.
-    verts_object:               (V, 3) float, meters in the frame of the object, where its texture lives.
+    verts_object:               (V, 3) float, meters in the frame of the object, where its texture
+                                lives.
     verts_world, normals_world: (V, 3) float.
     vert_object:                (V,) int64.
     faces:                      (F, 3) int64 into verts.
@@ -274,7 +276,8 @@ def object_poses(scenes: list[Scene], device: torch.device | str = "cpu") -> Pos
 def place(meshes: Meshes, poses: Poses) -> Meshes:
     """Scale every object to its size, turn it about z by its yaw and move it to its position.
 
-    Gradients reach the poses. Computed in float64; the result has the floating type of the materials.
+    Gradients reach the poses. Computed in float64; the result has the floating type of the
+    materials.
     """
     owner, dtype = meshes.vert_object, meshes.color.dtype
     position, size_m = poses.position_world.double()[owner], poses.size_m.double()[owner]

@@ -1,15 +1,15 @@
 """The rasterizer, in pure torch: which faces a pixel sees, how deep, and how far from their edges.
 
-Pairs of face and pixel are enumerated row by row between each face's (blurred) edges, so that work and
-memory grow with the area that faces cover and never with faces x pixels. Which pairs count is decided
-without gradient; what they contribute is computed once more, with gradient. Fragments mean what
-PyTorch3D's mean (Ravi et al. 2020). The rows of the batch are processed in bands that fit a memory
-budget; its size changes no bit of the result. Soft images are in soft.py.
+Pairs of face and pixel are enumerated row by row between each face's (blurred) edges, so that work
+and memory grow with the area that faces cover and never with faces x pixels. Which pairs count is
+decided without gradient; what they contribute is computed once more, with gradient. Fragments mean
+what PyTorch3D's mean (Ravi et al. 2020). The rows of the batch are processed in bands that fit a
+memory budget; its size changes no bit of the result. Soft images are in soft.py.
 
-A face with corners q_i = z_i (u_i, v_i, 1), z depth and u, v pixels, covers the pixel h = (u, v, 1) with
-barycentrics b_i / sum(b), b = h M^-1, M the matrix of rows q_i, at depth 1 / sum(b) (Olano and Greer
-1997). b is affine in the pixel and needs no division by a corner's depth, so faces that cross the
-camera's plane need no special case.
+A face with corners q_i = z_i (u_i, v_i, 1), z depth and u, v pixels, covers the pixel h = (u, v, 1)
+with barycentrics b_i / sum(b), b = h M^-1, M the matrix of rows q_i, at depth 1 / sum(b) (Olano and
+Greer 1997). b is affine in the pixel and needs no division by a corner's depth, so faces that cross
+the camera's plane need no special case.
 """
 import math
 from dataclasses import dataclass, replace
@@ -35,8 +35,8 @@ class Fragments:
 
     pix_to_face: (B, H, W, K) int64, the K nearest faces; -1 where there are fewer.
     zbuf:        (B, H, W, K) float, depth in meters; -1 where empty.
-    bary_coords: (B, H, W, K, 3) float, perspective-correct barycentric coordinates, clipped to the face
-                 beyond its edges; -1 where empty.
+    bary_coords: (B, H, W, K, 3) float, perspective-correct barycentric coordinates, clipped to the
+                 face beyond its edges; -1 where empty.
     dists:       (B, H, W, K) float, squared distance to the nearest edge of the face on the screen,
                  negative inside, in NDC (the short side of the image is 2 long); -1 where empty.
     """
@@ -61,10 +61,12 @@ class ScreenFaces:
     depth_m: (F, 3) of the corners, negative behind the camera.
     first:   (F, 2) int64, column and row of the first pixel; rows count through the whole batch:
              scene * H + row.
-    span:    (F, 2) int64, columns and rows of the blurred bounding box inside the image, at least 1.
-    inverse: (F, 3, 3), inverse[:, :, i] dotted with (x, y, 1) is the unnormalized barycentric of corner i.
-    ends:    (F, E, 2, 2), offsets of both ends of the three edges and, if any face of the batch crosses
-             the near plane, of the cut along it.
+    span:    (F, 2) int64, columns and rows of the blurred bounding box inside the image, at least
+             1.
+    inverse: (F, 3, 3), inverse[:, :, i] dotted with (x, y, 1) is the unnormalized barycentric of
+             corner i.
+    ends:    (F, E, 2, 2), offsets of both ends of the three edges and, if any face of the batch
+             crosses the near plane, of the cut along it.
     drawn:   (F, E) bool, whether any part of the edge is beyond the near plane.
     """
 
@@ -77,12 +79,13 @@ class ScreenFaces:
     drawn: Tensor
 
 
-# --- faces on the screen ------------------------------------------------------------------------------
+# --- faces on the screen --------------------------------------------------------------------------
 
 def screen_faces(meshes: Meshes, cameras: Cameras, blur_px: float, cull_backfaces: bool) -> ScreenFaces:
     """All faces with a pixel within `blur_px`, except those without area on the screen.
 
-    In single precision, faces smaller than the rounding of their corners, 1e-5 pixels, have no area.
+    In single precision, faces smaller than the rounding of their corners, 1e-5 pixels, have no
+    area.
     """
     verts = cameras.homogeneous_px(meshes.verts_world, meshes.vert_scene)  # (V, 3): z u, z v, z
     with torch.no_grad():
@@ -165,7 +168,7 @@ def edges_px(corners: Tensor) -> tuple[Tensor, Tensor]:
     return ends[..., :2] / torch.where(drawn[..., None], ends[..., 2], 1.0)[..., None], drawn
 
 
-# --- pairs of face and pixel --------------------------------------------------------------------------
+# --- pairs of face and pixel ----------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Pairs:
@@ -235,8 +238,10 @@ def row_columns(faces: ScreenFaces, face: Tensor, y: Tensor, width: int, blur_px
                 ) -> tuple[Tensor, Tensor]:
     """First column (R,) and the one after the last, of the pixels in rows y (R,) of the faces (R,).
 
-    Without blur exactly, to the bit, the columns at which no barycentric is negative: even rounded, each
-    is monotonic along a row, so that two columns show where its sign changes. With blur, a superset.
+    Without blur exactly, to the bit, the columns at which no barycentric is negative: even rounded,
+                                                                                       each
+    is monotonic along a row, so that two columns show where its sign changes. With blur, a
+    superset.
     """
     begin, end = torch.zeros_like(y), faces.span[:, 0].to(y.dtype).index_select(0, face)
     affine = faces.inverse + 0.0  # turns negative zeros into positive ones
@@ -297,7 +302,7 @@ def depth_and_barycentrics(faces: ScreenFaces, pairs: Pairs) -> tuple[Tensor, Te
     return (a + b + c).clamp(min=NEAR_M), torch.stack(bary, 1)
 
 
-# --- which faces a pixel sees -------------------------------------------------------------------------
+# --- which faces a pixel sees ---------------------------------------------------------------------
 
 def rasterize(meshes: Meshes, cameras: Cameras, blur_radius: float = 0.0, faces_per_pixel: int = 1,
               cull_backfaces: bool = False, memory_mb: float = 512) -> Fragments:
@@ -305,8 +310,8 @@ def rasterize(meshes: Meshes, cameras: Cameras, blur_radius: float = 0.0, faces_
 
     blur_radius:    squared NDC distance up to which a face is seen beyond its edges.
     cull_backfaces: skip faces whose corners run clockwise, seen from the camera.
-    memory_mb:      approximate memory of the pairs, without the result and what autograd keeps. The result
-                    does not depend on it; the gradient only by the order of its sums.
+    memory_mb:      approximate memory of the pairs, without the result and what autograd keeps. The
+                    result does not depend on it; the gradient only by the order of its sums.
     """
     blur_px = math.sqrt(blur_radius) * min(cameras.width, cameras.height) / 2
     faces = screen_faces(meshes, cameras, blur_px, cull_backfaces)
