@@ -55,10 +55,6 @@ class Mesh:
     faces: np.ndarray
     face_part: np.ndarray | None = None
 
-    def parts(self) -> np.ndarray:
-        """(F,) int64, face_part or its default."""
-        return np.zeros(len(self.faces), np.int64) if self.face_part is None else self.face_part
-
 
 @dataclass(frozen=True)
 class SceneObject:
@@ -274,7 +270,7 @@ def stands_on(upper: SceneObject, lower: SceneObject, gap_allowed_m: float) -> b
 
 
 def to_footprint(item: SceneObject, point_world: Sequence[float]) -> tuple[float, float]:
-    """x and y of a world point in the frame of an object, meters from the center of its footprint."""
+    """x and y of a world point in the frame of an object, from the center of its footprint."""
     dx, dy = point_world[0] - item.position_world[0], point_world[1] - item.position_world[1]
     cos, sin = math.cos(item.yaw_rad), math.sin(item.yaw_rad)
     return cos * dx + sin * dy, cos * dy - sin * dx

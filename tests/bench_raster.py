@@ -36,9 +36,7 @@ SPHERES, ROUNDS = 6, 3
 
 @dataclass(frozen=True)
 class Case:
-    """A batch of `scenes`, 20 * 4 ** subdivisions faces per sphere, `faces_per_pixel` kept per
-    pixel.
-    """
+    """A batch of `scenes`, 20 * 4 ** subdivisions faces per sphere, `faces_per_pixel` kept per pixel."""
 
     subdivisions: int = 3
     width: int = 320
@@ -107,8 +105,7 @@ def slow_rasterize(meshes, cameras) -> np.ndarray:
 
 
 def median_ms(work, device: str, rounds: int = ROUNDS) -> float:
-    """Median milliseconds of a call, without the first: of `rounds`, or of more within 0.2 seconds.
-    """
+    """Median milliseconds of a call, without the first: of `rounds`, or of more within 0.2 seconds."""
     values = []
     while len(values) <= rounds or sum(values[1:]) < 200:
         start = time.perf_counter()

@@ -39,8 +39,7 @@ def read_camera(item: dict) -> Camera:
 
 
 def read_scenes(folder: Path) -> list[tuple[dict, Scene]]:
-    """The entry of each image in the file, and its scene in the look of the target, not stylized.
-    """
+    """The entry of each image in the file, and its scene in the look of the target, not stylized."""
     metallic, roughness = APPEARANCE["target"][1]
     lights = tuple(Light(position, (power,) * 3) for position, power in LAMPS)
     result = []

@@ -1,6 +1,4 @@
-"""Frames, projection, relations, rendering and lifting, against hand-made numbers and data of
-others.
-"""
+"""Frames, projection, relations, rendering and lifting, against hand-made numbers and data of others."""
 import json
 from dataclasses import replace
 
@@ -267,9 +265,7 @@ def test_shadow_falls_on_the_side_away_from_the_lamp():
 
 
 def test_what_reaches_behind_the_camera_is_truncated():
-    """Boxes ahead, half cut by the left border, beside and half behind a level camera, and behind
-    it.
-    """
+    """Boxes ahead, half cut by the left border, beside and half behind a level camera, and behind it."""
     camera = level_camera()
     boxes = [
         SceneObject(0, "box", (x, y, 0.0), (1.6, 4.0, 1.5), 0.0)
@@ -293,9 +289,7 @@ def test_what_reaches_behind_the_camera_is_truncated():
 # --- against Blender ------------------------------------------------------------------------------
 
 def test_visible_boxes_and_relations_agree_with_blender(real_data):
-    """Scenes rendered by Blender, rebuilt with our camera and meshes from what its file says of
-    them.
-    """
+    """Scenes rendered by Blender, rebuilt with our camera and meshes from what its file says of them."""
     folder = real_data("clevr_blender") / "val"
     ious, offsets, wrong = [], [], 0
     for item, scene in read_scenes(folder):

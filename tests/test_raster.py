@@ -26,8 +26,7 @@ FIELDS = ("pix_to_face", "zbuf", "bary_coords", "dists")
 
 
 def pack(verts, faces, scene=None, scenes=1) -> Meshes:
-    """Bare triangles: verts (V, 3), faces (F, 3), one object per scene, scene (V,) of each vertex.
-    """
+    """Bare triangles: verts (V, 3), faces (F, 3), one object per scene, scene (V,) of each vertex."""
     scene = torch.zeros(len(verts), dtype=torch.int64) if scene is None else scene
     face_object = scene[faces[:, 0]] if len(faces) else torch.zeros(0, dtype=torch.int64)
     blank = torch.zeros(scenes)
@@ -257,7 +256,7 @@ def test_every_memory_budget_gives_the_same_bits(count, blur):
         assert (results[0][0] - other[0]).norm() < 1e-5 * other[0].norm()
 
 
-def test_the_hard_mask_is_the_soft_one_s_limit():
+def test_the_hard_mask_is_the_limit_of_the_soft_one():
     verts, faces = random_triangles(6, 9, behind=False)
     meshes, cameras = pack(verts, faces), view(32, 24, 20.0)
     hard = rasterize(meshes, cameras).pix_to_face[..., 0] >= 0
@@ -327,9 +326,7 @@ corner = st.tuples(st.floats(-1.5, 1.5), st.floats(-1.5, 1.5), st.floats(0.5, 4)
 def test_degenerate_scenes_give_finite_images_and_gradients(
     triangles, twice, size, scale, from_eye, dtype
 ):
-    """No face, every kind of DEGENERATE, all faces twice, scaled about the eye or a point before
-    it.
-    """
+    """No face, every kind of DEGENERATE, all faces twice, scaled about the eye or a point before it."""
     origin = torch.tensor([0.0, 0.0, 0.0 if from_eye else 2.0], dtype=dtype)
     verts = torch.tensor(triangles, dtype=dtype).reshape(-1, 3)
     verts = (origin + scale * (verts - origin)).requires_grad_()

@@ -99,9 +99,7 @@ def test_visible_coverage_splits_pixels_among_objects_by_depth():
 
 
 def test_box_errors_by_hand():
-    """An object that fills columns 2 and 3 of row 1 fully, its box a quarter of a pixel further
-    left.
-    """
+    """An object that fills columns 2 and 3 of row 1 fully, its box a quarter of a pixel further left."""
     shown = torch.zeros(1, 1, 4, 6)
     shown[0, 0, 1, 2:4] = 1
     exact = box_errors(shown, torch.tensor([0]), torch.tensor([[2.0, 1.0, 4.0, 2.0]]))

@@ -1,5 +1,4 @@
-"""Shading against numbers worked out by hand: units, materials, shadows, textures, tone; gradients.
-"""
+"""Shading against numbers worked out by hand: units, materials, shadows, textures, tone; gradients."""
 from dataclasses import replace
 
 import numpy as np
@@ -77,7 +76,7 @@ def test_the_sky_fills_the_picture_above_the_horizon():
     assert found[:, 26:].max() < 0.01                # a black ground under it
 
 
-def test_display_is_the_srgb_exponent_with_a_shoulder():
+def test_tone_mapping_is_the_srgb_exponent_with_a_shoulder():
     dark, bright = torch.tensor([0.0, 0.1, 0.3]), torch.tensor([1.0, 3.0, 1e6])
     one = torch.tensor(1.0)
     assert tone_map(dark, one).tolist() == pytest.approx(
@@ -91,9 +90,7 @@ def test_display_is_the_srgb_exponent_with_a_shoulder():
 # --- materials ------------------------------------------------------------------------------------
 
 def test_ggx_in_the_mirror_direction_by_hand():
-    """View and lamp 60 degrees apart around the normal: halfway is the normal, every cosine is
-    known.
-    """
+    """View and lamp 60 degrees apart around the normal: halfway is the normal, every cosine is known."""
     normal, view, lamp = unit(0, 0, 1), unit(1, 0, 3 ** 0.5), unit(-1, 0, 3 ** 0.5)
     mirror, roughness = (
         torch.full((1, 3), 0.04, dtype=torch.float64),
@@ -112,9 +109,8 @@ def test_ggx_in_the_mirror_direction_by_hand():
     assert (ggx(normal, view, unit(-1, 1, 3 ** 0.5), mirror, roughness) < expected).all()
 
 
-def test_a_white_mirror_sends_back_no_more_than_it_gets():
-    """Integrated over the hemisphere of lamps by plain quadrature; reflectance is in units of pi.
-    """
+def test_a_white_mirror_reflects_no_more_than_it_receives():
+    """Integrated over the hemisphere of lamps by plain quadrature; reflectance is in units of pi."""
     polar, turn = torch.meshgrid(torch.linspace(0.002, np.pi / 2 - 0.002, 300, dtype=torch.float64),
                                  torch.linspace(0, 2 * np.pi, 300, dtype=torch.float64), indexing="ij")
     lamps = torch.stack([polar.sin() * turn.cos(), polar.sin() * turn.sin(), polar.cos()], -1).view(
@@ -128,7 +124,7 @@ def test_a_white_mirror_sends_back_no_more_than_it_gets():
         assert 0.4 < total < 1.05
 
 
-def test_metal_has_the_color_in_its_highlight_and_rubber_has_not():
+def test_highlights_are_colored_on_metal_and_white_on_rubber():
     camera = look_at((0, -6, 3), (0, 0, 0.5), 120, 64, 48)
     lamp = Light((0.0, -6.0, 5.0), (4.0,) * 3)  # no highlight reaches the shoulder
     brightest = {}
@@ -188,7 +184,7 @@ def test_an_object_shades_another_and_not_its_lit_side():
     ]
 
 
-def test_every_object_lies_within_its_lamp_s_view():
+def test_every_object_is_in_view_of_its_shadow_camera():
     rng = np.random.default_rng(0)
     scenes = []
     for _ in range(5):
@@ -308,8 +304,7 @@ def change(image, inputs, name, direction, step=1e-6):
     ],
 )
 def test_gradients_of_a_whole_image_are_those_of_finite_differences(name):
-    """Pose, material, light and camera, one number at a time, to every pixel (weighted at random).
-    """
+    """Pose, material, light and camera, one number at a time, to every pixel (weighted at random)."""
     inputs, image = soft_image_inputs(None)
     weight = torch.rand(1, 3, 5, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     gradient, = torch.autograd.grad((image(inputs) * weight).sum(), inputs[name])
@@ -376,8 +371,7 @@ WHITE_SKY = Sky((1.0,) * 3, (1.0,) * 3)
 
 
 def from_above(width=60, height=60):
-    """A camera 10 m over the origin that sees 6 m by 6 m of ground, y up, at 10 pixels per meter.
-    """
+    """A camera 10 m over the origin that sees 6 m by 6 m of ground, y up, at 10 pixels per meter."""
     return Camera(np.array([[100.0, 0, width / 2], [0, 100.0, height / 2], [0, 0, 1]]),
                   np.array([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]]), np.array([0, 0, 10.0]), width, height)
 
@@ -413,7 +407,7 @@ def test_a_strip_turned_by_a_quarter_lies_across_and_the_later_lies_on_top():
     assert found[5, 30] == pytest.approx(0.5 ** (1 / 2.2), abs=0.003) and found[5, 10] < 0.005
 
 
-def test_dashes_and_gaps_are_as_long_as_one_another():
+def test_dashes_and_gaps_are_equally_long():
     found = painted((Strip((0.0, 0.0), (6.0, 1.0), 0.0, Material((0.5,) * 3), 1.0),))[30]
     marks = (found > 0.5).numpy()
     # marks of 1 m around every odd meter along the strip
@@ -449,7 +443,7 @@ def test_a_wall_is_lit_by_the_lamp_it_faces():
     assert found[0, 32, 32] == pytest.approx((0.5 * 2 / 4) ** (1 / 2.2), rel=2e-3)
 
 
-def test_clouds_cover_what_they_say_and_the_clear_sky_stays():
+def test_clouds_whiten_the_sky_as_much_as_asked():
     camera = look_at((0, 0, 1), (0, 5, 3), 40, 64, 64)
     pictures = [
         picture(
@@ -469,8 +463,7 @@ def test_clouds_cover_what_they_say_and_the_clear_sky_stays():
 
 
 def both_ways(scene):
-    """(H, W) largest difference of the channels between the plain shading and that of large images.
-    """
+    """(H, W) largest difference of the channels between the plain shading and that of large images."""
     size = scene.camera.width, scene.camera.height
     return (picture(scene, *size) - pictures([scene], *size, shade_large)[0]).abs().amax(0)
 
@@ -488,7 +481,7 @@ def test_large_pictures_share_samples_and_look_the_same():
 
 
 @pytest.mark.parametrize("size", [(128, 96), (129, 97)])
-def test_large_pictures_light_no_surface_by_what_its_neighbor_gets(size):
+def test_large_pictures_do_not_mix_the_light_of_two_surfaces(size):
     """Two walls, floor and sky, a lamp in the corner: each surface is as bright as when shaded
     exactly.
     """

@@ -34,15 +34,16 @@ def annotate(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: lis
         rows = slice(first, first + len(scene.objects))
         first = rows.stop
         found = relations(scene.objects, scene.camera, env.vocabulary.predicates, env.world.rules)
-        graph = make_graph(image, width, height, [o.label for o in scene.objects], boxes[rows] / fine,
-                           found, visible=visible[rows], truncated=truncated[rows])
+        labels = [o.label for o in scene.objects]
+        graph = make_graph(image, width, height, labels, boxes[rows] / fine, found,
+                           visible=visible[rows], truncated=truncated[rows])
         graphs.append(select_objects(graph, labeled[rows]))
         object_rows.append(np.flatnonzero(labeled[rows]).tolist())
     return graphs, object_rows
 
 
 def visible_boxes(fragments: Fragments, meshes: Meshes) -> tuple[np.ndarray, np.ndarray]:
-    """Tight boxes (O, 4) float64 in pixels of the fragments, and pixel counts (O,) of the objects."""
+    """Tight boxes (O, 4) float64 in pixels of the fragments, and pixel counts (O,)."""
     b, row, column = torch.nonzero(fragments.pix_to_face[..., 0] >= 0, as_tuple=True)
     object_index = meshes.face_object[fragments.pix_to_face[b, row, column, 0]]
     count = len(meshes.object_scene)

@@ -29,7 +29,7 @@ SIZE_PRIOR, SHIFT_PRIOR, OVERLAP_PRIOR = 2.0, 0.2, 10.0
 def refine(objects: list[list[SceneObject]], graphs: list[SceneGraph], cameras: list[Camera],
            assets: dict[str, Mesh], steps: int = 30,
            device: torch.device | str = "cpu") -> list[list[SceneObject]]:
-    """The lifted objects of B scenes, fitted to the boxes of their graphs, which are in the same order.
+    """The lifted objects of B scenes, fitted to the boxes of their graphs, in the same order.
 
     Objects keep category, asset and height above the ground; priors keep them near their start and
     apart. Each scene takes the best of all steps, the start included.
@@ -78,18 +78,18 @@ def visible_coverage(meshes: Meshes, cameras: Cameras) -> Tensor:
     coverage, depth_m = object_coverage(meshes, cameras, EDGE_PX, BLUR_PX)
     shown = []
     for i in range(coverage.shape[1]):
-        clear = torch.where(depth_m < depth_m[:, i, None], 1 - coverage, 1.0).prod(1)  # of nearer objects
+        clear = torch.where(depth_m < depth_m[:, i, None], 1 - coverage, 1.0).prod(1)
         shown.append(coverage[:, i] * clear)
     return torch.stack(shown, 1)
 
 
 def box_errors(shown: Tensor, object_scene: Tensor, boxes_px: Tensor) -> Tensor:
     """(O,) squared differences between the columns and rows of objects and their boxes (O, 4)."""
-    own = shown[object_scene, object_numbers(object_scene, len(shown))]  # (O, H, W)
+    channels = shown[object_scene, object_numbers(object_scene, len(shown))]  # (O, H, W)
     total = 0.0
     for axis, low, high in ((1, 0, 2), (2, 1, 3)):
-        profile = own.amax(axis)  # (O, W) or (O, H); a union over the line would widen soft edges
-        line = torch.arange(profile.shape[1], device=own.device)
+        profile = channels.amax(axis)  # (O, W) or (O, H); a union over the line would widen soft edges
+        line = torch.arange(profile.shape[1], device=channels.device)
         span = boxes_px[:, high, None].minimum(line + 1) - boxes_px[:, low, None].maximum(line)
         total = total + ((profile - span.clamp(0, 1)) ** 2).sum(1)
     return total

@@ -45,7 +45,7 @@ def shade_large(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: 
 
 
 def share_samples(face: Tensor, pixel: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
-    """Which of N samples to shade (M,), and for each sample (N,) which of these it takes its color from.
+    """Which of N samples to shade (M,), and for each sample (N,) which of these gives its color.
 
     Samples that see the same face as the first sample of their pixel take its color.
     """

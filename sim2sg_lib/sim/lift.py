@@ -16,11 +16,11 @@ from sim2sg_lib.graph import SceneGraph, select_objects
 from sim2sg_lib.scene import SceneObject, from_footprint, predicate_axes, to_footprint
 from sim2sg_lib.sim.meshes import pose_mesh
 
-YAW_DRAWS = 12            # random yaws tried per size: a box says little about yaw, so it stays random
+YAW_DRAWS = 12            # random yaws tried per size: boxes say little about yaw, so it stays random
 AIM_STEPS = 4             # projections per asset; each but the last corrects the aim about tenfold
 NEAREST_M = 1.0           # an object nearer to the camera is a false detection
 RELATION_SWEEPS = 50      # maximum rounds of corrections by the relations
-DUPLICATE_FRACTION = 0.5  # two solids cannot stand closer than this fraction of the sum of their radii
+DUPLICATE_FRACTION = 0.5  # minimum distance of two solids as a fraction of the sum of their radii
 CONTACT_M = 1e-6          # overlap that counts as contact
 
 
@@ -51,7 +51,7 @@ def lift(graph: SceneGraph, camera: Camera, env: Env,
 
 def lift_box(label: int, box_px: np.ndarray, camera: Camera, env: Env, rng: np.random.Generator,
              height_m: float = 0.0) -> SceneObject:
-    """The object at a height whose projection fits a box (4,) best, of all sizes and random yaws."""
+    """The object whose projection fits a box (4,) best, of all sizes and random yaws."""
     asset = str(rng.choice(env.world.category_assets[label]))
     best, best_error = None, np.inf
     for size_m in env.world.asset_sizes_m[asset]:
@@ -67,7 +67,7 @@ def lift_box(label: int, box_px: np.ndarray, camera: Camera, env: Env, rng: np.r
 
 
 def weigh_depths(item: SceneObject, box_px: np.ndarray, camera: Camera, env: Env) -> SceneObject:
-    """Move an object along its line of sight to a mean of the depths by bottom edge and height of its box.
+    """Move an object along its line of sight to the mean of two depths, by bottom and height of its box.
 
     Weighted by inverse variances. Where the ground is not level, the error of the first grows with
     the square of the depth; that of the second is the spread of sizes. Boxes cut off by the image
@@ -92,7 +92,7 @@ def weigh_depths(item: SceneObject, box_px: np.ndarray, camera: Camera, env: Env
 
 def aim(verts_m: np.ndarray, box_px: np.ndarray, camera: Camera,
         height_m: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Move vertices (V, 3) on the plane z = height_m until their box has the bottom center of a box (4,).
+    """Move vertices (V, 3) on the plane z = height_m to the bottom center of a box (4,).
 
     Returns the position (3,) in the world and the projected box (4,), clipped to the image.
     """
@@ -117,7 +117,7 @@ def projected_box(verts_world: np.ndarray, camera: Camera) -> np.ndarray:
 # --- supports -------------------------------------------------------------------------------------
 
 def find_supports(graph: SceneGraph, env: Env) -> np.ndarray:
-    """(N,) int64, the object that each one stands on by its most certain `on` relation, -1 for the ground.
+    """(N,) int64, what each object stands on by its most certain `on` relation, -1 for the ground.
 
     In a cycle, such as two books on each other, the least certain relation does not count.
     """
@@ -133,13 +133,13 @@ def find_supports(graph: SceneGraph, env: Env) -> np.ndarray:
 
 
 def bottom_up(support: np.ndarray) -> list[int]:
-    """The objects that stand on another, each after its support; support (N,) as from find_supports."""
+    """The objects that stand on another, each after its support; support (N,): see find_supports."""
     held = np.flatnonzero(support >= 0).tolist()
     return sorted(held, key=lambda i: len(support_chain(i, support)))
 
 
 def support_chain(i: int, support: np.ndarray) -> list[int]:
-    """An object and those under it, down to the ground; support (N,) as from find_supports."""
+    """An object and those under it, down to the ground; support (N,): see find_supports."""
     chain = [i]
     while support[chain[-1]] >= 0:
         chain.append(support[chain[-1]])
@@ -191,7 +191,7 @@ def radius_m(item: SceneObject) -> float:
 
 
 def overlapping(a: SceneObject, b: SceneObject) -> bool:
-    """Whether the upright boxes of two objects intersect, by the separating axes of their footprints."""
+    """Whether the boxes of two objects intersect, by the separating axes of their footprints."""
     if not side_by_side(a, b):
         return False
     for item, other in ((a, b), (b, a)):
@@ -208,7 +208,7 @@ def overlapping(a: SceneObject, b: SceneObject) -> bool:
 
 @dataclass(frozen=True)
 class Constraint:
-    """A relation on the ground: (position of s - position of o) . axis > margin_m. score: its certainty."""
+    """A relation on the ground: (position of s - position of o) . axis > margin_m."""
 
     s: int
     o: int
@@ -245,7 +245,7 @@ def refine_by_relations(objects: list[SceneObject], graph: SceneGraph, support: 
 
 def ground_constraints(graph: SceneGraph, support: np.ndarray, axes: dict[str, np.ndarray],
                        env: Env) -> list[Constraint]:
-    """Spatial relations between objects on the ground; of contradictions on a pair, the most certain."""
+    """Relations between objects on the ground; of contradictions on a pair, the most certain."""
     chosen = {}
     for row in np.argsort(graph.relation_scores, kind="stable"):
         s, p, o = graph.relations[row]
@@ -269,7 +269,7 @@ def clear_of_overlap(constraint: Constraint, objects: list[SceneObject]) -> Cons
 
 
 def satisfy(start: np.ndarray, constraints: list[Constraint], support: np.ndarray) -> np.ndarray:
-    """Positions (N, 3) after rounds in which both ends of each violated constraint give way by half."""
+    """Positions (N, 3) after rounds in which both ends of each violated constraint move by half."""
     positions = start.copy()
     for _ in range(RELATION_SWEEPS):
         done = True
@@ -288,7 +288,7 @@ def satisfy(start: np.ndarray, constraints: list[Constraint], support: np.ndarra
 
 def is_consistent(objects: list[SceneObject], positions: np.ndarray,
                   constraints: list[Constraint]) -> bool:
-    """Whether all constraints hold at positions (N, 3), and no two objects overlap more than before."""
+    """Whether all constraints hold at positions (N, 3) and no objects overlap more than before."""
     if any(constraint.missing_m(positions) > 0 for constraint in constraints):
         return False
     moved = move_to(objects, positions)

@@ -47,7 +47,7 @@ class Lighting:
 
 
 def pack_lighting(scenes: list[Scene], meshes: Meshes, like: Tensor) -> Lighting:
-    """Light and ground of the scenes as tensors like `like`, and their shadow maps, without gradient."""
+    """Light and ground of the scenes as tensors like `like`, and shadow maps, without gradient."""
     lamps = max([len(scene.lights) for scene in scenes] + [1])
     dark = Light((0.0, 0.0, 1.0), (0.0, 0.0, 0.0))
     rows = [[*scene.lights, *[dark] * (lamps - len(scene.lights))] for scene in scenes]
@@ -70,7 +70,7 @@ def pack_lighting(scenes: list[Scene], meshes: Meshes, like: Tensor) -> Lighting
 
 
 def incoming(light: Lighting, lamp: int, scene: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit directions (N, 3) from points (N, 3) of scenes (N,) to a lamp, and its irradiance (N, 3) there.
+    """Unit directions (N, 3) from points (N, 3) of scenes (N,) to a lamp, and its irradiance (N, 3).
 
     For surfaces that face the lamp, without shadows.
     """
@@ -124,13 +124,13 @@ def shadow_maps(meshes: Meshes, lamp_world: Tensor, is_sun: Tensor,
 
 
 def bounding_spheres(meshes: Meshes, batch: int) -> tuple[Tensor, Tensor]:
-    """Centers (B, 3) and radii (B,) of spheres around the objects of each scene; of a default if none."""
+    """Centers (B, 3) and radii (B,) of spheres around the objects of each scene."""
     low, high = bounding_boxes(meshes.verts_world.detach(), meshes.vert_scene, batch)
     return (low + high) / 2, ((high - low).norm(dim=-1) / 2 + 0.1).clamp(min=0.5)
 
 
 def bounding_boxes(points: Tensor, owner: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Lowest and highest corners (count, 3) of the points (N, 3) of each owner (N,); 0 if it has none."""
+    """Lowest and highest corners (count, 3) of the points (N, 3) of each owner (N,); 0 for none."""
     index, blank = owner[:, None].expand(-1, 3), points.new_full((count, 3), torch.inf)
     low = blank.scatter_reduce(0, index, points, "amin")
     high = (-blank).scatter_reduce(0, index, points, "amax")
@@ -167,7 +167,7 @@ def shadow_visibility(shadow: tuple[Cameras, Tensor], scene: Tensor, points: Ten
     m = m.expand(-1, len(scene)) if len(affine) == 1 else m.index_select(1, scene)
     x, y, z = points.T.contiguous()
     point_depth = m[6] * x + m[7] * y + m[8] * z + m[11]
-    scale = 1 / point_depth.clamp(min=1e-6)  # points behind the lamp end up beyond the map or nearest: lit
+    scale = 1 / point_depth.clamp(min=1e-6)  # points behind the lamp end up lit
     column = ((m[0] * x + m[1] * y + m[2] * z + m[9]) * scale - 0.5).clamp(-2, cameras.width + 1)
     row = ((m[3] * x + m[4] * y + m[5] * z + m[10]) * scale - 0.5).clamp(-2, cameras.width + 1)
     left, above, width = column.floor(), row.floor(), depth.shape[2]

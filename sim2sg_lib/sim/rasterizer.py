@@ -55,7 +55,7 @@ def scale_cameras(cameras: Cameras, factor: int) -> Cameras:
 
 @dataclass(frozen=True)
 class ScreenFaces:
-    """F faces as their cameras see them. Offsets are in pixels from the center of a face's first pixel.
+    """F faces as their cameras see them. Offsets: pixels from the center of a face's first pixel.
 
     face:    (F,) int64, index into Meshes.faces.
     depth_m: (F, 3) of the corners, negative behind the camera.
@@ -108,7 +108,7 @@ def screen_faces(meshes: Meshes, cameras: Cameras, blur_px: float, cull_backface
 
 
 def pixel_boxes(verts: Tensor, faces: Tensor, blur_px: float, cameras: Cameras) -> tuple[Tensor, Tensor]:
-    """First pixel and number of pixels (F, 2), float (column, row), of blurred boxes inside the image."""
+    """First pixels and sizes (F, 2), float (column, row), of blurred boxes inside the image."""
     size = verts.new_tensor([cameras.width, cameras.height])
     front = verts[:, 2] > NEAR_M
     px = verts[:, :2] / torch.where(front, verts[:, 2], 1.0)[:, None]
@@ -127,12 +127,12 @@ def pixel_boxes(verts: Tensor, faces: Tensor, blur_px: float, cameras: Cameras) 
 
 
 def shift(corners: Tensor, origin_px: Tensor) -> Tensor:
-    """(F, 3, 3) corners z (u, v, 1) relative to pixel origins (F, 2), against cancellation later."""
+    """(F, 3, 3) corners z (u, v, 1) relative to pixel origins (F, 2), against cancellation."""
     return torch.cat([corners[..., :2] - corners[..., 2:] * origin_px[:, None], corners[..., 2:]], -1)
 
 
 def invert(corners: Tensor) -> tuple[Tensor, Tensor]:
-    """(F, 3, 3) -> inverses (F, 3, 3), and (F,) signed volumes of the normalized corners, 0 if edge-on.
+    """(F, 3, 3) -> inverses, and signed volumes (F,) of the normalized corners, 0 if edge-on.
 
     In double precision, or thin faces would lose their sign.
     """
@@ -147,7 +147,7 @@ def invert(corners: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def edges_px(corners: Tensor) -> tuple[Tensor, Tensor]:
-    """Edges of faces (F, 3, 3), clipped to the near plane: ScreenFaces.ends in pixels, and `drawn`."""
+    """Edges of faces (F, 3, 3), clipped to the near plane: `ends` and `drawn` of ScreenFaces."""
     depth = corners[..., 2]
     front = depth > NEAR_M
     if front.all():
@@ -192,8 +192,8 @@ class Pairs:
 
 
 def row_bands(faces: ScreenFaces, rows: int, memory_mb: float) -> list[tuple[int, int]]:
-    """Split the rows of the batch into bands whose pairs fit the memory budget, at least one row each."""
-    change = torch.zeros(rows + 1, dtype=torch.int64, device=faces.first.device)  # pairs that start or end
+    """Split the rows of the batch into bands whose pairs fit the memory budget."""
+    change = torch.zeros(rows + 1, dtype=torch.int64, device=faces.first.device)
     change.index_add_(0, faces.first[:, 1], faces.span[:, 0])
     change.index_add_(0, faces.first[:, 1] + faces.span[:, 1], -faces.span[:, 0])
     total = change.cumsum(0).cumsum(0)[:rows].cpu()  # pairs in the rows up to each one
@@ -207,7 +207,7 @@ def row_bands(faces: ScreenFaces, rows: int, memory_mb: float) -> list[tuple[int
 
 
 def covered(faces: ScreenFaces, band: tuple[int, int], width: int, blur_px: float) -> Pairs:
-    """The pairs of a band of rows whose pixel lies in the face or nearer than `blur_px` to its edges.
+    """The pairs of a band of rows whose pixel is in the face or within `blur_px` of its edges.
 
     Ordered by octave of the size of the face, face, row and column: independent of the bands.
     """
@@ -265,7 +265,7 @@ def barycentrics(faces: ScreenFaces, pairs: Pairs) -> tuple[Tensor, Tensor, Tens
 
 
 def of_face(values: Tensor, pairs: Pairs) -> list[Tensor]:
-    """The C columns (P,) of values (F, C) at the faces of pairs; single columns are faster than rows."""
+    """The C columns (P,) of values (F, C) at the faces of pairs: faster than rows."""
     return [column.index_select(0, pairs.face) for column in values.unbind(1)]
 
 
@@ -290,11 +290,11 @@ def squared_distance_px(faces: ScreenFaces, pairs: Pairs) -> Tensor:
 
 
 def depth_and_barycentrics(faces: ScreenFaces, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """(P,) meters and (P, 3) of the point of the face at each pixel, clipped to the face as in PyTorch3D."""
+    """(P,) meters and (P, 3) of the face at each pixel, clipped to the face as in PyTorch3D."""
     bary = [values.clamp(min=0) for values in barycentrics(faces, pairs)]
     total = bary[0] + bary[1] + bary[2]
     bary = [values / total.clamp(min=1e-12) for values in bary]
-    lost = total == 0  # beyond the vanishing line of a face that reaches behind the camera: farthest
+    lost = total == 0  # beyond the vanishing line of the face: its farthest corner
     if lost.any():
         farthest = of_face(F.one_hot(faces.depth_m.argmax(1), 3).to(total.dtype), pairs)
         bary = [torch.where(lost, far, values) for far, values in zip(farthest, bary)]
@@ -306,7 +306,7 @@ def depth_and_barycentrics(faces: ScreenFaces, pairs: Pairs) -> tuple[Tensor, Te
 
 def rasterize(meshes: Meshes, cameras: Cameras, blur_radius: float = 0.0, faces_per_pixel: int = 1,
               cull_backfaces: bool = False, memory_mb: float = 512) -> Fragments:
-    """The nearest `faces_per_pixel` faces that cover each pixel's center or come within the blur radius.
+    """The nearest `faces_per_pixel` faces that cover a pixel's center or are within the blur radius.
 
     blur_radius:    squared NDC distance up to which a face is seen beyond its edges.
     cull_backfaces: skip faces whose corners run clockwise, seen from the camera.
@@ -348,7 +348,7 @@ def in_band(work, band: tuple[int, int], faces: ScreenFaces, bands: int):
 
 
 def k_nearest(pixel: Tensor, depth_m: Tensor, count: int, pixels: int) -> tuple[Tensor, Tensor]:
-    """Of P pairs the `count` nearest per pixel: indices, and ranks from 0. Ties go to the first pair."""
+    """Of P pairs the `count` nearest per pixel: indices, ranks from 0. Ties go to the first."""
     if depth_m.dtype == torch.float32:
         order = depth_m.view(torch.int32).long()  # the bits of positive floats sort like the floats
     else:
@@ -376,7 +376,7 @@ def signed_distance(faces: ScreenFaces, pairs: Pairs, cameras: Cameras) -> Tenso
 @torch.no_grad()
 def depth_map(meshes: Meshes, cameras: Cameras, cull_backfaces: bool = False,
               memory_mb: float = 512) -> Tensor:
-    """(B, H, W) meters to the nearest face at each pixel's center, inf for none; without gradient."""
+    """(B, H, W) meters to the nearest face at each pixel's center, inf for none."""
     faces = screen_faces(meshes, cameras, 0.0, cull_backfaces)
     depth_m = faces.depth_m.new_full((meshes.scenes * cameras.height, cameras.width), torch.inf)
     for low, high in row_bands(faces, len(depth_m), memory_mb):

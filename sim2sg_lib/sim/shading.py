@@ -64,7 +64,7 @@ class Samples:
 
 
 def object_samples(fragments: Fragments, cameras: Cameras) -> Samples:
-    """The samples of fragments, finer than the cameras by a whole factor, whose nearest face exists."""
+    """The samples of fragments, finer than the cameras by a whole factor, that see a face."""
     _, fine_height, fine_width, _ = fragments.pix_to_face.shape
     fine, nearest = fine_width // cameras.width, fragments.pix_to_face[..., 0].reshape(-1)
     hit = torch.nonzero(nearest >= 0)[:, 0]
@@ -95,7 +95,7 @@ def composite(background: Tensor, objects: Tensor, samples: Samples) -> Tensor:
 
 def shade_soft(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[Scene], sigma: float,
                gamma: float, light: Lighting | None = None) -> Tensor:
-    """(B, 3, H, W) images with soft edges: each pixel blends its K faces and the ground (SoftRas, eq. 2).
+    """(B, 3, H, W) images in which pixels blend their K faces and the background (SoftRas, eq. 2).
 
     fragments: at the size of the cameras. Not stylized. Gradients reach poses and vertices,
                materials,
@@ -126,7 +126,7 @@ def tone_map(radiance: Tensor, exposure: Tensor) -> Tensor:
 # --- materials ------------------------------------------------------------------------------------
 
 def shade_objects(face: Tensor, bary: Tensor, meshes: Meshes, cameras: Cameras, light: Lighting) -> Tensor:
-    """(N, 3) radiance of points on faces (N,) at barycentrics (N, 3), from surroundings and lamps."""
+    """(N, 3) radiance of points on faces (N,) at barycentrics (N, 3)."""
     corner, material_index, object_index = pick(face, meshes.faces, meshes.face_material, meshes.face_object)
     scene = meshes.object_scene.index_select(0, object_index)
 

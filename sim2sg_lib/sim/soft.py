@@ -15,7 +15,7 @@ OPAQUE = 1e-4  # a face is cut off where it adds less than this to a silhouette
 
 
 def silhouette(meshes: Meshes, cameras: Cameras, sigma: float, memory_mb: float = 512) -> Tensor:
-    """(B, H, W) fraction of each pixel that objects cover: 1 - prod(1 - D) over ALL faces (eq. 1 and 3).
+    """(B, H, W) coverage of each pixel: 1 - prod(1 - D) over ALL faces (eq. 1 and 3).
 
     D = sigmoid(-d / sigma), d the signed squared NDC distance to the face. The hard mask as sigma
     -> 0.
@@ -52,7 +52,7 @@ def soft_blend(colors: Tensor, fragments: Fragments, background: Tensor, sigma: 
 
 def object_coverage(meshes: Meshes, cameras: Cameras, edge_px: float,
                     blur_px: float) -> tuple[Tensor, Tensor]:
-    """Soft masks and depths in meters of each object alone: (B, M, H, W), for at most M objects per scene.
+    """Soft masks and depths in meters of objects alone: (B, M, H, W), at most M objects per scene.
 
     edge_px: width of the soft edges.    blur_px: distance at which they end; the depth is inf
              beyond it.
