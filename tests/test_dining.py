@@ -317,7 +317,7 @@ def test_thresholds_follow_what_the_network_is_sure_of_from_the_command_line(tmp
     monkeypatch.setattr(predict, "predict_folder", fake_predict)
     write(tmp_path / "model.pt", "")
     arguments = ["--env", "dining", "--checkpoint", tmp_path / "model.pt", "--target", tmp_path / "target", "--out",
-                 tmp_path / "out", "--device", "cpu"]
+                 tmp_path / "out", "--device", "cpu", "--num", 2]
     result = CliRunner().invoke(synthesize.main, list(map(str, arguments)))
     assert result.exit_code == 0, result.output
     info = json.loads((tmp_path / "out/dataset.json").read_text())
@@ -394,7 +394,7 @@ def test_assets_from_the_command_line(tmp_path):
     run(tmp_path, "synthesize.py", "--env", "dining", "--assets", "assets", "--num", 2, "--out", "x")
     rows = [json.loads(line)["objects"] for line in (tmp_path / "x/scenes.jsonl").read_text().splitlines()]
     assert [row[0]["asset"] for row in rows] == ["chair/spike.obj"] * 2
-    assert json.loads((tmp_path / "x/dataset.json").read_text())["assets"] == "assets"
+    assert json.loads((tmp_path / "x/dataset.json").read_text())["assets"] == str(tmp_path / "assets")
 
 
 def test_models_of_too_many_faces_are_left_out(tmp_path, capsys):
