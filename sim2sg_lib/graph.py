@@ -6,7 +6,7 @@ hold for one ordered pair. Numbers are numpy, so that reading a graph never need
 
 Whatever opens a file of the user's checks it here first: files from elsewhere may be anything.
 """
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -61,6 +61,11 @@ class SceneGraph:
         """(N,) bool, the objects that are there to be found: neither regions nor neighbors."""
         return ~self.ignore & (self.visible > 0)
 
+    def resized(self, width: int, height: int) -> "SceneGraph":
+        """The same graph for its image resized to (width, height) pixels."""
+        scale = np.array([width / self.width, height / self.height] * 2)
+        return replace(self, width=width, height=height, boxes_px=self.boxes_px * scale)
+
 
 def make_graph(image: str, width: int, height: int, labels, boxes_px, relations=(), scores=None, visible=None,
                truncated=None, ignore=None, relation_scores=None) -> SceneGraph:
@@ -88,8 +93,3 @@ def select_objects(graph: SceneGraph, keep: np.ndarray) -> SceneGraph:
     return SceneGraph(graph.image, graph.width, graph.height, graph.labels[keep], graph.boxes_px[keep],
                       graph.scores[keep], graph.visible[keep], graph.truncated[keep], graph.ignore[keep],
                       relations, graph.relation_scores[kept])
-
-
-# --- JSON Lines -------------------------------------------------------------------------------------------------------
-
-

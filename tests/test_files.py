@@ -13,6 +13,8 @@ from sim2sg_lib import cli
 from sim2sg_lib.io import files, folders
 from sim2sg_lib.io.files import write_bytes
 from sim2sg_lib.io.folders import work_folder
+from sim2sg_lib.io.images import output_names
+from sim2sg_lib.io.reading import resolve_recorded
 from sim2sg_lib.cli import InputError
 
 OPTIONS = {"seed": 1, "sizes": (1, 2)}
@@ -271,3 +273,23 @@ def test_the_lock_that_a_killed_process_left_beside_its_result_goes_with_the_nex
     with pytest.raises(InputError, match="is not empty"):
         folders.refuse_early(tmp_path / "out", False)
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_recorded_paths_are_found_from_their_record(tmp_path, monkeypatch):
+    """One experiment, started in tmp_path/here; another folder happens to hold the same relative path."""
+    for place in ("here", "elsewhere"):
+        (tmp_path / place / "data/sdr").mkdir(parents=True)
+    record = tmp_path / "here/runs/0/model.pt"
+    for folder in (tmp_path, tmp_path / "here", tmp_path / "elsewhere"):
+        monkeypatch.chdir(folder)
+        for spelled in (record, os.path.relpath(record)):
+            assert resolve_recorded("data/sdr", Path(spelled)) == tmp_path / "here/data/sdr"
+    assert resolve_recorded("data/none", record) == tmp_path / "elsewhere/data/none"
+    assert resolve_recorded("/data/x", record) == Path("/data/x")
+
+
+def test_output_names_are_unique_and_fit_the_file_system():
+    long = "图" * 83  # 249 bytes
+    names = output_names(["a/x.png", "b\\x.png", "caf\udce9.png", "X.jpg", f"a/{long}.png", f"b/{long}.png", "é.png", "e\u0301.png"])
+    assert names == ["x.png", "b_x.png", "caf_.png", "X_2.jpg", "图" * 82 + ".png", "图" * 81 + "_2.png", "é.png", "e\u0301_2.png"]
+    assert max(len(f"{Path(name).stem}.dot.tmp".encode()) for name in names) <= 255

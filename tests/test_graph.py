@@ -133,3 +133,10 @@ def test_missing_and_binary_files(tmp_path):
         file.truncate(2**28 + 1)  # takes no space
     with pytest.raises(InputError, match="large.jsonl: 268435457 bytes, expected JSON Lines, of 268435456 at most"):
         read_graphs(tmp_path / "large.jsonl", VOCABULARY)
+
+
+def test_resizing_scales_the_boxes_alone():
+    graph = make_graph("a.png", 160, 120, [1], [[10, 20, 80, 120]], scores=[0.5])
+    double = graph.resized(320, 60)
+    assert (double.width, double.height, double.boxes_px.tolist()) == (320, 60, [[20, 10, 160, 60]])
+    assert double.scores.tolist() == [0.5] and graph.boxes_px.tolist() == [[10, 20, 80, 120]]

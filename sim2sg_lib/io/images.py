@@ -1,6 +1,7 @@
 """PNG and JPEG files."""
 import io
 import re
+import unicodedata
 import zlib
 from pathlib import Path
 
@@ -9,12 +10,34 @@ from PIL import Image
 
 from sim2sg_lib.cli import InputError
 from sim2sg_lib.io.files import write_bytes
-from sim2sg_lib.io.reading import MAX_PIXELS, check_file, read_bytes
+from sim2sg_lib.io.reading import MAX_PIXELS, NOT_IN_NAMES, check_file, read_bytes
 
 SUFFIXES = (".png", ".jpg", ".jpeg")
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of a JPEG: no stuffed byte, restart or filling
 # of a JPEG; real ones have a dozen scans, and each takes as long as the whole image: so also of scans times pixels
 MAX_SCANS, MAX_SCANNED = 100, 2**30
+MAX_STEM_BYTES = 255 - len(".png.tmp")  # file systems allow names of 255 bytes
+
+
+def output_names(paths: list[str]) -> list[str]:
+    """A file name for the results of each image: its own name, made unique by _2, _3, ... behind the stem.
+
+    Stems count as equal if they differ only in case or in Unicode normalization. Characters that graphs.jsonl cannot
+    hold become underscores, and stems are cut to MAX_STEM_BYTES.
+    """
+    names, taken = [], set()
+    for path in (Path(re.sub(NOT_IN_NAMES, "_", Path(path).name)) for path in paths):
+        ending, number = "", 1
+        while True:
+            stem = path.stem.encode()[:MAX_STEM_BYTES - len(ending)].decode(errors="ignore") + ending
+            key = unicodedata.normalize("NFC", stem.casefold())
+            if key not in taken:
+                break
+            number += 1
+            ending = f"_{number}"
+        taken.add(key)
+        names.append(stem + path.suffix)
+    return names
 
 
 def open_image(path: Path) -> Image.Image:

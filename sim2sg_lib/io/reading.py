@@ -69,6 +69,21 @@ def _stays_inside(name: str) -> bool:
     return not re.search(NOT_IN_NAMES, name) and not Path(name).is_absolute() and ".." not in Path(name).parts
 
 
+def resolve_recorded(path: str, record_file: Path) -> Path:
+    """A path that a record file (config.json, model.pt, metrics.json, ...) holds, wherever the program was started.
+
+    Records hold absolute paths. Older ones hold paths relative to an unknown working directory: the nearest folder around
+    the record under which the path exists is taken, else the present working directory.
+    """
+    if os.path.isabs(path):
+        return Path(path)
+    for record in (os.path.realpath(record_file), os.path.abspath(record_file)):
+        for folder in Path(record).parents:
+            if os.path.lexists(folder / path):
+                return folder / path
+    return Path(path).absolute()
+
+
 def load_json(text: str, where: str) -> dict:
     """Parse one JSON object. Errors: InputError starting with `where`.
 

@@ -140,7 +140,7 @@ def _make_backbone(config: ModelConfig, pretrained: bool) -> BackboneWithFPN:
             resnet.load_state_dict(weights.get_state_dict(check_hash=True))
         except (OSError, RuntimeError) as error:
             raise InputError(f"ImageNet weights of {config.backbone} cannot be loaded ({error}): add --scratch, "
-                             f"or put {weights.url} into {torch.required_category.get_dir()}/checkpoints") from None
+                             f"or put {weights.url} into {torch.hub.get_dir()}/checkpoints") from None
     if config.imagenet:
         for layer in (resnet.conv1, resnet.layer1):  # too general to be worth their training time
             layer.requires_grad_(False)

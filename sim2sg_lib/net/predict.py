@@ -1,4 +1,4 @@
-"""Inference, and every confidence threshold."""
+"""Inference on folders of images, and every confidence threshold of the project."""
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,16 +13,18 @@ from sim2sg_lib.graph import SceneGraph, make_graph, select_objects
 from sim2sg_lib.io.files import add_line, open_growing
 from sim2sg_lib.net.relations import Prediction, SceneGraphNet
 
-BATCH, BATCH_PIXELS = 16, 2**22  # most images read at once, and most pixels of the network's input of more than one
-LEAST_SURE = 0.05      # no adaptive threshold falls below it: that is noise
+BATCH, BATCH_PIXELS = 16, 2**22  # largest batch: images, and input pixels if more than one image
+MIN_THRESHOLD = 0.05  # an adaptive threshold is not lowered below this score, where detections are noise
+SURE_QUANTILE = 0.9
 
 
 def to_graph(prediction: Prediction, image: str, width: int, height: int, object_threshold: float,
              predicate_threshold: float) -> SceneGraph:
     """The prediction as a SceneGraph of an image of width x height pixels.
 
-    Keeps objects with score >= object_threshold and relations with probability >= predicate_threshold, but not 0, whose
-    two objects are kept. Boxes are scaled from network input to image pixels and clipped; what is thinner than 0.01 px then goes.
+    Keeps objects with score >= object_threshold, and relations between them with probability
+    >= predicate_threshold and above 0. Boxes are scaled from network input to image pixels and
+    clipped; boxes thinner than 0.01 px are then dropped.
     """
     scale = np.array([width / prediction.width, height / prediction.height] * 2)
     boxes_px = prediction.boxes_px.cpu().numpy() * scale  # (N, 4)
@@ -31,59 +33,95 @@ def to_graph(prediction: Prediction, image: str, width: int, height: int, object
     probs = prediction.predicate_probs.cpu().numpy()  # (K, P)
     pair, predicate = np.nonzero((probs >= predicate_threshold) & (probs > 0))
     subject, object_ = prediction.pairs.cpu().numpy()[pair].T
-    graph = make_graph(image, width, height, prediction.labels.cpu().numpy(), boxes_px,
-                       np.stack([subject, predicate, object_], 1), scores, relation_scores=probs[pair, predicate])
-    return select_objects(graph, (scores >= object_threshold) & (boxes_px[:, 2:] - boxes_px[:, :2] > 0.01).all(1))
+    relations = np.stack([subject, predicate, object_], 1)
+    graph = make_graph(image, width, height, prediction.labels.cpu().numpy(), boxes_px, relations,
+                       scores, relation_scores=probs[pair, predicate])
+    thick_enough = (boxes_px[:, 2:] - boxes_px[:, :2] > 0.01).all(1)
+    return select_objects(graph, (scores >= object_threshold) & thick_enough)
 
 
-def predict_folder(model: SceneGraphNet, images: ImageFolder, env: Env, object_threshold: float, predicate_threshold: float,
-                   kept: Path | None = None) -> list[SceneGraph]:
+def predict_folder(model: SceneGraphNet, images: ImageFolder, env: Env, object_threshold: float,
+                   predicate_threshold: float, kept: Path | None = None) -> list[SceneGraph]:
     """The network's scene graph of every image, in order; boxes in the pixels of the image's camera.
 
-    Relations that the environment's rules exclude (a chair beside a chair, where one end must be a table) are left out.
+    Relations that the environment's rules exclude are left out (between two chairs, for instance,
+    where one end must be a table). Without a 3-D world there are no rules.
 
-    kept: a file for the graphs so far, batch by batch: after an interruption those are not predicted again.
+    kept: file that collects the graphs batch by batch; after an interruption, the graphs found
+    there are not predicted again.
+
+    Raises: InputError for an image that cannot be read.
     """
-    device, vocabulary = next(model.parameters()).device, env.vocabulary
-    batch = max(1, min(BATCH, BATCH_PIXELS // (model.config.width * model.config.height)))
-    possible = torch.from_numpy(env.world.rules.allowed_predicates(len(vocabulary.categories), vocabulary.predicates)).to(device)
+    device = next(model.parameters()).device
+    width, height = model.config.width, model.config.height
+    batch = max(1, min(BATCH, BATCH_PIXELS // (width * height)))
+    allowed = _allowed_predicates(env, device)
     file, rows = open_growing(kept) if kept else (None, [])
     graphs = [make_graph(**graph) for row in rows for graph in row["graphs"]]
-    with progress(len(images.names), "predict", "image", leave=False, done=len(graphs)) as bar, file or nullcontext():
+    bar = progress(len(images.names), "predict", "image", leave=False, done=len(graphs))
+    with bar, file or nullcontext():
         for start in range(len(graphs), len(images.names), batch):
             names, cameras = images.names[start:start + batch], images.cameras[start:start + batch]
-            pixels = torch.stack([load_tensor(images.folder / n, model.config.width, model.config.height) for n in names])
+            pixels = torch.stack([load_tensor(images.folder / n, width, height) for n in names])
             with torch.no_grad():
-                predictions = model.predict(model.features(pixels.to(device).float() / 255), possible)
-            new = [to_graph(prediction, name, camera.width, camera.height, object_threshold, predicate_threshold)
+                features = model.features(pixels.to(device).float() / 255)
+                predictions = model.predict(features, allowed)
+            new = [to_graph(prediction, name, camera.width, camera.height, object_threshold,
+                            predicate_threshold)
                    for name, camera, prediction in zip(names, cameras, predictions)]
             if file:
-                add_line(file, {"graphs": [_every_digit(graph) for graph in new]})
+                add_line(file, {"graphs": [_unrounded(graph) for graph in new]})
             graphs += new
             bar.update(len(names))
     return graphs
 
 
-def _every_digit(graph: SceneGraph) -> dict:
+def _allowed_predicates(env: Env, device: torch.device) -> torch.Tensor | None:
+    if env.world is None:
+        return None
+    categories, predicates = env.vocabulary.categories, env.vocabulary.predicates
+    allowed = env.world.rules.allowed_predicates(len(categories), predicates)
+    return torch.from_numpy(allowed).to(device)
+
+
+def _unrounded(graph: SceneGraph) -> dict:
     """For JSON; unlike `graph.to_json` nothing is rounded."""
-    return {name: value.tolist() if isinstance(value, np.ndarray) else value for name, value in vars(graph).items()}
+    return {name: value.tolist() if isinstance(value, np.ndarray) else value
+            for name, value in vars(graph).items()}
+
+
+# --- thresholds -----------------------------------------------------------------------------------
+
+def confident_graphs(graphs: list[SceneGraph], env: Env, threshold: float
+                     ) -> tuple[list[SceneGraph], list[float]]:
+    """What `--threshold` keeps of predicted graphs, and the resulting threshold per category.
+
+    This is the meaning of a threshold (tau of the paper) on every command line. Objects: the
+    threshold is a score, or in an adaptive environment a fraction, see `thresholds`, measured on
+    the graphs given here. Relations: a probability.
+    """
+    by_category = thresholds(graphs, env, threshold)
+    return [confident(graph, by_category, threshold) for graph in graphs], by_category
 
 
 def thresholds(graphs: list[SceneGraph], env: Env, threshold: float) -> list[float]:
-    """Per category the confidence below which its objects are not lifted (tau of the paper).
+    """Per category, the score below which detections are dropped.
 
-    Of an adaptive environment: a network new to a category is never sure of it, so `threshold` is a share of the
-    confidence that the surest tenth of the images reaches with its best object of the category. No labels are needed.
+    A network new to a category never scores it high. In an adaptive environment, `threshold` is
+    therefore a fraction of the 0.9 quantile, over the images in which the category is detected, of
+    its best score per image. No labels are needed.
     """
-    levels = []
+    by_category = []
     for label in range(len(env.vocabulary.categories)):
-        best = [graph.scores[graph.labels == label].max() for graph in graphs if (graph.labels == label).any()]
-        sure = float(np.quantile(best, 0.9)) if best and env.adaptive else 1.0
-        levels.append(max(threshold * sure, min(threshold, LEAST_SURE)))
-    return levels
+        best = [graph.scores[graph.labels == label].max()
+                for graph in graphs if (graph.labels == label).any()]
+        sure = float(np.quantile(best, SURE_QUANTILE)) if best and env.adaptive else 1.0
+        by_category.append(max(threshold * sure, min(threshold, MIN_THRESHOLD)))
+    return by_category
 
 
-def confident(graph: SceneGraph, object_thresholds: list[float], relation_threshold: float) -> SceneGraph:
+def confident(graph: SceneGraph, object_thresholds: list[float], relation_threshold: float
+              ) -> SceneGraph:
     """The graph without objects below their category's threshold and relations below theirs."""
     graph = select_objects(graph, graph.scores >= np.array(object_thresholds)[graph.labels])
     sure = graph.relation_scores >= relation_threshold
