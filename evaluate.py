@@ -61,18 +61,12 @@ def main(context: click.Context, checkpoint_path: Path | None, data: Path | None
     if context.invoked_subcommand:
         if given:
             raise click.UsageError(f"options of {context.invoked_subcommand} go behind it")
-    elif summary:
+        return
+    if summary:
         if given - {"summary", "device"}:
             raise InputError("--summary prints tables of finished loops and takes no other option")
-        summarize(summary)
-    else:
-        evaluate(checkpoint_path, data, out, split, van, camera, device, overwrite, resume)
+        return summarize(summary)
 
-
-def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, split: str,
-             van: str | None, camera: str | None, device: str, overwrite: bool, resume: bool
-             ) -> None:
-    """Evaluate one checkpoint on one folder; the parameters are the options of main."""
     # --- setup: the library is imported here, so that --help answers at once
     from sim2sg_lib import checkpoint
     from sim2sg_lib.io.files import write_json
@@ -97,10 +91,9 @@ def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, 
     test_set = open_test_set(data, env, van, camera)
     images = test_set.images
     inputs = [checkpoint_path, *(images.folder / name for name in images.names)]
-    options = record | checkpoint.runtime_info(device) | {"images": len(images.names),
-                                                          "input": digest(*inputs)}
+    options = record | checkpoint.runtime_info(device) | {
+        "images": len(images.names), "input": digest(*inputs)}
     suffix = "" if split == "all" else f"_{split}"
-    names = (f"curves{suffix}.json", f"metrics{suffix}.json")
     with partial_folder(out / ".evaluate.partial", out, options, overwrite, resume) as partial:
         # --- predict
         model = checkpoint.rebuild(saved, checkpoint_path, env, device)
@@ -114,13 +107,14 @@ def evaluate(checkpoint_path: Path | None, data: Path | None, out: Path | None, 
             metrics |= scores
 
         # --- save: write everything before anything is replaced
-        write_graphs(partial / "predictions.jsonl", predicted, env.vocabulary)
         (partial / "figures").mkdir(exist_ok=True)
-        pictures = partial / "figures/predictions.png"
-        save_predictions(pictures, images, test_set.truth, predicted, env)
-        for name, content in zip(names, (curves, metrics)):
-            write_json(partial / name, content)
-        move(partial, out, "predictions.jsonl", "figures/predictions.png", *names)
+        picture = partial / "figures/predictions.png"
+        save_predictions(picture, images, test_set.truth, predicted, env)
+        write_graphs(partial / "predictions.jsonl", predicted, env.vocabulary)
+        write_json(partial / f"curves{suffix}.json", curves)
+        write_json(partial / f"metrics{suffix}.json", metrics)
+        move(partial, out, "figures/predictions.png", "predictions.jsonl", f"curves{suffix}.json",
+             f"metrics{suffix}.json")
         shutil.rmtree(partial)
 
     # --- show

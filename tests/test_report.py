@@ -326,6 +326,63 @@ def test_without_tensorboard_one_line_says_how_to_get_it(loop, toy, tmp_path):
     assert "pip install tensorboard" in line
 
 
+# --- the user's environment -------------------------------------------------------------------------------------------
+
+HOSTILE_STYLE = """
+text.usetex: True
+font.family: cursive
+font.size: 30
+axes.facecolor: black
+axes.grid: True
+figure.dpi: 33
+figure.constrained_layout.use: True
+savefig.dpi: 7
+savefig.bbox: tight
+savefig.transparent: True
+svg.fonttype: none
+lines.linewidth: 9
+path.sketch: 3, 100, 2
+"""
+
+
+def test_pictures_do_not_depend_on_matplotlibrc_and_backend(loop, toy, tmp_path):
+    (tmp_path / "matplotlibrc").write_text(HOSTILE_STYLE)
+    image = toy / "data/target/test/images/000000.png"
+    pages = []
+    for name, settings in (("plain", {}), ("styled", {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc"),
+                                                      "MPLBACKEND": "module://matplotlib_inline.backend_inline"})):
+        environment = {key: value for key, value in ENVIRONMENT.items() if not key.startswith("MPL")} | settings
+        run(toy, "evaluate.py", "report", loop, environment=environment)
+        run(toy, "evaluate.py", "predict", image, "--checkpoint", loop / "start/model.pt", "--threshold", 0.3, "--out",
+            tmp_path / name, environment=environment)
+        pages.append(((loop / "report.html").read_bytes(), (tmp_path / name / "000000.png").read_bytes()))
+    assert pages[0] == pages[1]
+
+
+# --- where the program is started -------------------------------------------------------------------------------------
+
+def test_scores_depend_neither_on_the_working_directory_nor_on_the_spelling_of_paths(toy, tmp_path):
+    """Another experiment with a data set at the same relative path lies where the program is started."""
+    shutil.copytree(toy / "runs/0", tmp_path / "here/runs/0", ignore=shutil.ignore_patterns("metrics*", "curves*"))
+    shutil.copytree(toy / "data/sdr", tmp_path / "here/data/sdr")
+    shutil.copytree(toy / "data/target/test", tmp_path / "elsewhere/data/sdr")
+    content = torch.load(tmp_path / "here/runs/0/model.pt", weights_only=True)  # as earlier versions recorded it
+    content["options"]["source"] = ["data/sdr"]
+    torch.save(content, tmp_path / "here/runs/0/model.pt")
+    (tmp_path / "link").symlink_to("here/runs/0")
+    results = []
+    for cwd, model in (("here", "runs/0/model.pt"), ("elsewhere", tmp_path / "here/runs/0/model.pt"), ("elsewhere", "../link/model.pt")):
+        # the first call leaves metrics that the others replace without --overwrite: it is the same checkpoint
+        run(tmp_path / cwd, "evaluate.py", "--checkpoint", model, "--data", toy / "data/target/test", "--out", tmp_path / "out")
+        metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+        results.append({name: value for name, value in metrics.items() if name != "command"})
+    assert results[0] == results[1] == results[2] and results[0]["content_gap"]["objects_per_image"] > 0
+    assert results[0]["checkpoint"] == str(tmp_path / "here/runs/0/model.pt")
+    line = run(tmp_path, "evaluate.py", "--checkpoint", toy / "runs/1/model.pt", "--data", toy / "data/target/test", "--out",
+               tmp_path / "out", code=3)
+    assert "holds the metrics of checkpoint" in line
+
+
 # --- predict's command line -------------------------------------------------------------------------------------------
 
 def test_predict_reads_any_size_and_keeps_equal_names_apart(toy, tmp_path):

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sim2sg_lib.camera import Camera
 from sim2sg_lib.graph import SceneGraph, Vocabulary
 from sim2sg_lib.io.kitti import NEIGHBORS, KittiObject
 from sim2sg_lib.score.metrics import LEVELS, Level, box_area, box_intersection, box_iou
@@ -21,9 +20,9 @@ SAMPLES = 41
 MIN_OBJECTS = 41
 
 
-def has_kitti_size(cameras: list[Camera]) -> bool:
-    """Whether images are as high as KITTI's, whose limits on box heights are in pixels."""
-    return all(camera.height in KITTI_HEIGHTS_PX for camera in cameras)
+def has_kitti_size(graphs: list[SceneGraph]) -> bool:
+    """Whether all images are as high as KITTI's, whose limits on box heights are in pixels."""
+    return all(graph.height in KITTI_HEIGHTS_PX for graph in graphs)
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ def score(test_set: TestSet, predicted: list[SceneGraph], source: list[SceneGrap
     if test_set.kitti:
         from sim2sg_lib.io.kitti import frame_objects
         from sim2sg_lib.score.kitti_ap import folder_scores, has_kitti_size
-        if has_kitti_size(test_set.images.cameras):
+        if has_kitti_size(truth):
             level = replace(level, scaled=False)
             objects = [frame_objects(test_set.kitti, Path(graph.image).stem) for graph in truth]
             kitti_scores = {"kitti": folder_scores(objects, predicted, env.vocabulary)}
@@ -125,7 +125,7 @@ def notes(test_set: TestSet, env: Env) -> list[str]:
     if test_set.kitti:
         from sim2sg_lib.io.kitti import written_by_export
         from sim2sg_lib.score.kitti_ap import has_kitti_size
-        if has_kitti_size(test_set.images.cameras) and written_by_export(test_set.kitti):
+        if has_kitti_size(test_set.truth) and written_by_export(test_set.kitti):
             lines.append(f"{test_set.images.folder} is one of our data sets in KITTI's format: "
                          "its AP11 and AP40 are no scores on KITTI")
     return lines

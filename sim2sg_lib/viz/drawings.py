@@ -201,9 +201,10 @@ def draw_relations(axes, matched: MatchedGraph, vocabulary: Vocabulary) -> None:
                   va="center", zorder=3.5, parse_math=False,
                   bbox={"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none"})
         drawn += len(predicates)
-    if drawn < len(graph.relations):
-        axes.text(-AXES_LIMIT, -AXES_LIMIT, f"{len(graph.relations) - drawn} more not drawn",
-                  fontsize=TEXT_PT, va="bottom")
+    left_out = len(graph.relations) - drawn
+    if left_out:
+        axes.text(-AXES_LIMIT, -AXES_LIMIT, f"{left_out} more not drawn", fontsize=TEXT_PT,
+                  va="bottom")
     draw_nodes(axes, positions, node_pt, matched, vocabulary)
 
 
@@ -224,11 +225,10 @@ def draw_nodes(axes, positions: np.ndarray, node_pt: float, matched: MatchedGrap
 
 def find_arrow_place(positions: np.ndarray, s: int, o: int, bend: float, size: np.ndarray,
                      radius: float, taken: list[tuple]) -> tuple[float, np.ndarray] | None:
-    """How much an arrow between nodes s and o bends, more than `bend`, and its text's center (2,).
+    """A bend above `bend` for the arrow from node s to o, and the center (2,) of its text, or None.
 
-    The text, of the given size (2,), hides no circle of that radius at the positions (N, 2) and no
-    other text; None if there is no room. taken: (center, size) of the texts so far; the new one is
-    appended.
+    The text of size (2,) overlaps no circle of that radius at positions (N, 2) and no other text.
+    taken: (center, size) of the texts so far; the new one is appended.
     """
     direction = positions[o] - positions[s]
     normal = np.array([direction[1], -direction[0]])
@@ -271,14 +271,13 @@ def node_positions(graph: SceneGraph) -> np.ndarray:
     centers_px = (graph.boxes_px[:, :2] + graph.boxes_px[:, 2:]) / 2
     positions = np.zeros((len(graph), 2))
     for ring, radius in ((central, 0.35), (~central, 1.0)):
-        positions[ring] = radius * (ring.sum() > 1) * on_circle(centers_px[ring])
+        if ring.sum() > 1:
+            positions[ring] = radius * on_circle(centers_px[ring])
     return positions
 
 
 def on_circle(points: np.ndarray) -> np.ndarray:
     """(N, 2) evenly around the unit circle, y up, in the order of points (N, 2), y down."""
-    if not len(points):
-        return points
     offset = points - points.mean(0)
     bearing = np.arctan2(-offset[:, 1], offset[:, 0])
     order = np.argsort(bearing, kind="stable")

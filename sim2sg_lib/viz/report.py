@@ -68,6 +68,8 @@ def write_report(loop: Path, table: dict[str, dict], env: Env, images: ImageFold
     curves = {name: read_curves(loop / name) for name in table
               if (loop / name / "curves.json").exists()}
     logs = {name: read_log(loop / name) for name in table}
+    options = loop / "options.txt"  # of `make loop`
+    options = read_text(options, "a text file").strip() if options.exists() else ""
     shown, thresholds = confident_graphs(predicted, env, env.threshold)
     recall = (curves.get(last, {}).get("recall_per_image") or {}).get("20") or []
     if recall and len(recall) != len(predicted):
@@ -84,7 +86,7 @@ def write_report(loop: Path, table: dict[str, dict], env: Env, images: ImageFold
         undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     with default_style():
         page = templates.get_template("report.html.jinja").render(
-            title=loop.resolve().name, env=env.name, options=read_options(loop),
+            title=loop.resolve().name, env=env.name, options=options,
             columns=list(COLUMNS), last=row_title(last), verdict=verdict([table], list(table)),
             rows=[(name, *row) for name, row in zip(table, table_cells([table], list(table)))],
             losses=draw_losses(logs), discriminators=draw_discriminators(logs),
@@ -98,12 +100,6 @@ def write_report(loop: Path, table: dict[str, dict], env: Env, images: ImageFold
             key=[(status, STYLES[status][0], line, meaning) for status, line, meaning in KEY])
     write_text(loop / "report.html", page)
     return loop / "report.html"
-
-
-def read_options(loop: Path) -> str:
-    """The options that `make loop` was called with, if it made the loop."""
-    path = loop / "options.txt"
-    return read_text(path, "a file of make loop").strip() if path.exists() else ""
 
 
 def last_of_each_kind(table: dict[str, dict]) -> list[str]:
@@ -193,10 +189,10 @@ def draw_recall(table: dict[str, dict], curves: dict[str, dict]) -> list[dict]:
 
 def draw_content(table: dict[str, dict], curves: dict[str, dict], env: Env) -> list[dict]:
     """One figure per data set, random and of each iteration: its content against the target's."""
-    random_set = [name for name in ("sdr", "start") if name in table][:1]
     ticks = {"objects_per_image": None, "categories": env.vocabulary.categories,
              "predicates": env.vocabulary.predicates}
     figures = []
+    random_set = [name for name in ("sdr", "start") if name in table][:1]
     for name in [*random_set, *lifted_sets(table).values()]:
         content = curves.get(name, {}).get("content") or {}
         if content.get("source") and content["target"]:
@@ -209,10 +205,9 @@ def draw_content(table: dict[str, dict], curves: dict[str, dict], env: Env) -> l
 
 def by_target(rows: list[tuple[str, list[np.ndarray]]]) -> list[list[dict]]:
     """The rows of a sheet as one list of pictures per target image."""
-    rows = [(caption, [photo_uri(image) for image in images]) for caption, images in rows]
-    count = len(rows[0][1]) if rows else 0
-    return [[{"uri": uris[i], "caption": caption} for caption, uris in rows if i < len(uris)]
-            for i in range(count)]
+    return [[{"uri": photo_uri(images[i]), "caption": caption}
+             for caption, images in rows if i < len(images)]
+            for i in range(len(rows[0][1]) if rows else 0)]
 
 
 def draw_case(images: ImageFolder, index: int, truth: list[SceneGraph] | None,

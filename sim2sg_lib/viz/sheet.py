@@ -19,8 +19,8 @@ LOOP_COLUMNS = 6
 def save_predictions(path: Path, images: ImageFolder, truth: list[SceneGraph] | None,
                      predicted: list[SceneGraph], env: Env) -> None:
     """The first images with predicted boxes above the environment's threshold, labels below."""
-    pixels = [read_image(images.folder / name, camera.width, camera.height)
-              for name, camera in zip(images.names[:PREDICTION_COLUMNS], images.cameras)]
+    pixels = [read_image(images.folder / graph.image, graph.width, graph.height)
+              for graph in predicted[:PREDICTION_COLUMNS]]
     rows = [("predicted", [draw_boxes(image, graph, env.vocabulary, env.threshold)
                            for image, graph in zip(pixels, predicted)])]
     if truth:
