@@ -762,7 +762,8 @@ def test_a_loop_with_the_paper_s_camera_needs_no_calibration(street, network, fo
     assert scores[0] | {"command": 0} == scores[1] | {"command": 0} and scores[0]["objects"] == 1
     assert "holds the metrics of camera paper" in command(evaluate, "--checkpoint", network, "--data", folder, "--camera",
                                                           "calib", "--out", out, code=3)
-    command(synthesize, "--checkpoint", network, "--target", folder, "--camera", "paper", "--out", tmp_path / "lifted")
+    command(synthesize, "--checkpoint", network, "--target", folder, "--camera", "paper", "--num", 2,
+            "--out", tmp_path / "lifted")
     command(train, "--source", tmp_path / "lifted", "--target", folder, "--align", "appearance", "--init", network,
             "--steps", 1, "--out", tmp_path / "aligned")
     # the report opens the test set with the camera that it was evaluated with
@@ -781,7 +782,7 @@ def test_kitti_is_a_target_to_lift_and_to_align_with(street, network, folder, tm
     for camera, focal_px in (([], 700), (["--camera", "paper"], 621)):
         out = tmp_path / f"lifted{len(camera)}"
         command(synthesize, "--env", "street", "--checkpoint", network, "--target", folder, *camera, "--export", "kitti",
-                "--out", out)
+                "--num", 2, "--out", out)
         views = [json.loads(line) for line in (out / "cameras.jsonl").read_text().splitlines()]
         assert [round(view["K"][0][0] * 3, 6) for view in views] == [focal_px] * 2
         assert (out / "kitti/training/label_2/000001.txt").is_file()
