@@ -1,14 +1,14 @@
-"""The only code that reads or writes a dataset folder.
+"""The only code that reads or writes a data set folder.
 
     FOLDER/dataset.json    what it is: environment, method, seed, size, count; written last
     FOLDER/images/         000000.png ...
-    FOLDER/graphs.jsonl    one SceneGraph a line, in image order; absent for an unlabeled target
-    FOLDER/cameras.jsonl   one camera a line; absent where the environment's nominal camera holds
-    FOLDER/scenes.jsonl    the 3-D scene behind each synthetic image
-    FOLDER/predicted.jsonl the graphs that were lifted, one a target image; only where there were some
+    FOLDER/graphs.jsonl    one SceneGraph per line, in image order; absent for an unlabeled target
+    FOLDER/cameras.jsonl   one camera per line; absent where the environment's nominal camera holds, or has none
+    FOLDER/scenes.jsonl    the scene behind each synthetic image
+    FOLDER/predicted.jsonl the graphs that were lifted, one per target image; only where there were some
 
-Any folder of PNG or JPEG files is a valid unlabeled target too, and so is KITTI's (see kitti.py), with or without labels.
-Opening images never opens labels: what `train.py` and `synthesize.py` read of a target cannot depend on them.
+Any folder of PNG or JPEG files is a valid unlabeled target, and so is a KITTI folder (see io/kitti.py), with or without
+labels. Opening images never opens labels: what `train.py` and `synthesize.py` read of a target cannot depend on them.
 """
 import os
 import warnings
@@ -16,34 +16,17 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from sim2sg_lib.camera import Camera
 from sim2sg_lib.cli import InputError
 from sim2sg_lib.env import Env
 from sim2sg_lib.graph import SceneGraph, Vocabulary
+from sim2sg_lib.io.cameras import read_cameras
 from sim2sg_lib.io.files import add_line, open_growing, write_json, write_json_lines
 from sim2sg_lib.io.graphs import from_json, read_graphs, to_json, write_graphs
-from sim2sg_lib.io.images import SUFFIXES, open_image
-from sim2sg_lib.io.kitti import (
-    TYPES,
-    camera_of,
-    frame_objects,
-    kitti_root,
-    paper_camera,
-    read_calib,
-    to_graph,
-)
-from sim2sg_lib.io.reading import (
-    MAX_PIXELS,
-    MAX_SIDE,
-    is_int,
-    is_number,
-    read_json,
-    read_json_lines,
-    safe_join,
-)
+from sim2sg_lib.io.images import image_names, kitti_root, open_image, readable_images
+from sim2sg_lib.io.reading import MAX_PIXELS, is_int, read_json, safe_join
 from sim2sg_lib.scene import Scene
 
 FORMAT = 1  # of dataset.json and the files beside it
@@ -56,39 +39,47 @@ class ImageFolder:
 
     folder:  the folder.
     names:   image paths relative to it, sorted.
-    cameras: one a name.
+    sizes:   name -> (width, height) in pixels.
+    cameras: one camera per name; empty in a 2-D environment.
     """
 
     folder: Path
     names: list[str]
+    sizes: dict[str, tuple[int, int]]
     cameras: list[Camera]
 
 
 def list_images(folder: Path, env: Env) -> tuple[list[str], list[tuple[int, int]]]:
-    """The image paths relative to a dataset folder, KITTI's or any folder of images, sorted; their (width, height) in pixels.
+    """The images of a data set, a KITTI folder or any other folder: paths relative to it, sorted, and (width, height) px.
 
-    Errors: InputError (missing, empty, other environment, sizes).
+    A data set must be whole; elsewhere files that are no images are skipped, see `readable_images`.
+    Raises: InputError (missing, empty, another environment, sizes).
     """
     folder = Path(folder)
     if not os.path.isdir(folder):
         raise InputError(f"{folder}: no such folder, expected one of images or a data set")
-    info = read_info(folder, env) if os.path.lexists(folder / "dataset.json") else None
-    names = image_names(folder)
-    if info and info["count"] != len(names):
-        raise InputError(f"{folder}: {len(names)} images, but dataset.json says {info['count']}")
-    sizes = [open_image(safe_join(folder, name)).size for name in names]
-    for name, (width, height) in zip(names, sizes):
-        if info and (width, height) != (info["width"], info["height"]):
-            raise InputError(f"{folder / name}: {width}x{height} pixels, dataset.json says {info['width']}x{info['height']}")
-        check_aspect(folder / name, width, height, env.world.camera)
-    return names, sizes
+    if os.path.lexists(folder / "dataset.json"):
+        info, names = read_info(folder, env), image_names(folder)
+        if info["count"] != len(names):
+            raise InputError(f"{folder}: {len(names)} images, but dataset.json says {info['count']}")
+        sizes = {name: open_image(safe_join(folder, name)).size for name in names}
+        for name, (width, height) in sizes.items():
+            if (width, height) != (info["width"], info["height"]):
+                raise InputError(f"{folder / name}: {width}x{height} pixels, dataset.json says "
+                                 f"{info['width']}x{info['height']}")
+    else:
+        sizes = readable_images(folder)
+    for name, (width, height) in sizes.items():
+        if env.world:
+            check_aspect(folder / name, width, height, env.world.camera)
+    return list(sizes), list(sizes.values())
 
 
 def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolder:
-    """The images of list_images and their cameras. Errors: its own, and InputError for cameras that are missing or broken.
+    """The images of list_images and their cameras; the nominal camera is resized to each image.
 
-    A camera counts pixels of its own image: the nominal view is brought to each image's size.
-    camera: KITTI's alone, "calib" (if None) for the calibration of each image, "paper" for the paper's assumption.
+    camera: for KITTI only, "calib" (if None) for the calibration of each image, "paper" for the paper's assumption.
+    Raises: InputError, also for cameras that are missing or broken.
     """
     folder = Path(folder)
     names, sizes = list_images(folder, env)
@@ -97,68 +88,52 @@ def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolde
         raise InputError(f"{folder}: holds the images of a KITTI folder without their cameras, expected {folder.parent}")
     if camera and not kitti:
         raise InputError(f"{folder}: --camera {camera} is for a KITTI folder, expected image_2/ or training/image_2/ in it")
-    if kitti and camera == "paper":
-        return ImageFolder(folder, names, [paper_camera(*size) for size in sizes])
-    if kitti:
-        calibs = [read_calib(safe_join(kitti, f"calib/{Path(name).stem}.txt")) for name in names]
-        return ImageFolder(folder, names, [camera_of(P2, *size) for P2, size in zip(calibs, sizes)])
-    if os.path.lexists(folder / "cameras.jsonl"):
-        return ImageFolder(folder, names, read_cameras(safe_join(folder, "cameras.jsonl"), names, sizes))
-    return ImageFolder(folder, names, [env.world.camera.resized(*size) for size in sizes])
+    if env.world is None:
+        cameras = []
+    elif kitti:
+        from sim2sg_lib.io.kitti import frame_cameras
+        cameras = frame_cameras(kitti, names, sizes, camera)
+    elif os.path.lexists(folder / "cameras.jsonl"):
+        cameras = read_cameras(safe_join(folder, "cameras.jsonl"), names, sizes)
+    else:
+        cameras = [env.world.camera.resized(*size) for size in sizes]
+    return ImageFolder(folder, names, dict(zip(names, sizes)), cameras)
 
 
 def find_images(paths: list[Path], env: Env) -> ImageFolder:
-    """Image files, and those of folders, each once, in that order: names are their paths, any size will do.
+    """Image files, and the images of folders, each once and in this order; names are paths, and any size will do.
 
-    The cameras are only good for their width and height. Errors: InputError (missing, no image, unreadable).
+    The cameras only know their width and height. Raises: InputError (missing, no image, unreadable file).
     """
-    names = []
+    sizes = {}
     for path in map(Path, paths):
-        names += [str(safe_join(path, name)) for name in image_names(path)] if path.is_dir() else [str(path)]
-    names = list(dict.fromkeys(names))
-    for name in names:
-        if not Path(name).is_file():
-            raise InputError(f"{name}: no such file or folder")
-    sizes = [open_image(Path(name)).size for name in names]
-    for name, (width, height) in zip(names, sizes):
-        if max(width, height) > MAX_SIDE:
-            raise InputError(f"{name}: {width}x{height} pixels, expected {MAX_SIDE} at most in either direction")
-    return ImageFolder(Path(), names, [env.world.camera.resized(*size) for size in sizes])
+        if path.is_dir():
+            found = {str(path / name): size for name, size in readable_images(path).items()}
+        elif path.is_file():
+            found = {str(path): open_image(path).size}
+        else:
+            raise InputError(f"{path}: no such file or folder")
+        sizes |= found
+    cameras = [env.world.camera.resized(*size) for size in sizes.values()] if env.world else []
+    return ImageFolder(Path(), list(sizes), sizes, cameras)
 
 
 def input_files(folder: Path) -> list[Path]:
-    """Of what files the answer of `open_images` and the pixels depend, for `digest`. Errors: InputError."""
+    """The files that `open_images` and the pixels depend on, for `digest`. Raises: InputError."""
     kitti, names = kitti_root(folder), image_names(folder)
     cameras = [kitti / f"calib/{Path(name).stem}.txt" for name in names] if kitti else [folder / "cameras.jsonl"]
     return [*(folder / name for name in names), *cameras]
 
 
-def image_names(folder: Path) -> list[str]:
-    """The PNG and JPEG files of a folder, of its images/ or of its KITTI image_2/, sorted. Errors: InputError if none."""
-    kitti = kitti_root(folder)
-    root = kitti / "image_2" if kitti else folder / "images" if (folder / "images").is_dir() else folder
-    safe_join(folder, str(root.relative_to(folder)))
-    try:
-        names = sorted(str(p.relative_to(folder)) for p in root.iterdir() if p.suffix.lower() in SUFFIXES)
-    except OSError as error:
-        raise InputError(f"{root}: cannot be listed ({error.strerror})") from None
-    labels = [path for name in ("label_2", "calib") for path in (folder / name, folder / "training" / name) if path.is_dir()]
-    if not names and labels and not kitti:
-        raise InputError(f"{labels[0].parent}: has {labels[0].name}/ and no image_2/, expected image_2/ with PNG or JPEG images")
-    if not names:
-        raise InputError(f"{root}: no PNG or JPEG image in it" + ("" if root != folder else " or in its images/"))
-    return names
-
-
 def check_aspect(where: Path | str, width: int, height: int, camera: Camera) -> None:
-    """Errors: InputError if width x height has not the camera's shape, within a hundredth."""
+    """Raises: InputError if width : height is not the camera's, within one percent."""
     if abs(width * camera.height / (height * camera.width) - 1) > 0.01:
         raise InputError(f"{where}: {width}x{height} pixels, the camera expects {camera.width}x{camera.height} or its aspect "
                          "ratio")
 
 
 def read_info(folder: Path, env: Env | None) -> dict:
-    """dataset.json, checked against the environment if there is one. Errors: InputError."""
+    """dataset.json, checked against the environment if there is one. Raises: InputError."""
     path = safe_join(folder, "dataset.json")
     info = read_json(path)
     if info.get("format") != FORMAT:
@@ -176,42 +151,6 @@ def read_info(folder: Path, env: Env | None) -> dict:
     return info
 
 
-def read_cameras(path: Path, names: list[str], sizes: list[tuple[int, int]]) -> list[Camera]:
-    """The camera of each named image, whose size in pixels (width, height) is known. Errors: InputError."""
-    cameras = {}
-    for line, row in read_json_lines(path):
-        K = _numbers(row.get("K"), (3, 3), f"{path}:{line}: K")
-        R = _numbers(row.get("R"), (3, 3), f"{path}:{line}: R")
-        t = _numbers(row.get("t"), (3,), f"{path}:{line}: t")
-        if min(K[0, 0], K[1, 1]) < 1 or K[0, 1] or K[1, 0] or K[2].tolist() != [0, 0, 1]:
-            raise InputError(f"{path}:{line}: K: expected rows f 0 cx, 0 f cy, 0 0 1 with f >= 1")
-        if not np.allclose(R @ R.T, np.eye(3), atol=1e-3) or np.linalg.det(R) < 0:
-            raise InputError(f"{path}:{line}: R: expected a rotation")
-        if np.hypot(R[2, 0], R[2, 1]) < 1e-3:
-            raise InputError(f"{path}:{line}: R: the camera looks straight up or down, so nothing is in front or behind")
-        if np.hypot(R[0, 0], R[0, 1]) < 1e-3:
-            raise InputError(f"{path}:{line}: R: the camera lies on its side, so nothing is left or right")
-        if not isinstance(row.get("image"), str) or row["image"] in cameras:
-            raise InputError(f"{path}:{line}: image: {row.get('image')!r}, expected a path that has no camera yet")
-        cameras[row["image"]] = (K, R, t)
-    missing = [name for name in names if name not in cameras]
-    if missing:
-        raise InputError(f"{path}: no camera for {missing[0]}")
-    return [Camera(*cameras[name], *size) for name, size in zip(names, sizes)]
-
-
-def _numbers(value, shape: tuple[int, ...], where: str) -> np.ndarray:
-    """A list of lists of JSON as an array. Errors: InputError, also for what numpy takes for a number: true, or "1"."""
-    def fits(value, shape):
-        if not shape:
-            return is_number(value)
-        return isinstance(value, list) and len(value) == shape[0] and all(fits(item, shape[1:]) for item in value)
-
-    if not fits(value, shape):
-        raise InputError(f"{where}: expected finite numbers of shape {shape}")
-    return np.array(value, np.float64)
-
-
 def has_labels(folder: Path) -> bool:
     """Whether read_labels has something to read: graphs.jsonl, or KITTI's label_2/."""
     kitti = kitti_root(folder)
@@ -219,39 +158,25 @@ def has_labels(folder: Path) -> bool:
 
 
 def read_labels(images: ImageFolder, env: Env, van: str | None = None) -> list[SceneGraph]:
-    """The labels of a data set, one an image, in the images' order. Errors: InputError.
+    """The labels of a data set, one graph per image, in the images' order. Raises: InputError.
 
-    van: KITTI's alone, what its vans are: "ignore" (if None) or "car".
+    van: for KITTI only, what a Van is: "ignore" (if None) or "car".
     """
     kitti = kitti_root(images.folder)
     if kitti:
-        return read_kitti_labels(kitti, images, env, van or "ignore")
+        from sim2sg_lib.io.kitti import frame_graphs
+        return frame_graphs(kitti, images.names, images.cameras, env, van)
     if van:
         raise InputError(f"{images.folder}: --van {van} is for a KITTI folder, expected image_2/ or training/image_2/ in it")
     path = safe_join(images.folder, "graphs.jsonl")
     by_image = {graph.image: graph for graph in read_graphs(path, env.vocabulary, images.folder)}
-    for name, camera in zip(images.names, images.cameras):
-        graph = by_image.get(name)
+    for name in images.names:
+        graph, (width, height) = by_image.get(name), images.sizes[name]
         if graph is None:
             raise InputError(f"{path}: no graph for {name}")
-        if (graph.width, graph.height) != (camera.width, camera.height):
-            raise InputError(f"{path}: {name}: {graph.width}x{graph.height} pixels, the image has "
-                             f"{camera.width}x{camera.height}")
+        if (graph.width, graph.height) != (width, height):
+            raise InputError(f"{path}: {name}: {graph.width}x{graph.height} pixels, the image has {width}x{height}")
     return [by_image[name] for name in images.names]
-
-
-def read_kitti_labels(root: Path, images: ImageFolder, env: Env, van: str) -> list[SceneGraph]:
-    """The graphs of label_2/ and, if it is there, label_2_extra/. Errors: InputError, also for labels without an image."""
-    if not set(map(str.lower, TYPES)) & set(env.vocabulary.categories):
-        raise InputError(f"{root}: KITTI labels {', '.join(TYPES)}, the environment {env.name} has only "
-                         f"{', '.join(env.vocabulary.categories)}")
-    stems = [Path(name).stem for name in images.names]
-    for folder in ("label_2", "label_2_extra"):
-        without = sorted({path.stem for path in safe_join(root, folder).glob("*.txt")} - set(stems))
-        if without:
-            raise InputError(f"{root / folder / without[0]}.txt: no image {without[0]} in {root / 'image_2'}")
-    return [to_graph(name, frame_objects(root, stem), camera, env, van)
-            for name, stem, camera in zip(images.names, stems, images.cameras)]
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -260,13 +185,14 @@ def read_kitti_labels(root: Path, images: ImageFolder, env: Env, van: str) -> li
 def write_labels(folder: Path, graphs: list[SceneGraph], scenes: list[Scene], env: Env, info: dict) -> None:
     """graphs.jsonl, cameras.jsonl, scenes.jsonl and, last, dataset.json of a folder whose images are written.
 
-    info: what dataset.json says beyond the vocabulary and the count.
+    info: fields of dataset.json besides the vocabulary and the count.
     """
     folder = Path(folder)
     write_graphs(folder / "graphs.jsonl", graphs, env.vocabulary)
-    width, height = info["width"], info["height"]
-    cameras = [{"image": g.image, **s.camera.resized(width, height).to_json()} for g, s in zip(graphs, scenes)]
-    write_json_lines(folder / "cameras.jsonl", cameras)
+    if env.world:
+        size = info["width"], info["height"]
+        write_json_lines(folder / "cameras.jsonl", [{"image": g.image, **s.camera.resized(*size).to_json()}
+                                                    for g, s in zip(graphs, scenes)])
     write_json_lines(folder / "scenes.jsonl", [{"image": g.image, **s.to_json()} for g, s in zip(graphs, scenes)])
     write_json(folder / "dataset.json", {
         "format": FORMAT, "env": env.name, **info, "categories": list(env.vocabulary.categories),

@@ -666,7 +666,7 @@ def mutated_meshes(trials: int, rng: random.Random) -> list[str]:
         for trial in range(trials):
             path = folder / ("a.glb" if trial % 2 else "a.obj")
             put(path, mutate(whole[path.name], rng) if trial % 2 else broken_words(whole[path.name].decode(), rng))
-            failures += complaint(folder, lambda: read_mesh(path), f"{path}: ")
+            failures += complaint(folder, lambda: read_mesh(path), rf"{path}(:\d+)?: ")
     return failures
 
 

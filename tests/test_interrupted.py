@@ -263,7 +263,8 @@ def test_no_network_no_home_and_no_optional_package_is_needed(data, tmp_path):
                       ["evaluate.py", "--checkpoint", "r/model.pt", "--data", data / "target/test"]):
         run(tmp_path, *arguments, environment=bare)
     (tmp_path / "assets/chair").mkdir(parents=True)
-    (tmp_path / "assets/chair/a.obj").write_text("v 0 0 0")
+    (tmp_path / "assets/chair/a.obj").write_text(  # whose second face is wound the other way
+        "v 0 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 1\nf 1 3 2\nf 1 4 2\nf 2 3 4\nf 1 4 3\n")
     line = run(tmp_path, "synthesize.py", "--env", "dining", "--assets", "assets", "--out", "c", environment=bare, code=3)
     assert "pip install trimesh" in line
 

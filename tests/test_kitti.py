@@ -61,9 +61,13 @@ def street_layout(env, domain: str, rng: np.random.Generator):
             for label, x, y, yaw in (places[i] for i in order)], STREET
 
 
-ENV = replace(clevr.ENV, name="street", vocabulary=VOCABULARY, camera=STREET, assets={"box": box_mesh()},
-              image_sizes={"quick": (414, 125), "paper": (1242, 375)}, category_assets=(("box",),) * 4, sample_layout=street_layout,
-              asset_sizes_m={"box": ((4.0, 1.8, 1.5),)}, yaws_rad=(None,) * 4)
+ENV = replace(
+    clevr.ENV, name="street", vocabulary=VOCABULARY,
+    presets={name: replace(clevr.ENV.presets[name], image_size=size)
+             for name, size in (("quick", (414, 125)), ("paper", (1242, 375)))},
+    world=replace(clevr.ENV.world, camera=STREET, assets={"box": box_mesh()}, category_assets=(("box",),) * 4,
+                  sample_layout=street_layout, asset_sizes_m={"box": ((4.0, 1.8, 1.5),)}, yaws_rad=(None,) * 4,
+                  size_spreads=(0.0,) * 4))
 
 
 def complaint(call, *arguments) -> str:

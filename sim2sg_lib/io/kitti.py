@@ -22,7 +22,9 @@ from sim2sg_lib.camera import Camera
 from sim2sg_lib.cli import InputError
 from sim2sg_lib.env import Env
 from sim2sg_lib.graph import SceneGraph, make_graph
+from sim2sg_lib.io.cameras import check_pose
 from sim2sg_lib.io.graphs import MAX_OBJECTS
+from sim2sg_lib.io.images import kitti_root
 from sim2sg_lib.io.reading import read_text, safe_join
 from sim2sg_lib.scene import SceneObject, relations
 
@@ -71,14 +73,6 @@ class KittiObject:
 
 
 # --- files ------------------------------------------------------------------------------------------------------------
-
-def kitti_root(folder: Path) -> Path | None:
-    """The folder that holds image_2/: `folder` or its training/; None if this is not a KITTI folder."""
-    for root in (Path(folder), Path(folder) / "training"):
-        if os.path.isdir(root / "image_2"):
-            return root
-    return None
-
 
 def written_by_export(folder: Path) -> bool:
     """Whether a folder is the kitti/ that `synthesize.py --export kitti` puts beside a data set's dataset.json."""
@@ -203,6 +197,21 @@ def rotation_y_of(yaw_rad: float) -> float:
     return math.remainder(-yaw_rad, 2 * math.pi)
 
 
+def frame_cameras(root: Path, names: list[str], sizes: list[tuple[int, int]], camera: str | None) -> list[Camera]:
+    """The camera of each image: "calib" (or None) for its calibration file, "paper" for the paper's assumption.
+
+    Raises: InputError for a calibration that is missing, broken, or below the ground.
+    """
+    if camera == "paper":
+        return [paper_camera(*size) for size in sizes]
+    cameras = []
+    for name, size in zip(names, sizes):
+        path = safe_join(root, f"calib/{Path(name).stem}.txt")
+        cameras.append(camera_of(read_calib(path), *size))
+        check_pose(cameras[-1], f"{path}: P2")
+    return cameras
+
+
 # --- graphs -----------------------------------------------------------------------------------------------------------
 
 def to_graph(image: str, objects: list[KittiObject], camera: Camera, env: Env, van: str = "ignore") -> SceneGraph:
@@ -233,6 +242,21 @@ def to_graph(image: str, objects: list[KittiObject], camera: Camera, env: Env, v
     found[:, [0, 2]] = placed[found[:, [0, 2]]]  # from rows among the placed to rows of the graph
     return make_graph(image, camera.width, camera.height, labels, boxes_px, found, visible=visible, truncated=truncated,
                       ignore=ignore)
+
+
+def frame_graphs(root: Path, names: list[str], cameras: list[Camera], env: Env, van: str | None) -> list[SceneGraph]:
+    """The graphs of label_2/ and, if it is there, label_2_extra/. Raises: InputError, also for labels without an image."""
+    if not set(map(str.lower, TYPES)) & set(env.vocabulary.categories):
+        raise InputError(f"{root}: KITTI labels {', '.join(TYPES)}, the environment {env.name} has only "
+                         f"{', '.join(env.vocabulary.categories)}")
+    stems = [Path(name).stem for name in names]
+    for folder in ("label_2", "label_2_extra"):
+        labeled = {path.stem for path in safe_join(root, folder).glob("*.txt") if not path.name.startswith(".")}
+        without = sorted(labeled - set(stems))
+        if without:
+            raise InputError(f"{root / folder / without[0]}.txt: no image {without[0]} in {root / 'image_2'}")
+    return [to_graph(name, frame_objects(root, stem), camera, env, van or "ignore")
+            for name, stem, camera in zip(names, stems, cameras)]
 
 
 def to_object(label: int, item: KittiObject) -> SceneObject:

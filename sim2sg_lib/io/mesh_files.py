@@ -1,91 +1,145 @@
-"""Meshes from files in the place of an environment's own: OBJ and GLB, ShapeNet's folders among them."""
-import io
+"""Meshes from OBJ and GLB files that replace an environment's own assets (`synthesize.py --assets`)."""
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from sim2sg_lib.cli import InputError, log_info
 from sim2sg_lib.env import Env
+from sim2sg_lib.io.glb import Unsupported, read_glb
+from sim2sg_lib.io.obj import read_obj
 from sim2sg_lib.io.reading import read_bytes, safe_join
 from sim2sg_lib.scene import Mesh
 from sim2sg_lib.sim.meshes import to_unit
 
 MAX_FACES = 20_000
 # rows: our x (ahead), y (left) and z (up) in the file's axes. Both are y up; glTF 2.0 looks along +z, ShapeNet along -z
-TO_WORLD = {".glb": np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0.0]]), ".obj": np.array([[0, 0, -1], [-1, 0, 0], [0, 1, 0.0]])}
+TO_WORLD = {".glb": np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0.0]]),
+            ".obj": np.array([[0, 0, -1], [-1, 0, 0], [0, 1, 0.0]])}
 
 
 def replace_assets(env: Env, folder: Path) -> Env:
-    """The environment with the source's assets of every category that `folder` has files of replaced by those.
+    """The environment with the source's assets of each category replaced by the files in `folder`, if it has any of it.
 
     Files: folder/<category>/*.obj or *.glb, and folder/<category>/<model>/models/model_normalized.obj as in ShapeNet.
-    Each comes in the sizes of the category's middle asset, as long from corner to corner: a file's own unit may be anything.
-    Those of more than MAX_FACES are left out. Errors: InputError for a folder without any of them, a category of which none
-    is left, or a file that cannot be read.
+    A file's unit is unknown: each model gets the sizes (lengths of the diagonal) of the category's median asset.
+    Models of more than MAX_FACES triangles are left out.
+
+    Raises: InputError for a folder without such files, a category whose models are all too large, an unreadable file.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder, expected one of OBJ or GLB files by category")
-    assets, sizes_m, names = dict(env.world.assets), dict(env.world.asset_sizes_m), list(env.world.category_assets)
+    world = env.world
+    assets, sizes_m, names = dict(world.assets), dict(world.asset_sizes_m), list(world.category_assets)
     for label, category in enumerate(env.vocabulary.categories):
         paths = asset_files(folder / category)
         if not paths:
             continue
-        rows = sorted([np.linalg.norm(env.world.asset_sizes_m[name], axis=1) for name in env.world.category_assets[label]], key=max)
-        lengths_m = rows[len(rows) // 2]
+        diagonals_m = sorted([np.linalg.norm(world.asset_sizes_m[name], axis=1) for name in names[label]], key=max)
         found = {name: read_mesh(safe_join(folder, name)) for name in (str(path.relative_to(folder)) for path in paths)}
         names[label] = tuple(name for name in found if found[name])
         if not names[label]:
             raise InputError(f"{folder / category}: every model has more than {MAX_FACES} faces, expected one of fewer")
         if len(names[label]) < len(found):
-            log_info(f"{folder / category}: left out {len(found) - len(names[label])} of {len(found)} models, of more than "
-                f"{MAX_FACES} faces")
+            log_info(f"{folder / category}: left out {len(found) - len(names[label])} of {len(found)} models, of more "
+                     f"than {MAX_FACES} faces")
         for name in names[label]:
             assets[name], extents = found[name]
             shape = np.array(extents) / np.linalg.norm(extents)
-            sizes_m[name] = tuple(tuple(map(float, length * shape)) for length in lengths_m)
-    if tuple(names) == env.world.category_assets:
+            sizes_m[name] = tuple(tuple(map(float, length * shape)) for length in diagonals_m[len(diagonals_m) // 2])
+    if tuple(names) == world.category_assets:
         raise InputError(f"{folder}: no OBJ or GLB file in a folder named {', '.join(env.vocabulary.categories)}")
-    world = replace(env.world, assets=assets, asset_sizes_m=sizes_m, category_assets=tuple(names))
-    return replace(env, world=world)
+    return replace(env, world=replace(world, assets=assets, asset_sizes_m=sizes_m, category_assets=tuple(names)))
 
 
 def asset_files(folder: Path) -> list[Path]:
-    """A category's files in the order of their names."""
-    return sorted([path for path in folder.glob("*") if path.suffix.lower() in TO_WORLD]
-                  + list(folder.glob("*/models/model_normalized.obj")))
+    """The mesh files of one category, sorted by name; hidden files (a Mac's `._chair.obj`) are none."""
+    files = [path for path in folder.glob("*") if path.suffix.lower() in TO_WORLD and not path.name.startswith(".")]
+    return sorted([*files, *folder.glob("*/models/model_normalized.obj")])
 
 
 def read_mesh(path: Path) -> tuple[Mesh, tuple[float, float, float]] | None:
-    """One file as a unit mesh, x ahead and z up, and its extents in the file's unit; None for more than MAX_FACES.
+    """One file as a unit mesh with flat normals, x ahead and z up, and its extents in the file's unit.
 
-    Every piece of the file is a part; one that winds inward as a whole is turned over. Faces are flat.
+    Each OBJ material, and each primitive of a GLB node, is a part. None for more than MAX_FACES triangles.
+    Raises: InputError naming the file and, in an OBJ file, the line.
+    """
+    content, suffix = read_bytes(path, "an OBJ or GLB file"), path.suffix.lower()
+    try:
+        pieces = read_glb(content, MAX_FACES) if suffix == ".glb" else read_obj(content, path, MAX_FACES)
+    except (InputError, Unsupported) as error:
+        raise error if isinstance(error, InputError) else InputError(f"{path}: {error}") from None
+    except Exception as error:  # a broken file: whatever the parser stumbles over
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:100]
+        raise InputError(f"{path}: cannot be read as a {suffix[1:].upper()} file ({reason})") from None
+    if pieces is None:
+        return None
+    triangles = np.concatenate([np.zeros((0, 3, 3)), *pieces]) @ TO_WORLD[suffix].T  # (F, 3, 3)
+    part = np.repeat(np.arange(len(pieces)), [len(piece) for piece in pieces])
+    if not np.isfinite(triangles).all():
+        raise InputError(f"{path}: a position is not a finite number")
+    solid = np.linalg.norm(flat_normals(triangles), axis=1) > 0
+    if not solid.any():
+        raise InputError(f"{path}: no faces in it")
+    triangles, part = repair_winding(triangles[solid]), part[solid]
+    normals = flat_normals(triangles)
+    return to_unit(triangles.reshape(-1, 3), normals.repeat(3, 0), np.arange(3 * len(part)).reshape(-1, 3), part)
+
+
+def flat_normals(triangles: np.ndarray) -> np.ndarray:
+    """(F, 3) normals of triangles (F, 3, 3), twice as long as the area; corners run counter-clockwise from outside."""
+    return np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
+
+
+# --- winding ----------------------------------------------------------------------------------------------------------
+
+def repair_winding(triangles: np.ndarray) -> np.ndarray:
+    """Triangles (F, 3, 3) as wound in the file, except where this is certainly wrong.
+
+    A closed connected surface whose neighboring faces disagree is repaired. If the file as a whole is closed, consistent
+    and of negative volume, it is inside out and all of it is reversed. Open pieces and inner walls stay as they are.
+    """
+    extent = np.ptp(triangles, axis=(0, 1)).max()
+    _, faces = np.unique((triangles.reshape(-1, 3) / (1e-6 * extent)).round(), axis=0, return_inverse=True)
+    faces = faces.reshape(-1, 3)  # corners welded by position
+    directed = np.concatenate([faces, np.roll(faces, -1, 1)]).reshape(2, -1).T  # (3 F, 2), edges k of face i at 3 i + k
+    edges, edge = np.unique(np.sort(directed, 1), axis=0, return_inverse=True)
+    edge = edge.reshape(-1)
+    uses = np.bincount(edge)
+    balance = np.bincount(edge, np.where(directed[:, 0] < directed[:, 1], 1, -1))  # 0 where the neighbors agree
+    owner = np.repeat(np.arange(len(faces)), 3)
+    count = len(faces) + len(edges)
+    links = coo_array((np.ones(len(edge)), (owner, len(faces) + edge)), (count, count))
+    _, component = connected_components(links, directed=False)
+    face_component, edge_component = component[:len(faces)], component[len(faces):]
+    closed = np.bincount(edge_component, uses != 2) == 0
+    wrong = closed & (np.bincount(edge_component, balance != 0) > 0)
+    triangles = triangles.copy()
+    for index in np.nonzero(wrong)[0]:
+        chosen = np.nonzero(face_component == index)[0]
+        turned = turned_by_repair(triangles[chosen].reshape(-1, 3), faces[chosen])
+        triangles[chosen[turned]] = triangles[chosen[turned], ::-1]
+    volume = np.linalg.det((triangles - triangles[0, 0]) / extent).sum() / 6
+    whole = (uses % 2 == 0).all() and not balance[~wrong[edge_component]].any()
+    return triangles[:, ::-1] if whole and volume < -1e-9 else triangles
+
+
+def turned_by_repair(corners: np.ndarray, faces: np.ndarray) -> np.ndarray:
+    """(F,) bool, the faces (F, 3) of one closed surface that trimesh reverses so that all wind outward.
+
+    corners: (3 F, 3) positions, three per face. faces: their numbers after welding.
     """
     try:
         import trimesh
     except ImportError:
-        raise InputError("--assets reads files with trimesh, which is not installed: pip install trimesh") from None
-    content = io.BytesIO(read_bytes(path, "an OBJ or GLB file"))  # no path: a file that names others opens none
-    try:
-        scene = trimesh.load(content, path.suffix.lower()[1:], force="scene", process=False)
-        pieces = [(np.asarray(piece.vertices) @ TO_WORLD[path.suffix.lower()].T)[piece.faces]  # (f, 3, 3)
-                  for piece in scene.dump() if hasattr(piece, "faces")]
-    except Exception as error:  # trimesh passes on whatever its readers stumble over
-        raise InputError(f"{path}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:100]})") from None
-    if sum(map(len, pieces)) > MAX_FACES:
-        return None
-    corners = [turn_outward(piece) for piece in pieces]
-    triangles = np.concatenate([np.zeros((0, 3, 3)), *corners])  # (F, 3, 3)
-    part = np.repeat(np.arange(len(corners)), [len(piece) for piece in corners])
-    normals = np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
-    solid = np.linalg.norm(normals, axis=1) > 0
-    if not solid.any() or not np.isfinite(triangles).all():
-        raise InputError(f"{path}: no faces in it")
-    triangles, normals, part = triangles[solid], normals[solid], part[solid]
-    return to_unit(triangles.reshape(-1, 3), normals.repeat(3, 0), np.arange(3 * len(part)).reshape(-1, 3), part)
-
-
-def turn_outward(triangles: np.ndarray) -> np.ndarray:
-    """Triangles (F, 3, 3), their corners in the order that gives the solid they bound a positive volume."""
-    a, b, c = (triangles - triangles.mean((0, 1)) if len(triangles) else triangles).transpose(1, 0, 2)
-    return triangles[:, ::-1] if (np.cross(a, b) * c).sum() < 0 else triangles
+        raise InputError("--assets: a model's faces are wound inconsistently, which trimesh repairs, and trimesh is not "
+                         "installed: pip install trimesh") from None
+    _, first, number = np.unique(faces, return_index=True, return_inverse=True)
+    number = number.reshape(-1, 3)
+    mesh = trimesh.Trimesh(corners[first], number, process=False)
+    trimesh.repair.fix_winding(mesh)
+    trimesh.repair.fix_inversion(mesh)
+    following = (np.argmax(mesh.faces == number[:, :1], 1) + 1) % 3  # where a face's first edge ends, before and after
+    return mesh.faces[np.arange(len(number)), following] != number[:, 1]
