@@ -3,7 +3,7 @@
 The only module that reads labels of a target.
 """
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +13,7 @@ from sim2sg_lib.dataset import ImageFolder, has_labels, open_images, read_labels
 from sim2sg_lib.env import Env
 from sim2sg_lib.graph import SceneGraph, select_objects
 from sim2sg_lib.io.graphs import read_graphs
+from sim2sg_lib.io.images import kitti_root
 from sim2sg_lib.io.reading import read_json, resolve_recorded
 from sim2sg_lib.score.content import content, content_gap
 from sim2sg_lib.score.metrics import CURVES, LEVELS, evaluate_graphs
@@ -24,13 +25,13 @@ class TestSet:
 
     truth:     their labels, None without labels.
     unlabeled: categories that have no labels in this folder; nothing is scored for them.
-    kitti:     the KITTI folder (with image_2/) that the images are from; None for other data.
+    kitti:     in a KITTI folder, the KittiObjects of each image's label files; empty otherwise.
     """
 
     images: ImageFolder
     truth: list[SceneGraph] | None
-    unlabeled: tuple[str, ...]
-    kitti: Path | None
+    unlabeled: tuple[str, ...] = ()
+    kitti: list[list] = field(default_factory=list)
 
 
 def find_test_set(checkpoint: Path, options: dict, env: Env) -> Path:
@@ -67,13 +68,16 @@ def shorter(path: Path) -> Path:
 
 def open_test_set(data: Path, env: Env, van: str | None, camera: str | None) -> TestSet:
     """Open images and, if there are any, labels. van, camera: for KITTI. Raises: InputError."""
-    images = open_images(data, env, camera)
-    truth = read_labels(images, env, van) if has_labels(data) or van else None
-    folder = (images.folder / images.names[0]).parent
-    if folder.name != "image_2":
-        return TestSet(images, truth, (), None)
-    from sim2sg_lib.io.kitti import unlabeled_categories
-    return TestSet(images, truth, unlabeled_categories(folder.parent, env), folder.parent)
+    images, root = open_images(data, env, camera), kitti_root(data)
+    if not has_labels(data) and not van:
+        return TestSet(images, None)
+    if not root:
+        return TestSet(images, read_labels(images, env, van))
+    from sim2sg_lib.io.kitti import frame_labels, to_graph, unlabeled_categories
+    objects = frame_labels(root, images.names, env)
+    truth = [to_graph(name, items, view, env, van or "ignore")
+             for name, items, view in zip(images.names, objects, images.cameras)]
+    return TestSet(images, truth, unlabeled_categories(root, env), objects)
 
 
 def score(test_set: TestSet, predicted: list[SceneGraph], source: list[SceneGraph] | None,
@@ -84,12 +88,10 @@ def score(test_set: TestSet, predicted: list[SceneGraph], source: list[SceneGrap
     """
     level, truth, kitti_scores = LEVELS[split], test_set.truth, {}
     if test_set.kitti:
-        from sim2sg_lib.io.kitti import frame_objects
         from sim2sg_lib.score.kitti_ap import folder_scores, has_kitti_size
         if has_kitti_size(truth):
             level = replace(level, scaled=False)
-            objects = [frame_objects(test_set.kitti, Path(graph.image).stem) for graph in truth]
-            kitti_scores = {"kitti": folder_scores(objects, predicted, env.vocabulary)}
+            kitti_scores = {"kitti": folder_scores(test_set.kitti, predicted, env.vocabulary)}
     predicted = without_categories(predicted, test_set.unlabeled, env)
     scores = evaluate_graphs(truth, predicted, env.vocabulary, level)
     curves = {name: scores.pop(name) for name in CURVES}
@@ -125,7 +127,7 @@ def notes(test_set: TestSet, env: Env) -> list[str]:
     if test_set.kitti:
         from sim2sg_lib.io.kitti import written_by_export
         from sim2sg_lib.score.kitti_ap import has_kitti_size
-        if has_kitti_size(test_set.truth) and written_by_export(test_set.kitti):
+        if has_kitti_size(test_set.truth) and written_by_export(test_set.images.folder):
             lines.append(f"{test_set.images.folder} is one of our data sets in KITTI's format: "
                          "its AP11 and AP40 are no scores on KITTI")
     return lines
