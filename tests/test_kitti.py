@@ -183,7 +183,7 @@ def test_every_real_label_parses_and_the_totals_are_kitti_s(real_data):
                 for limits in DIFFICULTIES.values()] == counts
     graphs = [to_graph(f"{stem}.png", objects, paper_camera(1242, 376), ENV) for stem, objects in labels.items()]
     for label, counts in enumerate(expected.values()):
-        assert [sum(int(np.sum(~g.ignore & inside_level(g, LEVELS[level]) & (g.labels == label))) for g in graphs)
+        assert [sum(int(np.sum(~g.ignore & inside_level(g, replace(LEVELS[level], scaled=False)) & (g.labels == label))) for g in graphs)
                 for level in DIFFICULTIES] == counts
 
 
@@ -696,7 +696,7 @@ def network(tmp_path):
 def test_evaluate_on_kitti(street, network, folder, tmp_path):
     printed = command(evaluate, "--checkpoint", network, "--data", folder)
     assert "no labels of house and vegetation (label_2_extra/): scores are for car and pedestrian only" in printed
-    assert "AP11 / AP40 by KITTI's rules at overlap 0.7, car:  easy     - /     - (1 objects, it takes 41)" in printed
+    assert "AP11 / AP40 by KITTI's rules at overlap 0.7, car:  easy     - /     - (1 objects, needs 41)" in printed
     metrics = json.loads((network.parent / "metrics.json").read_text())
     assert metrics["kitti"]["car"]["easy"] == {"objects": 1, "ap11": None, "ap40": None} and metrics["van"] == "ignore"
     assert set(metrics["kitti"]) == {"car", "pedestrian"} and metrics["objects"] == 1
