@@ -222,7 +222,7 @@ def test_target_labels_cannot_influence_training(toy, tmp_path):
     ("evaluate.py", ["--summary", "nowhere"], "nowhere: no such folder"),
     ("evaluate.py", ["--summary", "data"], "data: no start/, sdr/, label1/, ... with metrics.json in it"),
     ("evaluate.py", ["--summary", ROOT / "docs/results/dining-0", "--summary", ROOT / "docs/results/drive-0"],
-     "loops of dining and drive, expected those of one environment"),
+     "loops of dining and drive, expected loops of one environment"),
 ])
 def test_mistakes_get_one_line_and_harm_nothing(toy, script, arguments, words):
     before = fingerprint(toy)
@@ -330,7 +330,7 @@ def test_help_needs_no_torch(script):
     result = subprocess.run([sys.executable, "-c", code, str(ROOT / script)], capture_output=True, text=True,
                             env=ENVIRONMENT)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.count(f"python {script}") == 2 and "default" in result.stdout
+    assert result.stdout.count(f"python {script}") >= 2 and "default" in result.stdout
 
 
 def test_training_says_once_when_a_discriminator_has_come_apart_or_won(tmp_path, capsys):
