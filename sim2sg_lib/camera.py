@@ -8,6 +8,7 @@ Boxes   x0, y0, x1, y1 in float pixels, half-open.
 
 `Camera` is one view in numpy (files, lifting); `Cameras` is a batch in torch (rendering, gradients).
 """
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -68,9 +69,9 @@ class Camera:
         scale = np.diag([width / self.width, height / self.height, 1.0])
         return Camera(scale @ self.K, self.R, self.t, width, height)
 
-    def moved(self, offset_m: np.ndarray) -> "Camera":
+    def moved(self, offset_m: Sequence[float]) -> "Camera":
         """The camera (2,) meters farther along x and y of the world."""
-        return replace(self, t=self.t - self.R[:, :2] @ offset_m)
+        return replace(self, t=self.t - self.R[:, :2] @ np.asarray(offset_m))
 
     def offset_from(self, nominal: "Camera") -> np.ndarray:
         """(2,) whole meters along x and y from `nominal`: where its world's origin lies in this camera's.

@@ -144,12 +144,14 @@ class Room:
 class Scene:
     """Everything an image depends on.
 
-    ground:        material of the plane z = 0; its texture lies in world x, y.
+    ground:        material of the plane z = 0; its texture lies in x, y relative to origin_world.
     exposure:      factor before tone mapping.
     style_seed:    seed of the procedural stylization of the finished image; None for none.
     strips:        painted on the ground, later ones over earlier ones.
     room:          walls around it, None outdoors.
     shadow_texels: width of each lamp's shadow map; equal for all scenes of a batch.
+    origin_world:  the point (x, y) that is rendered as the origin: near the objects, since single
+                   precision is not enough far from it.
     """
 
     objects: tuple[SceneObject, ...]
@@ -162,9 +164,10 @@ class Scene:
     strips: tuple[Strip, ...] = ()
     room: Room | None = None
     shadow_texels: int = 192
+    origin_world: tuple[float, float] = (0.0, 0.0)
 
-    def moved(self, offset_m: np.ndarray) -> "Scene":
-        """The scene at another place of the world, (2,) farther along the ground; its look is unchanged."""
+    def moved(self, offset_m: Sequence[float]) -> "Scene":
+        """The scene (2,) meters farther along x and y of the world; it looks the same."""
         dx, dy = map(float, offset_m)
         if dx == dy == 0:
             return self
@@ -172,23 +175,27 @@ class Scene:
         def move(point):
             return (point[0] + dx, point[1] + dy, *point[2:])
 
-        def move_all(items):
-            return tuple(replace(item, position_world=move(item.position_world)) for item in items)
+        def move_item(item):
+            return replace(item, position_world=move(item.position_world))
 
-        suns = {i: light for i, light in enumerate(self.lights) if light.directional}
-        lights = tuple(suns.get(i, light) for i, light in enumerate(move_all(self.lights)))
-        room = self.room and replace(self.room, low_m=move(self.room.low_m), high_m=move(self.room.high_m))
-        return replace(self, objects=move_all(self.objects), camera=self.camera.moved(offset_m), lights=lights,
-                       strips=move_all(self.strips), room=room)
+        return replace(
+            self, objects=tuple(map(move_item, self.objects)), camera=self.camera.moved((dx, dy)),
+            lights=tuple(light if light.directional else move_item(light) for light in self.lights),
+            strips=tuple(map(move_item, self.strips)), origin_world=move(self.origin_world),
+            room=self.room and replace(self.room, low_m=move(self.room.low_m), high_m=move(self.room.high_m)))
 
     def to_json(self) -> dict:
         """One line of scenes.jsonl."""
-        return {entry.name: self.camera.to_json() if entry.name == "camera"
-                else plain(getattr(self, entry.name)) for entry in fields(self)}
+        row = plain(self)
+        if self.origin_world == (0.0, 0.0):
+            del row["origin_world"]
+        return row
 
 
 def plain(value):
-    """Nested dataclasses and tuples as dictionaries and lists; scenes.jsonl spells "color" as it always did."""
+    """Nested dataclasses and tuples for JSON; scenes.jsonl keeps an earlier spelling of "color"."""
+    if isinstance(value, Camera):
+        return value.to_json()
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     if not is_dataclass(value):

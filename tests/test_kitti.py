@@ -38,7 +38,7 @@ from sim2sg_lib.io.kitti import (
 from sim2sg_lib.score.kitti_ap import (
     DIFFICULTIES, count_hits, kitti_score, make_frame, match_by_score, sample_thresholds,
     to_results)
-from sim2sg_lib.sim.meshes import box_mesh, place
+from sim2sg_lib.sim.meshes import box_mesh, pose_mesh
 from sim2sg_lib.score.metrics import LEVELS, box_iou, detection_scores, inside_level
 from sim2sg_lib.net.relations import SceneGraphNet
 from sim2sg_lib.scene import SceneObject
@@ -206,7 +206,7 @@ def corners_px(o: KittiObject, projection: np.ndarray) -> list[tuple[float, floa
 def projected_box(o: KittiObject, projection: np.ndarray) -> np.ndarray:
     """(4,) the same box through this project's camera, yaw and unit mesh."""
     height, width, length = o.size_m
-    verts = place(box_mesh(), world_of(np.array(o.bottom_camera)), (length, width, height), yaw_of(o.rotation_y_rad)).verts
+    verts = pose_mesh(box_mesh(), world_of(np.array(o.bottom_camera)), (length, width, height), yaw_of(o.rotation_y_rad)).verts
     points_px, _ = camera_of(projection, 1242, 375).project(verts)
     return np.concatenate([points_px.min(0), points_px.max(0)])
 

@@ -30,8 +30,7 @@ def render_scenes(env: Env, scenes: list[Scene], names: list[str], size: tuple[i
 
     Raises: InputError if PyTorch3D is asked for and cannot be imported.
     """
-    # single precision is not enough far from the origin of the world
-    scenes = [scene.moved(-scene.camera.offset_from(env.world.camera)) for scene in scenes]
+    scenes = [scene.moved((-scene.origin_world[0], -scene.origin_world[1])) for scene in scenes]
     meshes = build(scenes, env.world.assets, device)
     cameras = stack_cameras([scene.camera for scene in scenes], *size, device)
     rasterize, fine_cameras = RASTERIZERS[renderer], scale_cameras(cameras, SUPERSAMPLE)
