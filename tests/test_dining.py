@@ -12,7 +12,7 @@ from PIL import Image
 import synthesize
 from conftest import run
 from envs import clevr, drive
-from envs.dining import ASSETS, CHAIR, DOMAINS, ENV, FINISH, KINDS, LAPTOP, TABLE, named
+from envs.dining import ASSETS, CHAIR, DOMAINS, ENV, FINISH, KIND_NAMES, KINDS, LAPTOP, TABLE
 from sim2sg_lib.net import predict
 from sim2sg_lib import checkpoint
 from sim2sg_lib.io.mesh_files import replace_assets
@@ -191,7 +191,7 @@ def test_the_source_varies_in_color_alone_and_strong_in_all_that_no_graph_holds(
 @pytest.mark.parametrize("look", KINDS)
 @pytest.mark.parametrize("label", [CHAIR, TABLE, LAPTOP])
 def test_assets_fill_their_boxes_and_wind_outward(look, label):
-    names = named(KINDS[look][label])
+    names = KIND_NAMES[look][label]
     assert len(names) >= 4 and len({ASSETS[name][1] for name in names}) == len(names)
     for name in names:
         mesh, size_m = ASSETS[name]
@@ -206,12 +206,12 @@ def test_assets_fill_their_boxes_and_wind_outward(look, label):
 
 
 def test_tables_are_flat_on_top_and_chairs_have_their_backs_behind():
-    for name in named("workshop") + named("kitchen"):
+    for name in KIND_NAMES["source"][TABLE] + KIND_NAMES["target"][TABLE]:
         mesh, _ = ASSETS[name]
         highest = mesh.verts[mesh.faces][(mesh.verts[mesh.faces][..., 2] > 1 - 1e-9).all(1)]
         area = np.linalg.norm(np.cross(highest[:, 1] - highest[:, 0], highest[:, 2] - highest[:, 0]), axis=1).sum() / 2
         assert area > 0.9, name  # of the footprint, which is 1
-    for name in named("cantilever") + named("windsor"):
+    for name in KIND_NAMES["source"][CHAIR] + KIND_NAMES["target"][CHAIR]:
         mesh, _ = ASSETS[name]
         assert mesh.verts[mesh.verts[:, 2] > 0.9, 0].mean() < -0.1, name
 
