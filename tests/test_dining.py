@@ -408,7 +408,7 @@ def test_models_of_too_many_faces_are_left_out(tmp_path, capsys):
     with pytest.raises(InputError, match="chair: every model has more than 20000 faces, expected one of fewer"):
         replace_assets(ENV, tmp_path)
     write(tmp_path / "chair" / "spike.obj", OBJ)
-    assert replace_assets(ENV, tmp_path).category_assets[CHAIR] == ("chair/spike.obj",)
+    assert replace_assets(ENV, tmp_path).world.category_assets[CHAIR] == ("chair/spike.obj",)
     assert capsys.readouterr().out == f"{tmp_path / 'chair'}: left out 1 of 2 models, of more than 20000 faces\n"
 
 
