@@ -244,7 +244,7 @@ def test_a_number_is_finite(toy, script, arguments):
 
 def test_empty_lifted_scenes_are_counted(toy, tmp_path):
     printed = run(toy, "synthesize.py", "--graphs", "data/sdr/graphs.jsonl", "--num", 2, "--out", tmp_path / "some")
-    assert "0 of 2 lifted scenes are empty, IoU of rendered vs. predicted boxes: median " in printed
+    assert "0 of 2 lifted scenes are empty\nIoU of rendered vs. predicted boxes: median " in printed
     printed = run(toy, "synthesize.py", "--checkpoint", "runs/0/model.pt", "--target", "data/target/test", "--threshold", 1,
                   "--num", 4, "--out", tmp_path / "none")
     assert "4 of 4 lifted scenes are empty\n" in printed and "IoU" not in printed
