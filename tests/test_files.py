@@ -242,13 +242,20 @@ def test_json_is_whole_and_without_nan(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, 2]} and len(list(tmp_path.iterdir())) == 1
 
 
-def test_what_was_done_before_says_nothing_about_the_rate(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "LINE_SECONDS", 0.0)
-    clock = iter((0.0, 10.0))
-    monkeypatch.setattr(cli.time, "monotonic", lambda: next(clock))
+def test_steps_of_an_earlier_process_do_not_count_for_the_speed(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "LOG_SECONDS", 0.0)
     with cli.progress(9000, "train", "step", done=6000) as bar:
+        bar.start_t = bar._time() - 10.0
         bar.update(20)
-    assert "6020/9000,  2.00step/s, 24:50 left" in capsys.readouterr().err
+    row = bar.format_dict
+    assert (row["n"], row["initial"], row["total"]) == (6020, 6000, 9000) and row["elapsed"] == pytest.approx(10, abs=1)
+    assert "6020/9000" in capsys.readouterr().err
+
+
+def test_a_short_stage_writes_no_progress_into_a_log(capsys):
+    with cli.progress(10, "train", "step") as bar:
+        bar.update(10)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_log_cut_back_and_put_aside_at_once_is_as_long_as_it_is(tmp_path):
