@@ -300,3 +300,26 @@ def test_output_names_are_unique_and_fit_the_file_system():
     names = output_names(["a/x.png", "b\\x.png", "caf\udce9.png", "X.jpg", f"a/{long}.png", f"b/{long}.png", "é.png", "e\u0301.png"])
     assert names == ["x.png", "b_x.png", "caf_.png", "X_2.jpg", "图" * 82 + ".png", "图" * 81 + "_2.png", "é.png", "e\u0301_2.png"]
     assert max(len(f"{Path(name).stem}.dot.tmp".encode()) for name in names) <= 255
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_worked_on_and_said(tmp_path, monkeypatch, capsys, number):
+    def refuse(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert grow(tmp_path / "out") == set() and (tmp_path / "out/second").exists()
+    assert f"out: the file system has no locks ({os.strerror(number)})" in capsys.readouterr().out
+    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    assert "cannot be locked (broken)" in complaint(tmp_path / "other")
+
+
+def test_another_spelling_of_a_path_is_no_difference(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    interrupt(tmp_path / "out", {"target": "data", "source": ["data", "other"]})
+    for target in (tmp_path / "data", "./data/", "link", "../" + tmp_path.name + "/data"):
+        options = {"target": str(target), "source": [str(target), str(tmp_path / "other")]}
+        assert folders.differences(tmp_path / ".out.partial" / folders.STARTED_WITH, folders.whole(options)) == []
+    assert "target 'data', not 'other'" in complaint(tmp_path / "out", {"target": "other", "source": ["data", "other"]})

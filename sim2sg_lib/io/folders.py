@@ -1,4 +1,5 @@
 """Output folders that appear whole or not at all, and go on where an interrupted command stopped."""
+import errno
 import hashlib
 import json
 import os
@@ -6,14 +7,17 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from sim2sg_lib.cli import InputError, log_info
 from sim2sg_lib.io.files import write_json
+from sim2sg_lib.io.reading import resolve_recorded
 
 ROOT = Path(__file__).resolve().parents[2]
 STARTED_WITH = "started_with.json"  # in a partial folder: what it will be
 SUMMARY = "summary"  # its key for what a stage concludes with, once only publishing is left to do
 FREE = ("command", "threads", "torch", "device", SUMMARY)  # may differ when a stage goes on, then maybe not to the same bytes
+NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)  # what flock says there
 DIGESTS = ("code", "input")  # say no more than that something differs
 # a data set, a set of splits, a run: anything else may be somebody's only copy and is never overwritten
 MARKS = (("dataset.json", "images"), ("train/dataset.json",), ("config.json", "log.jsonl"), ("predict.json", "graphs.jsonl"))
@@ -66,24 +70,44 @@ def partial_folder(partial: Path, out: Path, options: dict, overwrite: bool, res
 
 @contextmanager
 def held(partial: Path, out: Path) -> Iterator[None]:
-    """Hold `partial`, which need not exist, against other processes. Errors: InputError if one of them has it."""
-    from filelock import FileLock, Timeout
+    """Hold `partial`, which need not exist, against other processes. A dead process holds no lock.
+
+    Where the system or the file system has no locks, this is said and nothing is held.
+    Raises: InputError if another process has it, or if `partial` cannot be made.
+    """
     path = partial.with_suffix(".lock")  # beside the folder, which is renamed while it is held
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()  # a folder that takes no file is not one in which another process works
-        lock = FileLock(path)
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise InputError(f"{out}: another process is at work on it") from None
+        file = open(path, "ab")
     except OSError as error:
         raise InputError(f"{out}: cannot be made a folder ({error.strerror})") from None
+    with file:
+        try:
+            if not lock(file):
+                raise InputError(f"{out}: another process is at work on it")
+        except OSError as error:
+            if error.errno not in NO_LOCKS:
+                raise InputError(f"{out}: cannot be locked ({error.strerror})") from None
+            log_info(f"{out}: the file system has no locks ({error.strerror}), so start no second process on this folder")
+        try:
+            yield
+        finally:
+            with suppress(OSError):
+                path.unlink()
+
+
+def lock(file: BinaryIO) -> bool:
+    """Whether the open file is locked now; False if another process has it. Raises: OSError where there are no locks."""
     try:
-        yield
-    finally:
-        with suppress(OSError):
-            path.unlink()
-        lock.release()
+        import fcntl
+    except ImportError:  # Windows
+        raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS)) from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    # a process that was about to end may have deleted the file after it was opened here
+    return os.path.exists(file.name) and os.path.samestat(os.fstat(file.fileno()), os.stat(file.name))
 
 
 def place(out: Path) -> Path:
@@ -102,7 +126,7 @@ def recover(partial: Path, out: Path, old: Path, options: dict | None) -> None:
         old.rename(out)
     if old.exists():
         shutil.rmtree(old)
-    if options is not None and not partial.exists() and differences(read_started(out / STARTED_WITH), options) == []:
+    if options is not None and not partial.exists() and differences(out / STARTED_WITH, options) == []:
         out.rename(partial)
 
 
@@ -113,7 +137,7 @@ def prepare(partial: Path, out: Path, options: dict, overwrite: bool, resume: bo
     except OSError as error:
         raise InputError(f"{out}: cannot be made a folder ({error.strerror})") from None
     before = read_started(partial / STARTED_WITH)
-    changed = differences(before, options)
+    changed = differences(partial / STARTED_WITH, options)
     if changed and resume and not overwrite:
         raise InputError(f"{partial}: was begun with {', '.join(changed)}; give the same options, or start anew with "
                          "--no-resume")
@@ -137,13 +161,22 @@ def whole(options: dict) -> dict:
     return json.loads(json.dumps(options | {"code": digest_of_code()}))
 
 
-def differences(before: dict | None, options: dict) -> list[str] | None:
-    """What a folder was begun with and what is asked for now, where they differ; None if there is no such folder."""
+def differences(started: Path, options: dict) -> list[str] | None:
+    """Where a folder's STARTED_WITH file and the present options differ, in words; None if there is no such file."""
+    before = read_started(started)
     if before is None:
         return None
     old, new = [flat({name: value for name, value in row.items() if name not in FREE}) for row in (before, options)]
-    names = [name for name in new | old if old.get(name) != new.get(name)]
+    names = [name for name in new | old if not same(old.get(name), new.get(name), started)]
     return [f"other {name}" if name in DIGESTS else f"{name} {old.get(name)!r}, not {new.get(name)!r}" for name in names]
+
+
+def same(old, new, record: Path) -> bool:
+    """Whether two option values are equal; paths may be spelled in different ways, `old` as in the file `record`."""
+    if isinstance(old, list) and isinstance(new, list):
+        return len(old) == len(new) and all(same(a, b, record) for a, b in zip(old, new))
+    is_path = isinstance(old, str) and isinstance(new, str)
+    return old == new or is_path and os.path.realpath(resolve_recorded(old, record)) == os.path.realpath(new)
 
 
 def flat(options: dict, prefix: str = "") -> dict:
