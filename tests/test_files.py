@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-import train
 from sim2sg_lib import cli
 from sim2sg_lib.io import files, folders
 from sim2sg_lib.io.files import write_bytes
 from sim2sg_lib.io.folders import work_folder
 from sim2sg_lib.io.images import output_names
 from sim2sg_lib.io.reading import resolve_recorded
+from sim2sg_lib.training_state import TrainingLog
 from sim2sg_lib.cli import InputError
 
 OPTIONS = {"seed": 1, "sizes": (1, 2)}
@@ -259,10 +259,10 @@ def test_a_short_stage_writes_no_progress_into_a_log(capsys):
 
 
 def test_a_log_cut_back_and_put_aside_at_once_is_as_long_as_it_is(tmp_path):
-    log = train.TrainingLog(tmp_path / "log.jsonl", 4, 0.0)
+    log = TrainingLog(tmp_path / "log.jsonl", 4, 0.0)
     for step in range(12):
         log.add(step, {"loss": 1.0})
-    again = train.TrainingLog(tmp_path / "log.jsonl", 4, 0.0)
+    again = TrainingLog(tmp_path / "log.jsonl", 4, 0.0)
     again.restore({"bytes": 0, "rows": [{"loss": 1.0}] * 8, "step": 7, "last_loss": 1.0, "seconds": 1.0})
     assert again.state()["bytes"] == 0
 

@@ -7,11 +7,12 @@ import numpy as np
 import torch
 
 from sim2sg_lib.cli import progress
-from sim2sg_lib.dataset import ImageFolder, load_tensor
+from sim2sg_lib.data_loading import load_tensor
+from sim2sg_lib.dataset import ImageFolder
 from sim2sg_lib.env import Env
 from sim2sg_lib.graph import SceneGraph, make_graph, select_objects
 from sim2sg_lib.io.files import add_line, open_growing
-from sim2sg_lib.net.relations import Prediction, SceneGraphNet
+from sim2sg_lib.net.network import Prediction, SceneGraphNet
 
 BATCH, BATCH_PIXELS = 16, 2**22  # largest batch: images, and input pixels if more than one image
 MIN_THRESHOLD = 0.05  # an adaptive threshold is not lowered below this score, where detections are noise
