@@ -6,18 +6,20 @@ from sim2sg_lib.cli import InputError
 
 
 def names() -> list[str]:
-    """The environments there are, without importing them."""
-    return sorted(module.name for module in pkgutil.iter_modules(__path__) if not module.ispkg)
+    """The environments, found without importing them."""
+    modules = pkgutil.iter_modules(__path__)
+    return sorted(m.name for m in modules if not m.ispkg and not m.name.startswith("_"))
 
 
 def find(name: str, where: str = "--env"):
     """The `Env` that envs/<name>.py declares.
 
-    Errors: InputError that says `where` the name came from and what there is; or for a file whose Env has another name.
+    Raises: InputError, starting with `where` the name came from, for an unknown name; and for a file whose
+    Env has another name.
     """
     if name not in names():
         raise InputError(f"{where}: {name!r} is not one of {', '.join(names())}")
     env = importlib.import_module(f"envs.{name}").ENV
-    if env.name != name:  # what is written in its name would be taken for another environment's
+    if env.name != name:  # data sets and checkpoints would be taken for another environment's
         raise InputError(f"envs/{name}.py: ENV: name: {env.name!r}, expected {name!r}")
     return env

@@ -42,10 +42,10 @@ class LabeledImages(torch.utils.data.Dataset):
         graph = self.graphs[index]
         scale = np.array(self.size * 2) / (graph.width, graph.height, graph.width, graph.height)
         boxes = torch.from_numpy((graph.boxes_px * scale).astype(np.float32))
-        truth = select_objects(graph, graph.counted)
-        target = {"boxes": boxes[graph.counted], "labels": torch.from_numpy(truth.labels + 1),
+        truth = select_objects(graph, graph.is_ground_truth)
+        target = {"boxes": boxes[graph.is_ground_truth], "labels": torch.from_numpy(truth.labels + 1),
                   "relations": torch.from_numpy(truth.relations),
-                  "ignore_boxes": boxes[~graph.counted]}
+                  "ignore_boxes": boxes[~graph.is_ground_truth]}
         return load_tensor(self.paths[index], *self.size), target
 
 

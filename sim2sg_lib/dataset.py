@@ -16,7 +16,6 @@ import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 from PIL import Image
 
 from sim2sg_lib.camera import Camera

@@ -77,7 +77,7 @@ def toy(tmp_path_factory):
     run(cwd, "synthesize.py", "--domain", "target", "--num", 16, "--seed", 1, "--out", "data/target")
     run(cwd, "train.py", "--source", "data/sdr", "--steps", 6, "--out", "runs/0")
     run(cwd, "synthesize.py", "--checkpoint", "runs/0/model.pt", "--target", "data/target/train", "--threshold", 0.06,
-        "--out", "data/1")
+        "--num", 10, "--out", "data/1")
     run(cwd, "train.py", "--source", "data/1", "--source", "data/sdr", "--target", "data/target/train", "--align",
         "appearance,prediction", "--init", "runs/0/model.pt", "--steps", 4, "--out", "runs/1")
     return cwd

@@ -201,9 +201,9 @@ def test_refinement_made_again_after_an_interruption_is_the_same(data, tmp_path)
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_make_keeps_what_was_just_finished(tmp_path, number):
-    command = ["make", "-C", str(ROOT), "-o", ".venv/ready", f"RUN={sys.executable}", f"OUT={tmp_path}", "SOURCE_NUM=4",
-               f"{tmp_path}/data/sdr/dataset.json"]
+def test_an_interrupted_make_keeps_what_was_just_finished(data, tmp_path, number):
+    command = ["make", "-C", str(ROOT), "-o", ".venv/ready", "loop", f"RUN={sys.executable}", f"OUT={tmp_path}", f"TARGET={data}",
+               "SOURCE_IMAGES=4", "ITERATIONS=1"]
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                start_new_session=True)
     path = tmp_path / "data/sdr/dataset.json"
@@ -213,8 +213,9 @@ def test_an_interrupted_make_keeps_what_was_just_finished(tmp_path, number):
     os.killpg(process.pid, number)  # while Python takes leave
     words = process.communicate(timeout=60)[0]
     assert path.exists() and "Deleting" not in words and "Traceback" not in words
-    again = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-    assert again.returncode == 0 and "synthesize.py" not in again.stdout, again.stdout + again.stderr
+    again = subprocess.run([*command, "-n"], env=ENVIRONMENT, capture_output=True, text=True)
+    assert again.returncode == 0 and f"--out {tmp_path}/start" in again.stdout, again.stdout + again.stderr
+    assert f"--out {tmp_path}/data/sdr" not in again.stdout
 
 
 def test_what_the_network_read_is_not_read_again(data, tmp_path):
@@ -226,7 +227,7 @@ def test_what_the_network_read_is_not_read_again(data, tmp_path):
     for name in ("run", "photos"):
         (tmp_path / "whole" / name).symlink_to(tmp_path / name)
     for arguments in (["evaluate.py", "predict", "photos", "--checkpoint", "run/model.pt", "--out", "out"],
-                      ["synthesize.py", "--checkpoint", "run/model.pt", "--target", "photos", "--out", "set"]):
+                      ["synthesize.py", "--checkpoint", "run/model.pt", "--target", "photos", "--num", 20, "--out", "set"]):
         assert inside(tmp_path, READS.format(16), *arguments)[0] == 143  # a batch is 16 images
         code, printed, _ = inside(tmp_path, READS.format(99), *arguments)
         assert code == 0 and "goes on where it was interrupted" in printed and "read 4\n" in printed
@@ -240,7 +241,7 @@ def test_quiet_and_json(data, tmp_path):
     assert json.loads(run(tmp_path, *arguments, "b", "--json")) == {"out": "b", "env": "clevr", "method": "sdr", "images": 2}
     assert "12 samples" in run(tmp_path, "synthesize.py", "--preview", "--out", "c")
     assert {path.name for path in tmp_path.iterdir()} == {"a", "b", "c.preview.png"}
-    few = ("program.CHUNK, write_chunk = 5, program.write_chunk\ndef write(folder, scenes, *more):\n    assert len(scenes) <= 5\n"
+    few = ("from sim2sg_lib.sim import chunks\nchunks.CHUNK, write_chunk = 5, program.write_chunk\ndef write(folder, scenes, *more):\n    assert len(scenes) <= 5\n"
            "    return write_chunk(folder, scenes, *more)\nprogram.write_chunk = write")
     assert inside(tmp_path, few, "synthesize.py", "--preview", "--out", "d")[0] == 0  # as many at once as memory allows
     assert (tmp_path / "c.preview.png").read_bytes() == (tmp_path / "d.preview.png").read_bytes()
@@ -260,7 +261,7 @@ def test_no_network_no_home_and_no_optional_package_is_needed(data, tmp_path):
     (tmp_path / "bare/sitecustomize.py").write_text(BARE)
     bare = ENVIRONMENT | {"PYTHONPATH": f"{tmp_path / 'bare'}:{ROOT}", "HOME": "/dev/null/home"}
     for arguments in (["synthesize.py", "--num", 2, "--out", "a"], ["train.py", "--source", "a", "--steps", 1, "--out", "r"],
-                      ["synthesize.py", "--checkpoint", "r/model.pt", "--target", data / "target/train", "--out", "b"],
+                      ["synthesize.py", "--checkpoint", "r/model.pt", "--target", data / "target/train", "--num", 5, "--out", "b"],
                       ["evaluate.py", "--checkpoint", "r/model.pt", "--data", data / "target/test"]):
         run(tmp_path, *arguments, environment=bare)
     (tmp_path / "assets/chair").mkdir(parents=True)

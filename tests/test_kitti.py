@@ -38,7 +38,7 @@ from sim2sg_lib.io.kitti import (
 from sim2sg_lib.score.kitti_ap import (
     DIFFICULTIES, count_hits, kitti_score, make_frame, match_by_score, sample_thresholds,
     to_results)
-from sim2sg_lib.sim.meshes import box_mesh, place
+from sim2sg_lib.sim.meshes import box_mesh, pose_mesh
 from sim2sg_lib.score.metrics import LEVELS, box_iou, detection_scores, inside_level
 from sim2sg_lib.net.relations import SceneGraphNet
 from sim2sg_lib.scene import SceneObject
@@ -183,7 +183,7 @@ def test_every_real_label_parses_and_the_totals_are_kitti_s(real_data):
                 for limits in DIFFICULTIES.values()] == counts
     graphs = [to_graph(f"{stem}.png", objects, paper_camera(1242, 376), ENV) for stem, objects in labels.items()]
     for label, counts in enumerate(expected.values()):
-        assert [sum(int(np.sum(~g.ignore & inside_level(g, LEVELS[level]) & (g.labels == label))) for g in graphs)
+        assert [sum(int(np.sum(~g.ignore & inside_level(g, replace(LEVELS[level], scaled=False)) & (g.labels == label))) for g in graphs)
                 for level in DIFFICULTIES] == counts
 
 
@@ -206,7 +206,7 @@ def corners_px(o: KittiObject, projection: np.ndarray) -> list[tuple[float, floa
 def projected_box(o: KittiObject, projection: np.ndarray) -> np.ndarray:
     """(4,) the same box through this project's camera, yaw and unit mesh."""
     height, width, length = o.size_m
-    verts = place(box_mesh(), world_of(np.array(o.bottom_camera)), (length, width, height), yaw_of(o.rotation_y_rad)).verts
+    verts = pose_mesh(box_mesh(), world_of(np.array(o.bottom_camera)), (length, width, height), yaw_of(o.rotation_y_rad)).verts
     points_px, _ = camera_of(projection, 1242, 375).project(verts)
     return np.concatenate([points_px.min(0), points_px.max(0)])
 
@@ -702,7 +702,7 @@ def network(tmp_path):
 def test_evaluate_on_kitti(street, network, folder, tmp_path):
     printed = command(evaluate, "--checkpoint", network, "--data", folder)
     assert "no labels of house and vegetation (label_2_extra/): scores are for car and pedestrian only" in printed
-    assert "AP11 / AP40 by KITTI's rules at overlap 0.7, car:  easy     - /     - (1 objects, it takes 41)" in printed
+    assert "AP11 / AP40 by KITTI's rules at overlap 0.7, car:  easy     - /     - (1 objects, needs 41)" in printed
     metrics = json.loads((network.parent / "metrics.json").read_text())
     assert metrics["kitti"]["car"]["easy"] == {"objects": 1, "ap11": None, "ap40": None} and metrics["van"] == "ignore"
     assert set(metrics["kitti"]) == {"car", "pedestrian"} and metrics["objects"] == 1
@@ -772,7 +772,8 @@ def test_a_loop_with_the_paper_s_camera_needs_no_calibration(street, network, fo
     assert scores[0] | {"command": 0} == scores[1] | {"command": 0} and scores[0]["objects"] == 1
     assert "holds the metrics of camera paper" in command(evaluate, "--checkpoint", network, "--data", folder, "--camera",
                                                           "calib", "--out", out, code=3)
-    command(synthesize, "--checkpoint", network, "--target", folder, "--camera", "paper", "--out", tmp_path / "lifted")
+    command(synthesize, "--checkpoint", network, "--target", folder, "--camera", "paper", "--num", 2,
+            "--out", tmp_path / "lifted")
     command(train, "--source", tmp_path / "lifted", "--target", folder, "--align", "appearance", "--init", network,
             "--steps", 1, "--out", tmp_path / "aligned")
     # the report opens the test set with the camera that it was evaluated with
@@ -791,7 +792,7 @@ def test_kitti_is_a_target_to_lift_and_to_align_with(street, network, folder, tm
     for camera, focal_px in (([], 700), (["--camera", "paper"], 621)):
         out = tmp_path / f"lifted{len(camera)}"
         command(synthesize, "--env", "street", "--checkpoint", network, "--target", folder, *camera, "--export", "kitti",
-                "--out", out)
+                "--num", 2, "--out", out)
         views = [json.loads(line) for line in (out / "cameras.jsonl").read_text().splitlines()]
         assert [round(view["K"][0][0] * 3, 6) for view in views] == [focal_px] * 2
         assert (out / "kitti/training/label_2/000001.txt").is_file()

@@ -245,7 +245,16 @@ def to_graph(image: str, objects: list[KittiObject], camera: Camera, env: Env, v
 
 
 def frame_graphs(root: Path, names: list[str], cameras: list[Camera], env: Env, van: str | None) -> list[SceneGraph]:
-    """The graphs of label_2/ and, if it is there, label_2_extra/. Raises: InputError, also for labels without an image."""
+    """The labels of `frame_labels` as graphs. Raises: InputError."""
+    return [to_graph(name, objects, camera, env, van or "ignore")
+            for name, objects, camera in zip(names, frame_labels(root, names, env), cameras)]
+
+
+def frame_labels(root: Path, names: list[str], env: Env) -> list[list[KittiObject]]:
+    """Each image's objects in label_2/ and, if it is there, label_2_extra/.
+
+    Raises: InputError, also for labels without an image and for an environment without KITTI's types.
+    """
     if not set(map(str.lower, TYPES)) & set(env.vocabulary.categories):
         raise InputError(f"{root}: KITTI labels {', '.join(TYPES)}, the environment {env.name} has only "
                          f"{', '.join(env.vocabulary.categories)}")
@@ -255,8 +264,7 @@ def frame_graphs(root: Path, names: list[str], cameras: list[Camera], env: Env, 
         without = sorted(labeled - set(stems))
         if without:
             raise InputError(f"{root / folder / without[0]}.txt: no image {without[0]} in {root / 'image_2'}")
-    return [to_graph(name, frame_objects(root, stem), camera, env, van or "ignore")
-            for name, stem, camera in zip(names, stems, cameras)]
+    return [frame_objects(root, stem) for stem in stems]
 
 
 def to_object(label: int, item: KittiObject) -> SceneObject:
