@@ -17,8 +17,10 @@ ENVS = sorted((ROOT / "envs").rglob("*.py"))
 PRODUCT = LIBRARY + ENVS + SCRIPTS + sorted((ROOT / "examples").glob("*.py"))
 TESTS = sorted((ROOT / "tests").glob("*.py"))
 NOT_FOR_TEACHING = ("io.kitti", "io.export", "io.mesh_files", "score.kitti_ap", "viz.report")
-BRITISH = re.compile(r"\w*(?:colour|optimis(?!t)|rasteris|neighbour|centre|metre|labelled|normalis|randomis)\w*", re.I)
-FILE_FIELDS = ("randomise", "colour", "optimiser", "--randomise")  # spelled so in files and commands of earlier versions
+BRITISH = re.compile(
+    r"\w*(?:colour|optimis(?!t)|rasteris|neighbour|centre|metre|labelled|normalis|randomis)\w*", re.I)
+# spelled so in files, and in command lines of the first version
+FILE_FIELDS = ("randomise", "colour", "optimiser", "--randomise")
 
 
 def name_of(path):
@@ -46,10 +48,10 @@ def imports(nodes):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names if is_project(alias.name)}
         elif isinstance(node, ast.ImportFrom) and is_project(node.module or "."):
-            folder = ROOT / node.module.replace(".", "/")
             for alias in node.names:
-                inside = (folder / f"{alias.name}.py").exists() or (folder / alias.name / "__init__.py").exists()
-                found.add(f"{node.module}.{alias.name}" if inside else node.module)
+                path = ROOT / node.module.replace(".", "/") / alias.name
+                is_module = path.is_dir() or path.with_suffix(".py").exists()
+                found.add(f"{node.module}.{alias.name}" if is_module else node.module)
     return found
 
 
@@ -61,11 +63,12 @@ def at_import(node):
             yield from at_import(child)
 
 
-# --- who imports whom -------------------------------------------------------------------------------------------------
+# --- who imports whom -----------------------------------------------------------------------------
 
 def test_imports_are_read_as_python_reads_them():
-    tree = ast.parse("import numpy\nfrom sim2sg_lib.sim import lift\nfrom sim2sg_lib.graph import SceneGraph\n"
-                     "if True:\n    import envs.clevr\ndef f():\n    from sim2sg_lib.io import kitti\n")
+    tree = ast.parse("import numpy\nfrom sim2sg_lib.sim import lift\nfrom sim2sg_lib.graph import Vocabulary\n"
+                     "if True:\n    import envs.clevr\n"
+                     "def function():\n    from sim2sg_lib.io import kitti\n")
     assert imports(at_import(tree)) == {"sim2sg_lib.sim.lift", "sim2sg_lib.graph", "envs.clevr"}
     assert imports(ast.walk(tree)) - imports(at_import(tree)) == {"sim2sg_lib.io.kitti"}
 
@@ -73,7 +76,8 @@ def test_imports_are_read_as_python_reads_them():
 @pytest.mark.parametrize("path", LIBRARY, ids=module_of)
 def test_modules_import_only_from_earlier_ones(path):
     module = module_of(path)
-    found = {name.removeprefix("sim2sg_lib").lstrip(".") for name in imports(at_import(ast.parse(path.read_text())))}
+    names = imports(at_import(ast.parse(path.read_text())))
+    found = {name.removeprefix("sim2sg_lib").lstrip(".") for name in names}
     if path.name == "__init__.py" and module not in IMPORT_ORDER:
         assert not found, "a room's __init__.py says what the room is for and imports nothing"
         return
@@ -89,13 +93,13 @@ def test_the_import_order_names_existing_modules_once():
 
 def test_library_environments_and_scripts_do_not_import_upwards():
     scripts = {script.stem for script in SCRIPTS}
-    for path in LIBRARY:
-        assert not {name for name in imports(ast.walk(ast.parse(path.read_text()))) if not name.startswith("sim2sg_lib")}, path
-    for path in ENVS + SCRIPTS:
-        assert not {name for name in imports(ast.walk(ast.parse(path.read_text()))) if name in scripts}, path
+    for path in LIBRARY + ENVS + SCRIPTS:
+        found = imports(ast.walk(ast.parse(path.read_text())))
+        assert not found & scripts, path
+        assert path not in LIBRARY or all(name.startswith("sim2sg_lib") for name in found), path
 
 
-# --- how much there is to read ----------------------------------------------------------------------------------------
+# --- how much there is to read --------------------------------------------------------------------
 
 TOY_LOOP = """
 import json, sys
@@ -108,19 +112,20 @@ for script, line in (
         (synthesize, "--domain target --num 4 --out data/target -q"),
         (train, "--source data/sdr --steps 1 --out runs/0 -q"),
         (synthesize, f"--graphs {graphs} --num 2 --out data/1 -q"),
-        (train, "--source data/1 --target data/target/train --align appearance,prediction --init runs/0/model.pt "
-                "--steps 1 --out runs/1 -q"),
+        (train, "--source data/1 --target data/target/train --align appearance,prediction "
+                "--init runs/0/model.pt --steps 1 --out runs/1 -q"),
         (evaluate, "--checkpoint runs/1/model.pt --data data/target/test -q")):
     script.main(line.split(), standalone_mode=False)
-print(json.dumps({name: module.__file__ for name, module in sys.modules.items() if getattr(module, "__file__", None)}))
+files = {name: getattr(module, "__file__", None) for name, module in sys.modules.items()}
+print(json.dumps({name: file for name, file in files.items() if file}))
 """
 
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    """Module name -> file of everything that one iteration of Algorithm 1 on CLEVR imports, in a process of its own."""
-    graphs = ROOT / "docs/tutorial/graphs.jsonl"
-    done = subprocess.run([sys.executable, "-c", TOY_LOOP, str(graphs)], cwd=tmp_path_factory.mktemp("loop"), text=True,
+    """Module name -> file of everything that one iteration of Algorithm 1 on CLEVR imports."""
+    graphs, cwd = ROOT / "docs/tutorial/graphs.jsonl", tmp_path_factory.mktemp("loop")
+    done = subprocess.run([sys.executable, "-c", TOY_LOOP, str(graphs)], cwd=cwd, text=True,
                           capture_output=True, env=ENVIRONMENT)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
@@ -128,14 +133,16 @@ def loaded(tmp_path_factory):
 
 @pytest.mark.parametrize("name", NOT_FOR_TEACHING)
 def test_algorithm_1_on_clevr_does_not_load(loaded, name):
-    assert "sim2sg_lib.sim.lift" in loaded and "sim2sg_lib.adapt.sim2sg" in loaded  # it is all of Algorithm 1
+    # the loop has all parts of Algorithm 1
+    assert "sim2sg_lib.sim.lift" in loaded and "sim2sg_lib.adapt.sim2sg" in loaded
     assert f"sim2sg_lib.{name}" not in loaded
 
 
 def test_algorithm_1_on_clevr_is_at_most_5000_lines(loaded):
     apart = tuple(f"sim2sg_lib.{room}" for room in ("io", "viz"))
-    files = [ROOT / file for name, file in loaded.items() if is_project(name) and not name.startswith(apart)]
-    assert {ROOT / script for script in ("synthesize.py", "train.py", "evaluate.py")} <= set(files)
+    names = [name for name in loaded if is_project(name) and not name.startswith(apart)]
+    files = {ROOT / loaded[name] for name in names}
+    assert set(SCRIPTS) <= files
     assert sum(map(lines_of, [*files, ROOT / "loop.sh"])) <= 5000
 
 
@@ -148,7 +155,7 @@ def test_no_file_is_over_400_lines(path):
     assert lines_of(path) <= 400
 
 
-# --- how it is written ------------------------------------------------------------------------------------------------
+# --- how it is written ----------------------------------------------------------------------------
 
 def test_lines_are_at_most_110_wide():
     wide = [f"{name_of(path)}:{number}" for path in PRODUCT + TESTS
@@ -166,21 +173,23 @@ def test_docstrings_say_raises():
     found = []
     for path in PRODUCT + TESTS:
         for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef)) and "Errors:" in (ast.get_docstring(node) or ""):
+            documented = isinstance(node, (ast.Module, ast.ClassDef, ast.FunctionDef))
+            if documented and "Errors:" in (ast.get_docstring(node) or ""):
                 found.append(f"{name_of(path)}: {getattr(node, 'name', 'module')}")
     assert not found, f"{len(found)} docstrings say Errors: instead of Raises:, {found[:20]}"
 
 
 def british(tokens):
-    """Words in British spelling in Python's tokens, without strings that are just the name of a field in a file."""
+    """Words in British spelling in Python's tokens; strings that are the name of a field do not count."""
     kinds = {"STRING", "NAME", "COMMENT", "FSTRING_MIDDLE"}
     texts = [token.string for token in tokens if tokenize.tok_name[token.type] in kinds]
-    return [word for text in texts if text.strip("\"'") not in FILE_FIELDS for word in BRITISH.findall(text)]
+    prose = [text for text in texts if text.strip("\"'") not in FILE_FIELDS]
+    return [word for text in prose for word in BRITISH.findall(text)]
 
 
 def test_british_spellings_are_found():
-    code = b'colours = 1  # the centre\nparameter = {"randomise": 1, "colour": f"{x} labelled"}\nx.optimistic()\n'
-    tokens = list(tokenize.tokenize(iter(code.splitlines(True)).__next__))
+    code = [b"colours = 1  # the centre\n", b'parameter = {"randomise": f"{x} labelled"}\n', b"x.optimistic()\n"]
+    tokens = list(tokenize.tokenize(iter(code).__next__))
     assert british(tokens) == ["colours", "centre", "labelled"]
 
 
@@ -195,11 +204,11 @@ def test_python_is_written_in_us_spelling():
 
 
 def test_documents_are_written_in_us_spelling():
-    templates = [path for suffix in ("*.jinja", "*.html") for path in sorted((ROOT / "sim2sg_lib").rglob(suffix))]
-    found = {}
-    for path in [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")), *ROOT.glob("Makefile"), *ROOT.glob("*.sh"),
-                 *templates]:
-        text = re.sub("|".join(rf"[`\"]{field}[`\"]" for field in FILE_FIELDS), "", path.read_text())
+    documents = [ROOT / "README.md", ROOT / "Makefile", *ROOT.glob("*.sh")]
+    documents += [*(ROOT / "docs").rglob("*.md"), *(ROOT / "sim2sg_lib").rglob("*.jinja")]
+    fields, found = "|".join(f"`{field}`" for field in FILE_FIELDS), {}
+    for path in documents:
+        text = re.sub(fields, "", path.read_text())
         if words := BRITISH.findall(text):
             found[name_of(path)] = sorted(set(words))
     assert not found, found
