@@ -48,7 +48,7 @@ def test_readme_is_read_in_five_minutes():
 
 
 def test_readme_leads_to_the_lines_that_matter():
-    """A stranger finds the command of the loop, the file that lifts a box, and the gradient reversal."""
+    """A stranger finds the command of the loop, the file that lifts a box, the gradient reversal."""
     text = README.read_text()
     assert text.index("make loop") < text.index("## Six terms")
     assert "`sim/lift.py`" in text
@@ -67,6 +67,12 @@ def test_the_diagram_is_that_of_the_package():
 def test_versions_agree():
     version = re.search(r"^version: (.+)$", (ROOT / "CITATION.cff").read_text(), re.M)[1]
     assert sim2sg_lib.__version__ == version
+
+
+def test_code_md_has_every_module():
+    text = (ROOT / "docs/code.md").read_text()
+    library = [str(path.relative_to(ROOT)) for path in SOURCES if path.name != "__init__.py"]
+    assert [path for path in library if f"`{path}`" not in text] == []
 
 
 # --- links ----------------------------------------------------------------------------------------
@@ -173,7 +179,7 @@ def test_imports_in_code_blocks_exist(page, names):
 # --- command lines --------------------------------------------------------------------------------
 
 def command_lines(page):
-    """The command lines in code blocks and code spans as lists of words, variables before them left out."""
+    """The command lines in code blocks and spans as lists of words, without variables before them."""
     lines = "".join(code_blocks(page.read_text())).replace("\\\n", " ").splitlines()
     for line in lines + code_spans(page):
         line = re.sub(r"^([A-Z_0-9]+=\S+ )+", "", line)
