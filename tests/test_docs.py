@@ -207,7 +207,7 @@ def check_command(words):
         variables = [word.split("=")[0] for word in words[1:] if "=" in word]
         targets = [word for word in words[1:] if "=" not in word and not word.startswith("-")]
         assert all(re.search(rf"\b{name}\b", rules) for name in variables), words
-        assert all(re.search(rf"^{target}:", rules, re.M) for target in targets), words
+        assert all(re.search(rf"^{re.escape(target)}:", rules, re.M) for target in targets), words
 
 
 @pytest.mark.parametrize("line", [
