@@ -40,7 +40,7 @@ from sim2sg_lib.score.kitti_ap import (
     to_results)
 from sim2sg_lib.sim.meshes import box_mesh, pose_mesh
 from sim2sg_lib.score.metrics import LEVELS, box_iou, detection_scores, inside_level
-from sim2sg_lib.net.relations import SceneGraphNet
+from sim2sg_lib.net.network import SceneGraphNet
 from sim2sg_lib.scene import SceneObject
 
 VOCABULARY = Vocabulary(("car", "pedestrian", "house", "vegetation"), ("left", "right", "front", "behind"))
