@@ -269,7 +269,7 @@ def test_target_labels_cannot_influence_training(toy, tmp_path):
     ("evaluate.py", ["--summary", "nowhere"], "nowhere: no such folder"),
     ("evaluate.py", ["--summary", "data"], "data: no start/, sdr/, label1/, ... with metrics.json in it"),
     ("evaluate.py", ["--summary", ROOT / "docs/results/dining-0", "--summary", ROOT / "docs/results/drive-0"],
-     "loops of dining and drive, expected those of one environment"),
+     "loops of dining and drive, expected loops of one environment"),
 ])
 def test_mistakes_get_one_line_and_harm_nothing(toy, script, arguments, words):
     before = fingerprint(toy)
