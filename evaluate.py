@@ -3,7 +3,6 @@
 \b
   python evaluate.py --checkpoint runs/clevr/1/model.pt --data data/clevr/target/test
   python evaluate.py --split hard
-  python evaluate.py --summary runs/clevr
 
 Without --checkpoint the latest run under runs/ is taken, without --data the run's test set. Writes
 OUT/metrics.json and OUT/curves.json (with --split OUT/metrics_SPLIT.json, ...),

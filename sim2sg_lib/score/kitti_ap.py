@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from sim2sg_lib.graph import SceneGraph, Vocabulary
-from sim2sg_lib.io.kitti import NEIGHBORS, KittiObject
+from sim2sg_lib.io.kitti import IGNORED_AS, KittiObject
 from sim2sg_lib.score.metrics import LEVELS, Level, box_area, box_intersection, box_iou
 
 MIN_OVERLAP = {"car": 0.7, "pedestrian": 0.5, "cyclist": 0.5}  # a match overlaps more
@@ -89,7 +89,7 @@ def make_frame(truth: list[KittiObject], found: list[KittiObject], category: str
                ) -> Frame:
     """What matching needs of one image's label and result lines."""
     min_overlap = MIN_OVERLAP[category]
-    same = [item for item in truth if category in (item.type.lower(), NEIGHBORS.get(item.type))]
+    same = [item for item in truth if category in (item.type.lower(), IGNORED_AS.get(item.type))]
     valid = [item.type.lower() == category and item.occluded <= limits.max_occluded
              and item.truncated <= limits.max_truncated and height_px(item) > limits.min_height_px
              for item in same]

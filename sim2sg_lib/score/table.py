@@ -85,23 +85,23 @@ def read_fields(path: Path, shapes: dict, writer: str) -> dict:
     """
     fields = read_json(path)
     for name, shape in shapes.items():
-        if not has_shape(fields.get(name), shape):
+        if name in fields and not has_shape(fields[name], shape):
             raise InputError(f"{path}: {name}: not what {writer} writes")
     return fields
 
 
 def has_shape(value, shape) -> bool:
-    """Whether a JSON value is null or has a shape.
+    """Whether a JSON value has a shape; null has all shapes but str.
 
-    A shape is float, str, [shape of the items, possible lengths], {str: shape of all values} or
+    A shape is str, float, [shape of the items, possible lengths], {str: shape of all values} or
     {name: shape, ..}, where all names must be present.
     """
+    if shape is str:
+        return isinstance(value, str)
     if value is None:
         return True
     if shape is float:
         return is_number(value)
-    if shape is str:
-        return isinstance(value, str)
     if isinstance(shape, list):
         item, lengths = shape
         return (isinstance(value, list) and len(value) in lengths
