@@ -13,22 +13,19 @@ labels. Opening images never opens labels: what `train.py` and `synthesize.py` r
 import os
 import warnings
 import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-import torch
 from PIL import Image
 
 from sim2sg_lib.camera import Camera
 from sim2sg_lib.cli import InputError
 from sim2sg_lib.env import Env
-from sim2sg_lib.graph import SceneGraph, Vocabulary, select_objects
+from sim2sg_lib.graph import SceneGraph, Vocabulary
 from sim2sg_lib.io.cameras import read_cameras
 from sim2sg_lib.io.files import add_line, open_growing, write_json, write_json_lines
 from sim2sg_lib.io.graphs import from_json, read_graphs, to_json, write_graphs
-from sim2sg_lib.io.images import image_names, kitti_root, open_image, read_image, readable_images
+from sim2sg_lib.io.images import image_names, kitti_root, open_image, readable_images
 from sim2sg_lib.io.reading import MAX_PIXELS, is_int, read_json, safe_join
 from sim2sg_lib.scene import Scene
 
@@ -238,81 +235,3 @@ class Rendered:
         """All that is known is in the files that a data set keeps."""
         self.file.close()
         self.path.unlink()
-
-
-# --- training ---------------------------------------------------------------------------------------------------------
-
-class LabeledImages(torch.utils.data.Dataset):
-    """The images and exact labels of one or more synthetic data sets, at the network's input size.
-
-    An item is (image (3, H, W) uint8, target), the target as SceneGraphNet.losses wants it: `boxes` (G, 4) float32
-    network pixels, `labels` (G,) int64 from 1, `relations` (R, 3) int64 rows (subject, predicate, object).
-    """
-
-    def __init__(self, folders: list[Path], env: Env, width: int, height: int) -> None:
-        self.size = (width, height)
-        self.paths: list[Path] = []
-        self.graphs: list[SceneGraph] = []
-        for folder in map(Path, folders):
-            read_info(folder, env)
-            graphs = read_labels(open_images(folder, env), env)
-            self.paths += [safe_join(folder, graph.image) for graph in graphs]
-            self.graphs += [select_objects(graph, graph.is_ground_truth) for graph in graphs]
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        graph = self.graphs[index]
-        scale = np.array(self.size * 2) / (graph.width, graph.height, graph.width, graph.height)
-        target = {"boxes": torch.from_numpy((graph.boxes_px * scale).astype(np.float32)),
-                  "labels": torch.from_numpy(graph.labels + 1), "relations": torch.from_numpy(graph.relations)}
-        return load_tensor(self.paths[index], *self.size), target
-
-
-class TargetImages(torch.utils.data.Dataset):
-    """The images of a target folder at the network's input size. It has no label field: none can leak. No camera is needed."""
-
-    def __init__(self, folder: Path, env: Env, width: int, height: int) -> None:
-        self.paths, self.size = [Path(folder) / name for name in list_images(folder, env)[0]], (width, height)
-
-    def __len__(self) -> int:
-        return len(self.paths)
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return load_tensor(self.paths[index], *self.size)
-
-
-def load_tensor(path: Path, width: int, height: int) -> torch.Tensor:
-    """(3, height, width) uint8."""
-    return torch.from_numpy(read_image(path, width, height).copy()).permute(2, 0, 1)
-
-
-def batches(count: int, batch: int, steps: int, seed: int) -> list[list[int]]:
-    """`steps` batches of indices below `count`: shuffled epoch after epoch, an epoch's end may fall inside a batch."""
-    generator = torch.Generator().manual_seed(seed)
-    epochs = -(-batch * steps // count)
-    order = torch.cat([torch.randperm(count, generator=generator) for _ in range(epochs)])
-    return order[:batch * steps].reshape(steps, batch).tolist()
-
-
-def loader(images: LabeledImages | TargetImages, batch: int, steps: int, seed: int, device: torch.device,
-           begun: int = 0) -> Iterator:
-    """Yields `steps` batches, without the first `begun`: (images (B, 3, H, W) in [0, 1] on the device, list of names).
-
-    LabeledImages: with a list of targets between the two. Errors: InputError for a broken image.
-    """
-    order = batches(len(images), batch, steps, seed)[begun:]
-    # on a CPU the network needs every core; a GPU leaves them free to decode
-    workers = 4 if device.type == "cuda" else 0
-    data = torch.utils.data.DataLoader(images, batch_sampler=order, collate_fn=list, num_workers=workers)
-    try:
-        for indices, items in zip(order, data):
-            names = [str(images.paths[i]) for i in indices]
-            if isinstance(images, TargetImages):
-                yield torch.stack(items).to(device).float() / 255, names
-                continue
-            pixels = torch.stack([image for image, _ in items]).to(device).float() / 255
-            yield pixels, [{k: v.to(device) for k, v in target.items()} for _, target in items], names
-    except InputError as error:  # one raised in a worker arrives with the worker's traceback in its text
-        raise InputError(error.message.strip().splitlines()[-1].removeprefix("sim2sg_lib.cli.InputError: ")) from None

@@ -32,11 +32,12 @@ class SceneGraph:
     labels:          (N,) int64, index into Vocabulary.categories.
     boxes_px:        (N, 4) float64, x0 y0 x1 y1, inside the image.
     scores:          (N,) float64 in [0, 1]; 1 for exact labels.
-    visible:         (N,) float64 in [0, 1], share of the object's in-image pixels that nothing hides; 1 if unknown.
-                     0 marks a neighbor (KITTI's Van beside car): one detection that finds it is neither right nor wrong.
-    truncated:       (N,) float64 in [0, 1], share of the object's full box outside the image; 0 if unknown.
-    ignore:          (N,) bool, a region neither to be found nor to be punished for, however many detections lie in it
-                     (KITTI's DontCare).
+    visible:         (N,) float64 in [0, 1], visible fraction of the object's in-image pixels; 1 if unknown.
+                     0 marks an ignored object (KITTI's Van beside car): one detection of it counts neither as a
+                     true nor as a false positive.
+    truncated:       (N,) float64 in [0, 1], fraction of the object's full box outside the image; 0 if unknown.
+    ignore:          (N,) bool, an ignore region (KITTI's DontCare): it counts neither as false negative nor, however
+                     many detections lie in it, as false positive.
     relations:       (R, 3) int64, subject index, predicate, object index.
     relation_scores: (R,) float64 in [0, 1]; 1 for exact labels.
     """
@@ -58,7 +59,7 @@ class SceneGraph:
 
     @property
     def is_ground_truth(self) -> np.ndarray:
-        """(N,) bool, the objects that are there to be found: neither regions nor neighbors."""
+        """(N,) bool, the objects that count as ground truth: no ignore regions, no ignored objects."""
         return ~self.ignore & (self.visible > 0)
 
     def resized(self, width: int, height: int) -> "SceneGraph":

@@ -39,8 +39,9 @@ from envs.clevr import ENV
 from envs.drive import ENV as STREET
 from sim2sg_lib import checkpoint
 from sim2sg_lib.io.mesh_files import read_mesh
+from sim2sg_lib.data_loading import LabeledImages
 from sim2sg_lib.dataset import (
-    LabeledImages, find_images, open_images, read_cameras, read_info, read_labels, write_labels)
+    find_images, open_images, read_cameras, read_info, read_labels, write_labels)
 from sim2sg_lib.io.images import read_image
 from sim2sg_lib.net.backbone import quick_config
 from sim2sg_lib.graph import make_graph
@@ -48,7 +49,8 @@ from sim2sg_lib.io.graphs import read_graphs, to_json
 from sim2sg_lib.io.kitti import camera_of, read_calib, read_objects, to_graph
 from sim2sg_lib.score.metrics import RECALL_POINTS
 from sim2sg_lib.score.table import read_loop, read_row
-from sim2sg_lib.viz.report import draw_sheet, write_events, write_report
+from sim2sg_lib.viz.report import write_events, write_report
+from sim2sg_lib.viz.sheet import draw_sheet
 from sim2sg_lib.scene import Material, Scene, Sky
 
 SECONDS = 2.0
@@ -492,7 +494,7 @@ def trained(loop: Path) -> Path:
     content = {"objects_per_image": [0, 1], "categories": [0.5, 0.25, 0.25], "predicates": None}
     (run / "metrics.json").write_text(json.dumps(json.loads((run / "metrics.json").read_text()) | {"ap50": ratios}))
     (run / "curves.json").write_text(json.dumps({
-        "precision_at_recall": {"cube": [0.5] * len(RECALL_POINTS["coco101"]), "sphere": None},
+        "precision_at_recall": {"cube": [0.5] * len(RECALL_POINTS), "sphere": None},
         "content": {"source": content, "target": content},
         "recall_curve": [0.25] * 3, "recall_curve_graph_constraint": [None] * 3, "recall_per_image": {"20": [0.5, None]}}))
     (run / "log.jsonl").write_text("".join(f'{{"step": {i}, "loss_obj": 0.5, "accuracy_prediction": 0.5}}\n' for i in (1, 2)))

@@ -12,7 +12,7 @@ from PIL import Image
 import synthesize
 from conftest import run
 from envs import clevr, drive
-from envs.dining import ASSETS, CHAIR, DOMAINS, ENV, FINISH, KINDS, LAPTOP, TABLE, named
+from envs.dining import ASSETS, CHAIR, DOMAINS, ENV, FINISH, KIND_NAMES, KINDS, LAPTOP, TABLE
 from sim2sg_lib.net import predict
 from sim2sg_lib import checkpoint
 from sim2sg_lib.io.mesh_files import replace_assets
@@ -191,7 +191,7 @@ def test_the_source_varies_in_color_alone_and_strong_in_all_that_no_graph_holds(
 @pytest.mark.parametrize("look", KINDS)
 @pytest.mark.parametrize("label", [CHAIR, TABLE, LAPTOP])
 def test_assets_fill_their_boxes_and_wind_outward(look, label):
-    names = named(KINDS[look][label])
+    names = KIND_NAMES[look][label]
     assert len(names) >= 4 and len({ASSETS[name][1] for name in names}) == len(names)
     for name in names:
         mesh, size_m = ASSETS[name]
@@ -206,12 +206,12 @@ def test_assets_fill_their_boxes_and_wind_outward(look, label):
 
 
 def test_tables_are_flat_on_top_and_chairs_have_their_backs_behind():
-    for name in named("workshop") + named("kitchen"):
+    for name in KIND_NAMES["source"][TABLE] + KIND_NAMES["target"][TABLE]:
         mesh, _ = ASSETS[name]
         highest = mesh.verts[mesh.faces][(mesh.verts[mesh.faces][..., 2] > 1 - 1e-9).all(1)]
         area = np.linalg.norm(np.cross(highest[:, 1] - highest[:, 0], highest[:, 2] - highest[:, 0]), axis=1).sum() / 2
         assert area > 0.9, name  # of the footprint, which is 1
-    for name in named("cantilever") + named("windsor"):
+    for name in KIND_NAMES["source"][CHAIR] + KIND_NAMES["target"][CHAIR]:
         mesh, _ = ASSETS[name]
         assert mesh.verts[mesh.verts[:, 2] > 0.9, 0].mean() < -0.1, name
 
@@ -320,7 +320,7 @@ def test_thresholds_follow_what_the_network_is_sure_of_from_the_command_line(tmp
     monkeypatch.setattr(predict, "predict_folder", fake_predict)
     write(tmp_path / "model.pt", "")
     arguments = ["--env", "dining", "--checkpoint", tmp_path / "model.pt", "--target", tmp_path / "target", "--out",
-                 tmp_path / "out", "--device", "cpu"]
+                 tmp_path / "out", "--device", "cpu", "--num", 2]
     result = CliRunner().invoke(synthesize.main, list(map(str, arguments)))
     assert result.exit_code == 0, result.output
     info = json.loads((tmp_path / "out/dataset.json").read_text())
@@ -397,7 +397,7 @@ def test_assets_from_the_command_line(tmp_path):
     run(tmp_path, "synthesize.py", "--env", "dining", "--assets", "assets", "--num", 2, "--out", "x")
     rows = [json.loads(line)["objects"] for line in (tmp_path / "x/scenes.jsonl").read_text().splitlines()]
     assert [row[0]["asset"] for row in rows] == ["chair/spike.obj"] * 2
-    assert json.loads((tmp_path / "x/dataset.json").read_text())["assets"] == "assets"
+    assert json.loads((tmp_path / "x/dataset.json").read_text())["assets"] == str(tmp_path / "assets")
 
 
 def test_models_of_too_many_faces_are_left_out(tmp_path, capsys):
@@ -408,7 +408,7 @@ def test_models_of_too_many_faces_are_left_out(tmp_path, capsys):
     with pytest.raises(InputError, match="chair: every model has more than 20000 faces, expected one of fewer"):
         replace_assets(ENV, tmp_path)
     write(tmp_path / "chair" / "spike.obj", OBJ)
-    assert replace_assets(ENV, tmp_path).category_assets[CHAIR] == ("chair/spike.obj",)
+    assert replace_assets(ENV, tmp_path).world.category_assets[CHAIR] == ("chair/spike.obj",)
     assert capsys.readouterr().out == f"{tmp_path / 'chair'}: left out 1 of 2 models, of more than 20000 faces\n"
 
 

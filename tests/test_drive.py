@@ -63,7 +63,7 @@ def test_nothing_of_the_stand_in_stands_in_anything_else():
         for i, a in enumerate(objects):
             for b in objects[:i]:
                 apart = [abs(a.position_world[k] - b.position_world[k])
-                         - (drive.along_street(a)[k] + drive.along_street(b)[k]) / 2 for k in (0, 1)]
+                         - (drive.ground_extents_m(a)[k] + drive.ground_extents_m(b)[k]) / 2 for k in (0, 1)]
                 assert max(apart) >= -1e-9, (a, b)
 
 

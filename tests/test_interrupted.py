@@ -84,11 +84,12 @@ def inside(cwd, setup, *arguments):
 
 
 STOP_AT = """
-update = program.Learner.update
-def stop(self, step):
-    update(self, step)
+from sim2sg_lib.training_state import TrainingLog
+add = TrainingLog.add
+def stop(self, step, row):
+    add(self, step, row)
     if step == {}: os.kill(os.getpid(), signal.SIGTERM)
-program.Learner.update = stop
+TrainingLog.add = stop
 """
 
 
@@ -165,13 +166,13 @@ def test_exchanged_inputs_are_not_mixed(data, tmp_path):
 
 
 READS = """
-from sim2sg_lib import checkpoint
-load_tensor, read = checkpoint.load_tensor, []
+from sim2sg_lib.net import predict
+load_tensor, read = predict.load_tensor, []
 def count(path, *size):
     read.append(path)
     if len(read) > {}: os.kill(os.getpid(), signal.SIGTERM)
     return load_tensor(path, *size)
-checkpoint.load_tensor = count
+predict.load_tensor = count
 import atexit; atexit.register(lambda: print("read", len(read)))
 """
 

@@ -40,7 +40,7 @@ from sim2sg_lib.score.kitti_ap import (
     to_results)
 from sim2sg_lib.sim.meshes import box_mesh, pose_mesh
 from sim2sg_lib.score.metrics import LEVELS, box_iou, detection_scores, inside_level
-from sim2sg_lib.net.relations import SceneGraphNet
+from sim2sg_lib.net.network import SceneGraphNet
 from sim2sg_lib.scene import SceneObject
 
 VOCABULARY = Vocabulary(("car", "pedestrian", "house", "vegetation"), ("left", "right", "front", "behind"))
@@ -183,7 +183,7 @@ def test_every_real_label_parses_and_the_totals_are_kitti_s(real_data):
                 for limits in DIFFICULTIES.values()] == counts
     graphs = [to_graph(f"{stem}.png", objects, paper_camera(1242, 376), ENV) for stem, objects in labels.items()]
     for label, counts in enumerate(expected.values()):
-        assert [sum(int(np.sum(~g.ignore & inside_level(g, LEVELS[level]) & (g.labels == label))) for g in graphs)
+        assert [sum(int(np.sum(~g.ignore & inside_level(g, replace(LEVELS[level], scaled=False)) & (g.labels == label))) for g in graphs)
                 for level in DIFFICULTIES] == counts
 
 
@@ -604,8 +604,10 @@ def test_exported_lines_by_hand(tmp_path):
     assert content["categories"] == [{"id": 1, "name": "car"}, {"id": 2, "name": "pedestrian"}, {"id": 3, "name": "house"},
                                      {"id": 4, "name": "vegetation"}]
     assert content["annotations"] == [
-        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [700, 180, 200, 120], "area": 24000, "iscrowd": 0},
-        {"id": 2, "image_id": 1, "category_id": 3, "bbox": [0, 0.5, 99.25, 374.5], "area": 99.25 * 374.5, "iscrowd": 0}]
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [700, 180, 200, 120], "area": 24000, "iscrowd": 0,
+         "segmentation": [[700, 180, 900, 180, 900, 300, 700, 300]]},
+        {"id": 2, "image_id": 1, "category_id": 3, "bbox": [0, 0.5, 99.25, 374.5], "area": 99.25 * 374.5, "iscrowd": 0,
+         "segmentation": [[0, 0.5, 99.25, 0.5, 99.25, 375, 0, 375]]}]
     assert (tmp_path / "coco/images/000000.png").is_file()
 
 
@@ -666,6 +668,10 @@ def test_a_rendered_data_set_exported_and_read_by_others(street, tmp_path):
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
+    first = truth.loadAnns(truth.getAnnIds())[0]
+    x, y, width, height = map(round, first["bbox"])
+    mask = truth.annToMask(first)  # boxes end at whole pixels
+    assert mask.shape == (125, 414) and mask.sum() == width * height == mask[y:y + height, x:x + width].sum()
     assert evaluator.stats[0] == 1 and len(truth.getAnnIds()) == sum(map(len, graphs))
     assert all((out / "coco/images" / image["file_name"]).is_file() for image in truth.loadImgs(truth.getImgIds()))
 
@@ -696,7 +702,7 @@ def network(tmp_path):
 def test_evaluate_on_kitti(street, network, folder, tmp_path):
     printed = command(evaluate, "--checkpoint", network, "--data", folder)
     assert "no labels of house and vegetation (label_2_extra/): scores are for car and pedestrian only" in printed
-    assert "AP11 / AP40 by KITTI's rules at overlap 0.7, car:  easy     - /     - (1 objects, it takes 41)" in printed
+    assert "AP11 / AP40 by KITTI's rules at overlap 0.7, car:  easy     - /     - (1 objects, needs 41)" in printed
     metrics = json.loads((network.parent / "metrics.json").read_text())
     assert metrics["kitti"]["car"]["easy"] == {"objects": 1, "ap11": None, "ap40": None} and metrics["van"] == "ignore"
     assert set(metrics["kitti"]) == {"car", "pedestrian"} and metrics["objects"] == 1

@@ -3,7 +3,6 @@ import os
 import shutil
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
@@ -15,7 +14,6 @@ pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 # prints a preset, or appends its words to a file and makes what the command would; fails where FAIL_AT is in its words
 STAND_IN = """#!{python}
 import os, sys
-from pathlib import Path
 words = sys.argv[1:]
 if words[:2] == ["-m", "envs"]:
     print("SOURCE_IMAGES=70\\nTARGET_IMAGES=40\\nLIFTED_IMAGES=50\\nSTART_STEPS=8\\nSTEPS=9\\nITERATIONS=2\\nWARMUP=0.5")

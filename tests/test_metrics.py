@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 from sim2sg_lib.graph import SceneGraph, Vocabulary, make_graph
+from sim2sg_lib.score.content import content_gap
 from sim2sg_lib.score.metrics import (
-    LEVELS, NEVER, apply_level, average_precision, lifting_iou, box_iou, content_gap,
-    detection_scores, evaluate_graphs, first_hits, ideal_hits, mean_recall, pooled_recall,
-    rank_relations, recall_scores)
+    LEVELS, NEVER, Level, apply_level, box_iou, detection_scores, evaluate_graphs, first_hits,
+    ideal_hits, lifting_iou, mean_recall, pooled_recall, precision_at_recall, rank_relations,
+    recall_scores)
 
 VOCABULARY = Vocabulary(("cube", "ball"), ("left", "right", "front", "behind"))
 LEFT, RIGHT, FRONT, BEHIND = range(4)
@@ -38,18 +39,12 @@ def test_iou_by_hand():
 
 # --- average precision ------------------------------------------------------------------------------------------------
 
-@pytest.mark.parametrize("hits, positives, all_point, voc11, coco101, kitti40", [
-    ([1, 0, 1, 0, 1], 4, 0.566667, 0.563636, 0.570957, 0.566667),
-    ([1], 2, 0.5, 0.545455, 0.504950, 0.5),
-    ([0, 1], 1, 0.5, 0.5, 0.5, 0.5),
-    ([1], 1, 1, 1, 1, 1),
-    ([], 3, 0, 0, 0, 0),
-    ([0, 0], 3, 0, 0, 0, 0),
-])
-def test_interpolations(hits, positives, all_point, voc11, coco101, kitti40):
-    got = [average_precision(np.array(hits, bool), positives, name)
-           for name in ("all_point", "voc11", "coco101", "kitti40")]
-    assert got == pytest.approx([all_point, voc11, coco101, kitti40], abs=1e-6)
+@pytest.mark.parametrize("hits, positives, ap", [
+    ([1, 0, 1, 0, 1], 4, 0.570957), ([1], 2, 0.504950), ([0, 1], 1, 0.5), ([1], 1, 1), ([], 3, 0),
+    ([0, 0], 3, 0)])
+def test_interpolation_by_hand(hits, positives, ap):
+    precision = precision_at_recall(np.array(hits, bool), positives)
+    assert precision.shape == (101,) and precision.mean() == pytest.approx(ap, abs=1e-6)
 
 
 def test_coco_takes_the_best_ground_truth_that_is_still_free():
@@ -58,15 +53,15 @@ def test_coco_takes_the_best_ground_truth_that_is_still_free():
     iou = box_iou(predicted.boxes_px, truth.boxes_px)
     assert np.allclose(iou, [[1, 0.538], [0.818, 0.667]], atol=5e-4)
     scores = detection_scores([truth], [predicted], VOCABULARY)
-    assert scores["ap50"]["cube"] == 1 and scores["map50_all_point"] == 1     # Pascal VOC would say 0.5
+    assert scores["ap50"]["cube"] == 1 == scores["map50"]     # Pascal VOC would say 0.5
 
 
-def test_ignored_objects_are_neither_missed_nor_punished_for():
+def test_ignore_regions_give_neither_false_negatives_nor_false_positives():
     boxes = [(0, 0, 10, 10), (50, 0, 60, 10)]
     predicted = graph([0, 0, 0], [boxes[1], boxes[0], (0, 80, 10, 90)], scores=[0.9, 0.8, 0.7])
     ignoring = graph([0, 0], boxes, ignore=[False, True])
     assert detection_scores([ignoring], [predicted], VOCABULARY)["ap50"]["cube"] == 1
-    without = graph([0], boxes[:1])     # judged [FP, TP, FP]
+    without = graph([0], boxes[:1])     # FP, TP, FP
     assert detection_scores([without], [predicted], VOCABULARY)["ap50"]["cube"] == 0.5
 
 
@@ -76,7 +71,7 @@ def test_a_valid_object_is_preferred_to_an_ignored_one_that_fits_better():
     assert detection_scores([truth], [predicted], VOCABULARY)["ap50"]["cube"] == 1
 
 
-def test_a_region_excuses_any_number_of_detections_inside_it():
+def test_a_region_matches_any_number_of_detections_inside_it():
     truth = graph([0, 0], [(0, 0, 10, 10), (20, 0, 90, 50)], ignore=[False, True])
     inside = [(20, 0, 30, 10), (30, 0, 40, 10), (15, 0, 25, 10)]      # the last lies half inside
     predicted = graph([0] * 4, inside + [(0, 0, 10, 10)], scores=[0.9, 0.8, 0.7, 0.6])
@@ -204,7 +199,7 @@ def test_objects_outside_the_level_are_ignored_as_pycocotools_ignores_areas():
         areas = [np.where(h, 0.0, 10.0).tolist() for h in hidden]
         truth = [make_graph(t.image, 30, 1000, t.labels, t.boxes_px, ignore=t.ignore, visible=np.where(h, 0.1, 1.0))
                  for t, h in zip(truth, hidden)]
-        level = type(LEVELS["all"])(min_height=0.0, min_visible=0.5, max_truncated=1.0)
+        level = Level(min_height_px=0.0, min_visible=0.5, max_occluded=3, max_truncated=1.0)
         got = detection_scores(truth, predicted, vocabulary, level)
         ap50 = np.array([np.nan if ap is None else ap for ap in got["ap50"].values()])
         expected = coco_ap50(truth, predicted, 2, (0.5, 1e10), areas)
@@ -419,22 +414,26 @@ def test_levels_by_hand():
                     "all": list(range(11))}
 
 
-@pytest.mark.parametrize("rows, limit_px", [(370, 40), (374, 40), (375, 40), (376, 40), (750, 80), (120, 12.8)])
-def test_kitti_s_limits_are_pixels_of_its_own_images_and_shares_of_others(rows, limit_px):
-    """As in KITTI's evaluator an object has to be taller than the limit, a detection at least as tall."""
+@pytest.mark.parametrize("rows, scaled, limit_px", [
+    (370, False, 40), (376, False, 40), (375, True, 40), (750, True, 80), (120, True, 12.8)])
+def test_height_limits_are_pixels_in_kitti_s_images_and_fractions_in_others(rows, scaled, limit_px):
+    """As in KITTI's evaluator an object must be taller than the limit, a detection at least as tall."""
+    easy = replace(LEVELS["easy"], scaled=scaled)
+
     def upright(*heights):
         boxes = [(20 * i, 0, 20 * i + 10, h) for i, h in enumerate(heights)]
         return make_graph("x.png", 1242, rows, [0] * len(heights), boxes, scores=1 - 0.1 * np.arange(len(heights)))
 
     truth = upright(limit_px, limit_px + 0.01)
-    assert apply_level(truth, LEVELS["easy"]).ignore.tolist() == [True, False]
+    assert apply_level(truth, easy).ignore.tolist() == [True, False]
     # a hit and, elsewhere, a false positive before it: left out below the limit alone
     found = replace(upright(limit_px, limit_px + 0.01), boxes_px=truth.boxes_px + [[500, 0, 500, 0], [0, 0, 0, 0]])
     lower = replace(found, boxes_px=found.boxes_px - [[0, 0, 0, 0.01], [0, 0, 0, 0]])
-    assert [detection_scores([truth], [p], VOCABULARY, LEVELS["easy"])["ap50"]["cube"] for p in (found, lower)] == [0.5, 1]
+    ap = [detection_scores([truth], [p], VOCABULARY, easy)["ap50"]["cube"] for p in (found, lower)]
+    assert ap == [0.5, 1]
 
 
-def test_a_neighbor_excuses_one_detection_that_finds_it_at_every_level():
+def test_an_ignored_object_matches_one_detection_at_every_level():
     truth = kitti_graph([50, 50], visible=[1, 0], relations=[(0, LEFT, 1)])
     for name, level in LEVELS.items():
         at_level = apply_level(truth, level)
@@ -463,16 +462,17 @@ def test_a_level_ignores_small_detections_and_objects_outside_it():
     x = 500.0
     predicted = make_graph("000000.png", 1242, 375, [0] * 3,
                            [(x, 0, x + 20, 39), (100, 100, 150, 130), (0, 100, 50, 150)], scores=[0.9, 0.8, 0.7])
-    ap = {split: evaluate_graphs([truth], [predicted], VOCABULARY, split)["map50"] for split in ("easy", "moderate")}
+    ap = {split: evaluate_graphs([truth], [predicted], VOCABULARY, LEVELS[split])["map50"]
+          for split in ("easy", "moderate")}
     # easy: too small, on an ignored object, hit; moderate (25 px): a false positive, then two hits
     assert ap["easy"] == 1 and ap["moderate"] == pytest.approx(2 / 3)
     # one that is too small but hits a valid object is a hit all the same
     low = make_graph("000000.png", 1242, 375, [0], [(0, 100, 50, 139)])
-    assert evaluate_graphs([truth], [low], VOCABULARY, "easy")["map50"] == 1
-    # unlike a region, an object outside the level excuses one detection only
+    assert evaluate_graphs([truth], [low], VOCABULARY, LEVELS["easy"])["map50"] == 1
+    # unlike a region, an object outside the level matches one detection only
     twice = make_graph("000000.png", 1242, 375, [0] * 3,
                        [(100, 90, 150, 131), (100, 90, 150, 131), (0, 100, 50, 150)], scores=[0.9, 0.8, 0.7])
-    assert evaluate_graphs([truth], [twice], VOCABULARY, "easy")["map50"] == 0.5
+    assert evaluate_graphs([truth], [twice], VOCABULARY, LEVELS["easy"])["map50"] == 0.5
 
 
 # --- sets of graphs ---------------------------------------------------------------------------------------------------
@@ -497,7 +497,7 @@ def test_content_gap_by_hand():
 def test_a_perfect_prediction_reaches_every_ceiling():
     truth, _ = three_objects()
     metrics = evaluate_graphs([truth], [truth], VOCABULARY)
-    assert (metrics["split"], metrics["images"], metrics["objects"], metrics["relations"]) == ("all", 1, 3, 5)
+    assert (metrics["objects"], metrics["relations"]) == (3, 5)
     assert metrics["map50"] == 1 and metrics["ap50"] == {"cube": 1, "ball": 1}
     for name in ("recall", "recall_graph_constraint", "recall_pooled", "recall_graph_constraint_pooled"):
         assert metrics[name] == metrics[name.replace("recall", "recall_ceiling", 1)]
@@ -508,7 +508,7 @@ def test_the_level_applies_to_counts_and_recall():
     truth = kitti_graph([50, 50, 30], relations=[(0, LEFT, 1), (0, LEFT, 2)])
     predicted = kitti_graph([50, 50], relations=[(0, LEFT, 1)])
     for split, objects, relations, recall in (("easy", 2, 1, 1), ("moderate", 3, 2, 0.5)):
-        metrics = evaluate_graphs([truth], [predicted], VOCABULARY, split)
+        metrics = evaluate_graphs([truth], [predicted], VOCABULARY, LEVELS[split])
         assert (metrics["objects"], metrics["relations"]) == (objects, relations)
         assert metrics["recall"]["20"] == metrics["recall_graph_constraint_pooled"]["20"] == recall
 
@@ -517,7 +517,7 @@ def test_empty_inputs_give_numbers_or_none_and_valid_json():
     truth, predicted = three_objects()
     for pair in (([], []), ([EMPTY], [EMPTY]), ([truth], [EMPTY]), ([EMPTY], [predicted]), ([truth], [predicted])):
         json.dumps(evaluate_graphs(*pair, VOCABULARY), allow_nan=False)
-    missed = evaluate_graphs([truth], [EMPTY], VOCABULARY, "hard")
+    missed = evaluate_graphs([truth], [EMPTY], VOCABULARY, LEVELS["hard"])
     assert missed["map50"] == 0 and missed["recall"]["100"] == 0
     nothing = evaluate_graphs([EMPTY], [predicted], VOCABULARY)
     assert nothing["map50"] is None and nothing["recall"]["20"] is None and nothing["recall_ceiling"]["20"] is None
@@ -525,15 +525,12 @@ def test_empty_inputs_give_numbers_or_none_and_valid_json():
 
 def test_images_must_correspond():
     other = make_graph("images/000001.png", 100, 100, [], [])
-    with pytest.raises(ValueError, match="image 0: labels are of images/000000.png, the prediction is of"):
-        evaluate_graphs([EMPTY], [other], VOCABULARY)
-    with pytest.raises(ValueError, match="2 labeled images but 1 predicted"):
-        evaluate_graphs([EMPTY, EMPTY], [EMPTY], VOCABULARY)
-    with pytest.raises(ValueError, match="'tiny' is not one of easy, moderate, hard, all"):
-        evaluate_graphs([EMPTY], [EMPTY], VOCABULARY, "tiny")
+    for truth, predicted in (([EMPTY], [other]), ([EMPTY, EMPTY], [EMPTY])):
+        with pytest.raises(ValueError, match="not of the same images"):
+            evaluate_graphs(truth, predicted, VOCABULARY)
 
 
-def test_box_fit_by_hand():
+def test_lifting_iou_by_hand():
     wanted = graph([0, 1, 1], [[0, 0, 10, 10], [20, 20, 40, 40], [60, 60, 70, 70]])
     # twice the size: box 0 is met by half, box 1 wholly, box 2 by a box of the other category alone
     shown = make_graph("a.png", 200, 200, [0, 1, 0], [[0, 0, 20, 10], [40, 40, 80, 80], [120, 120, 140, 140]])

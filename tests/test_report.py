@@ -14,21 +14,20 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-import conftest
 from conftest import ENVIRONMENT, ROOT, run
 from envs.clevr import ENV
-from evaluate import different_names
 from sim2sg_lib.net import predict
 from sim2sg_lib import checkpoint
 from sim2sg_lib.dataset import open_images
 from sim2sg_lib.graph import Vocabulary, make_graph
 from sim2sg_lib.io.graphs import read_graphs, write_graphs
+from sim2sg_lib.io.images import output_names
+from sim2sg_lib.score.content import content, content_gap
 from sim2sg_lib.score.metrics import (
-    MISSED, RIGHT, WRONG, compare, content, content_gap, detection_scores, recall_scores,
-    unjudged)
+    FN, FP, TP, detection_scores, match_graphs, recall_scores, without_labels)
 from sim2sg_lib.viz.drawings import (
-    MAX_ARROWS, arrows, draw_curves, draw_histograms, draw_objects, draw_relations, free_place,
-    places_of, to_dot)
+    MAX_ARROWS, draw_curves, draw_histograms, draw_objects, draw_relations, find_text_place,
+    group_arrows, node_positions, to_dot)
 from sim2sg_lib.viz.report import CASE_INCHES
 
 VOCABULARY = Vocabulary(("cube", "ball"), ("left", "right"))
@@ -73,40 +72,40 @@ def test_content_by_hand_is_what_the_gap_is_the_distance_of():
     assert content_gap(a, b, VOCABULARY) == {"objects_per_image": 1, "categories": pytest.approx(1 / 3), "predicates": None}
 
 
-# --- right, wrong and missed ------------------------------------------------------------------------------------------
+# --- true positives, false positives, false negatives -----------------------------------------------------------------
 
-def test_right_wrong_and_missed_by_hand():
+def test_matches_by_hand():
     truth = make_graph("a.png", 100, 100, [0, 1, 0], boxes(0, 20, 40),
                        [(0, LEFT, 1), (1, LEFT, 2), (0, LEFT, 2), (1, RIGHT_OF, 0)])
-    # the third object is taken for a ball; the first is found twice, of which AP calls the less certain wrong
+    # the third object is mistaken for a ball; the first is found twice, the less certain one is a false positive
     predicted = make_graph("a.png", 100, 100, [0, 1, 1, 0], boxes(0, 20, 40, 1),
                            [(0, LEFT, 1), (1, LEFT, 2), (0, RIGHT_OF, 1), (3, LEFT, 1)], scores=[0.9, 0.8, 0.7, 0.6])
-    found, wanted = compare(truth, predicted)
-    assert found.objects == [RIGHT, RIGHT, WRONG, WRONG]
-    assert found.relations == [RIGHT, WRONG, WRONG, RIGHT]     # for recall any hit is one
-    assert wanted.objects == [RIGHT, RIGHT, MISSED]
-    by_relation = {tuple(row): verdict for row, verdict in zip(wanted.graph.relations.tolist(), wanted.relations)}
-    assert by_relation == {(0, LEFT, 1): RIGHT, (1, LEFT, 2): MISSED, (0, LEFT, 2): MISSED, (1, RIGHT_OF, 0): MISSED}
+    found, wanted = match_graphs(truth, predicted)
+    assert found.objects == [TP, TP, FP, FP]
+    assert found.relations == [TP, FP, FP, TP]     # for recall any hit is one
+    assert wanted.objects == [TP, TP, FN]
+    by_relation = {tuple(row): status for row, status in zip(wanted.graph.relations.tolist(), wanted.relations)}
+    assert by_relation == {(0, LEFT, 1): TP, (1, LEFT, 2): FN, (0, LEFT, 2): FN, (1, RIGHT_OF, 0): FN}
 
 
-def test_an_iou_of_one_half_at_both_ends_is_right_and_just_below_is_not():
+def test_an_iou_of_one_half_at_both_ends_matches_and_just_below_does_not():
     truth = make_graph("a.png", 100, 100, [0, 1], boxes(0, 20), [(0, LEFT, 1)])
-    for width, verdicts in ((5, (RIGHT, RIGHT)), (4.9, (WRONG, MISSED))):
+    for width, statuses in ((5, (TP, TP)), (4.9, (FP, FN))):
         narrow = make_graph("a.png", 100, 100, [0, 1], [(0, 0, width, 10), (20, 0, 30, 10)], [(0, LEFT, 1)])
-        found, wanted = compare(truth, narrow)
-        assert (found.relations[0], wanted.relations[0]) == verdicts
+        found, wanted = match_graphs(truth, narrow)
+        assert (found.relations[0], wanted.relations[0]) == statuses
 
 
-def test_neighbors_and_regions_are_drawn_as_neither():
+def test_ignored_objects_and_regions_are_not_drawn():
     truth = make_graph("a.png", 100, 100, [0, 0, 0], boxes(0, 20, 40), [(0, LEFT, 1)], visible=[1, 0, 1],
                        ignore=[False, False, True])
     predicted = make_graph("a.png", 100, 100, [0] * 4, boxes(0, 20, 41, 60), [(0, LEFT, 1), (0, LEFT, 3)])
-    found, wanted = compare(truth, predicted)
-    assert found.objects == [RIGHT, WRONG] and found.relations == [WRONG] and found.graph.boxes_px[1, 0] == 60
-    assert wanted.objects == [RIGHT] and wanted.relations == []
+    found, wanted = match_graphs(truth, predicted)
+    assert found.objects == [TP, FP] and found.relations == [FP] and found.graph.boxes_px[1, 0] == 60
+    assert wanted.objects == [TP] and wanted.relations == []
     nothing = make_graph("a.png", 100, 100, [], [])
-    assert compare(nothing, nothing)[0].objects == [] == compare(nothing, nothing)[1].objects
-    assert compare(nothing, predicted)[0].objects == [WRONG] * 4 and compare(truth, nothing)[1].objects == [MISSED]
+    assert match_graphs(nothing, nothing)[0].objects == [] == match_graphs(nothing, nothing)[1].objects
+    assert match_graphs(nothing, predicted)[0].objects == [FP] * 4 and match_graphs(truth, nothing)[1].objects == [FN]
 
 
 # --- drawings ---------------------------------------------------------------------------------------------------------
@@ -114,26 +113,26 @@ def test_neighbors_and_regions_are_drawn_as_neither():
 def test_an_arrow_holds_the_predicates_of_one_direction_and_the_surest_are_drawn():
     graph = make_graph("a.png", 100, 100, [0, 1], boxes(0, 20), [(0, LEFT, 1), (1, LEFT, 0), (0, RIGHT_OF, 1)],
                        relation_scores=[0.6, 0.7, 0.8])
-    assert list(arrows(unjudged(graph), VOCABULARY).items()) == [((0, 1, "predicted"), ["right", "left"]),
+    assert list(group_arrows(without_labels(graph), VOCABULARY).items()) == [((0, 1, "predicted"), ["right", "left"]),
                                                                  ((1, 0, "predicted"), ["left"])]
     crowd = [(s, LEFT, o) for s in range(6) for o in range(6) if s != o]
     graph = make_graph("a.png", 100, 100, [0] * 6, boxes(*range(0, 60, 10)), crowd, relation_scores=np.arange(30) / 30)
-    assert list(arrows(unjudged(graph), VOCABULARY)) == [(s, o, "predicted") for s, _, o in crowd[:-MAX_ARROWS - 1:-1]]
+    assert list(group_arrows(without_labels(graph), VOCABULARY)) == [(s, o, "predicted") for s, _, o in crowd[:-MAX_ARROWS - 1:-1]]
 
 
-def test_circles_lie_as_the_boxes_do_and_a_hub_stands_in_the_middle():
+def test_circles_lie_as_the_boxes_do_and_a_central_node_in_the_middle():
     square = make_graph("a.png", 100, 100, [0] * 4, [(80, 40, 90, 50), (40, 0, 50, 10), (0, 40, 10, 50), (40, 80, 50, 90)])
-    assert np.allclose(places_of(square), [(1, 0), (0, 1), (-1, 0), (0, -1)])
+    assert np.allclose(node_positions(square), [(1, 0), (0, 1), (-1, 0), (0, -1)])
     star = make_graph("a.png", 100, 100, [0] * 4, square.boxes_px, [(0, LEFT, i) for i in (1, 2, 3)])
-    assert np.allclose(places_of(star)[0], 0) and np.allclose(np.linalg.norm(places_of(star)[1:], axis=1), 1)
-    assert places_of(make_graph("a.png", 100, 100, [], [])).shape == (0, 2)
+    assert np.allclose(node_positions(star)[0], 0) and np.allclose(np.linalg.norm(node_positions(star)[1:], axis=1), 1)
+    assert node_positions(make_graph("a.png", 100, 100, [], [])).shape == (0, 2)
 
 
 def test_texts_at_boxes_do_not_hide_one_another():
     graph, taken = make_graph("a.png", 100, 100, [], []), []
-    places = [free_place(np.array([20.0, 50, 40, 70]), 30, 10, graph, taken) for _ in range(9)]
+    places = [find_text_place(np.array([20.0, 50, 40, 70]), 30, 10, graph, taken) for _ in range(9)]
     assert places == [(20, 40), (20, 70), (20, 50), (20, 60), (20, 30), (20, 80), None, None, None]
-    assert free_place(np.array([80.0, 0, 100, 20]), 30, 10, graph, [])[0] == 70     # at the right edge it ends with the box
+    assert find_text_place(np.array([80.0, 0, 100, 20]), 30, 10, graph, [])[0] == 70     # at the right edge it ends with the box
 
 
 def drawn_graph(graph, names) -> tuple:
@@ -141,7 +140,7 @@ def drawn_graph(graph, names) -> tuple:
     figure = Figure((CASE_INCHES, CASE_INCHES), dpi=100)
     FigureCanvasAgg(figure)
     axes = figure.add_axes((0, 0, 1, 1))
-    draw_relations(axes, unjudged(graph), names)
+    draw_relations(axes, without_labels(graph), names)
     figure.canvas.draw()
     return axes, [(axes.transData.transform(circle.get_offsets()[0]), circle.get_sizes()[0] ** 0.5 * 100 / 72)
                   for circle in axes.collections]
@@ -174,7 +173,7 @@ def test_names_fit_into_circles_and_crowded_boxes_keep_their_numbers():
     assert all(text.get_window_extent().width < 0.95 * diameter for text, (_, diameter) in zip(axes.texts, circles))
     axes = Figure((CASE_INCHES, 1)).add_axes((0, 0, 1, 1))
     graph = make_graph("a.png", 100, 100, [0] * 30, [(3 * i, 40, 3 * i + 3, 50) for i in range(30)])
-    draw_objects(axes, np.zeros((100, 100, 3), np.uint8), unjudged(graph), names)
+    draw_objects(axes, np.zeros((100, 100, 3), np.uint8), without_labels(graph), names)
     written = [text.get_text() for text in axes.texts]
     assert "0 vegetation" in written and any(text.isdecimal() for text in written) and len(written) < 30
 
@@ -259,7 +258,7 @@ def test_the_page_is_one_file_that_parses(loop):
     assert "://" not in text and "url(" not in text and "@import" not in text
     assert HOSTILE in "".join(page.text) and "<script>alert(1)</script>" in "".join(page.text)
     titles = [heading.strip() for heading in re.findall("<h2>(.*?)</h2>", text)]
-    assert titles == ["The table", "What each iteration made of the target", "Content gap", "Detection", "Relations", "Training",
+    assert titles == ["The table", "Target images and lifted scenes", "Content gap", "Detection", "Relations", "Training",
                       "Scene graphs of + label + appearance, iteration 1", "Worst cases"]
 
 
@@ -294,11 +293,12 @@ def test_a_report_says_what_it_lacks(loop, toy, tmp_path):
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])
-def test_without_the_drawing_packages_there_is_one_line_and_still_a_table(loop, toy, tmp_path, monkeypatch, package):
+def test_without_the_drawing_packages_there_is_one_line_and_still_a_table(loop, toy, tmp_path, package):
     (tmp_path / f"{package}.py").write_text("raise ImportError")
-    monkeypatch.setitem(conftest.ENVIRONMENT, "PYTHONPATH", f"{tmp_path}:{ROOT}")
-    assert f"pip install {package}" in run(toy, "evaluate.py", "report", loop, code=3)
-    assert "mAP@0.5" in run(toy, "evaluate.py", "--summary", loop)
+    environment = ENVIRONMENT | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    line = run(toy, "evaluate.py", "report", loop, code=3, environment=environment)
+    assert f"pip install {package}" in line
+    assert "mAP@0.5" in run(toy, "evaluate.py", "--summary", loop, environment=environment)
     assert not (loop / "report.html.partial").exists()
 
 
@@ -319,10 +319,68 @@ def test_training_logs_become_event_files(loop, toy):
     assert run(toy, "evaluate.py", "-q", "tensorboard", loop) == ""
 
 
-def test_without_tensorboard_one_line_says_how_to_get_it(loop, toy, tmp_path, monkeypatch):
+def test_without_tensorboard_one_line_says_how_to_get_it(loop, toy, tmp_path):
     (tmp_path / "tensorboard.py").write_text("raise ImportError")
-    monkeypatch.setitem(conftest.ENVIRONMENT, "PYTHONPATH", f"{tmp_path}:{ROOT}")
-    assert "pip install tensorboard" in run(toy, "evaluate.py", "tensorboard", loop, code=3)
+    environment = ENVIRONMENT | {"PYTHONPATH": f"{tmp_path}:{ROOT}"}
+    line = run(toy, "evaluate.py", "tensorboard", loop, code=3, environment=environment)
+    assert "pip install tensorboard" in line
+
+
+# --- the user's environment -------------------------------------------------------------------------------------------
+
+HOSTILE_STYLE = """
+text.usetex: True
+font.family: cursive
+font.size: 30
+axes.facecolor: black
+axes.grid: True
+figure.dpi: 33
+figure.constrained_layout.use: True
+savefig.dpi: 7
+savefig.bbox: tight
+savefig.transparent: True
+svg.fonttype: none
+lines.linewidth: 9
+path.sketch: 3, 100, 2
+"""
+
+
+def test_pictures_do_not_depend_on_matplotlibrc_and_backend(loop, toy, tmp_path):
+    (tmp_path / "matplotlibrc").write_text(HOSTILE_STYLE)
+    image = toy / "data/target/test/images/000000.png"
+    pages = []
+    for name, settings in (("plain", {}), ("styled", {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc"),
+                                                      "MPLBACKEND": "module://matplotlib_inline.backend_inline"})):
+        environment = {key: value for key, value in ENVIRONMENT.items() if not key.startswith("MPL")} | settings
+        run(toy, "evaluate.py", "report", loop, environment=environment)
+        run(toy, "evaluate.py", "predict", image, "--checkpoint", loop / "start/model.pt", "--threshold", 0.3, "--out",
+            tmp_path / name, environment=environment)
+        pages.append(((loop / "report.html").read_bytes(), (tmp_path / name / "000000.png").read_bytes()))
+    assert pages[0] == pages[1]
+
+
+# --- where the program is started -------------------------------------------------------------------------------------
+
+def test_scores_depend_neither_on_the_working_directory_nor_on_the_spelling_of_paths(toy, tmp_path):
+    """Another experiment with a data set at the same relative path lies where the program is started."""
+    shutil.copytree(toy / "runs/0", tmp_path / "here/runs/0", ignore=shutil.ignore_patterns("metrics*", "curves*"))
+    shutil.copytree(toy / "data/sdr", tmp_path / "here/data/sdr")
+    shutil.copytree(toy / "data/target/test", tmp_path / "elsewhere/data/sdr")
+    content = torch.load(tmp_path / "here/runs/0/model.pt", weights_only=True)  # as earlier versions recorded it
+    content["options"]["source"] = ["data/sdr"]
+    torch.save(content, tmp_path / "here/runs/0/model.pt")
+    (tmp_path / "link").symlink_to("here/runs/0")
+    results = []
+    for cwd, model in (("here", "runs/0/model.pt"), ("elsewhere", tmp_path / "here/runs/0/model.pt"), ("elsewhere", "../link/model.pt")):
+        # the first call leaves metrics that the others replace without --overwrite: it is the same checkpoint
+        run(tmp_path / cwd, "evaluate.py", "--checkpoint", model, "--data", toy / "data/target/test", "--out", tmp_path / "out")
+        metrics = json.loads((tmp_path / "out/metrics.json").read_text())
+        results.append({name: value for name, value in metrics.items() if name != "command"})
+    assert results[0] == results[1] == results[2] and results[0]["content_gap"]["objects_per_image"] > 0
+    assert results[0]["checkpoint"] == str(tmp_path / "here/runs/0/model.pt")
+    line = run(tmp_path, "evaluate.py", "--checkpoint", toy / "runs/1/model.pt", "--data", toy / "data/target/test", "--out",
+               tmp_path / "out", code=3)
+    assert "holds the metrics of checkpoint" in line
 
 
 # --- predict's command line -------------------------------------------------------------------------------------------
@@ -352,7 +410,7 @@ def test_predict_reads_any_size_and_keeps_equal_names_apart(toy, tmp_path):
     with Image.open(tmp_path / "out/x.png") as overlay:
         assert overlay.size == (640 + 480, 480)
     assert (tmp_path / "out/x.dot").read_text().count("->") == len(graphs[0].relations)
-    # the folder is somebody's: only a predict's own is overwritten
+    # a folder with results is replaced with --overwrite only, and only if predict made it
     assert "is not empty" in run(toy, "evaluate.py", "predict", tmp_path / "a", *arguments, code=3)
     printed = run(toy, "evaluate.py", "predict", tmp_path / "a", *arguments, "--threshold", 1, "--overwrite")
     assert "1 images, 0 objects and 0 relations" in printed and not (tmp_path / "out/X_2.png").exists()
@@ -374,7 +432,7 @@ def test_as_many_images_at_once_as_memory_allows(toy, tmp_path, monkeypatch):
 
 
 def test_what_predict_calls_an_image_can_be_read(tmp_path):
-    names = different_names(["a/x.png", "b\\x.png", "caf\udce9.png", "X.jpg"])
+    names = output_names(["a/x.png", "b\\x.png", "caf\udce9.png", "X.jpg"])
     assert names == ["x.png", "b_x.png", "caf_.png", "X_2.jpg"]
     write_graphs(tmp_path / "graphs.jsonl", [make_graph(name, 9, 9, [], []) for name in names], VOCABULARY)
     assert [graph.image for graph in read_graphs(tmp_path / "graphs.jsonl", VOCABULARY)] == names

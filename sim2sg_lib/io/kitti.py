@@ -33,7 +33,8 @@ CAMERA_FROM_WORLD = np.array([[1.0, 0, 0], [0, 0, -1], [0, 1, 0]])
 CALIB_FILE = "a KITTI calibration file, or --camera paper, which needs none"
 EXTRA_TYPES = ("House", "Vegetation")
 TYPES = ("Car", "Van", "Truck", "Pedestrian", "Person_sitting", "Cyclist", "Tram", "Misc", "DontCare") + EXTRA_TYPES
-NEIGHBORS = {"Van": "car", "Person_sitting": "pedestrian"}  # too alike to punish the confusion, but not to be found
+# KITTI type -> category that it resembles: its objects are ignored objects of that category
+IGNORED_AS = {"Van": "car", "Person_sitting": "pedestrian"}
 VISIBLE = {-1: 1.0, 0: 1.0, 1: 0.675, 2: 0.35, 3: 0.1}  # occlusion state -> a share inside the same metrics.LEVELS
 COLUMNS = ("type", "truncated", "occluded", "alpha", "left", "top", "right", "bottom", "height", "width", "length",
            "x", "y", "z", "rotation_y", "score")
@@ -217,9 +218,10 @@ def frame_cameras(root: Path, names: list[str], sizes: list[tuple[int, int]], ca
 def to_graph(image: str, objects: list[KittiObject], camera: Camera, env: Env, van: str = "ignore") -> SceneGraph:
     """A frame's labels as a scene graph, in the image that `camera` sees; relations between objects whose 3-D is known.
 
-    DontCare becomes a region of every category. A Van beside cars and a Person_sitting beside pedestrians become
-    neighbors (visible 0, see SceneGraph), unless `van` is "car". Types that the environment has no category for are left
-    out. Errors: InputError for a box outside the image.
+    DontCare becomes an ignore region of every category. A Van and a Person_sitting become ignored objects (visible 0,
+    see SceneGraph) of car and pedestrian, unless `van` is "car". Types without a category in the environment are left out.
+
+    Raises: InputError for a box outside the image.
     """
     categories = env.vocabulary.categories
     rows = []  # (label, box, visible, truncated, ignore, the object where it may have relations)
@@ -231,8 +233,8 @@ def to_graph(image: str, objects: list[KittiObject], camera: Camera, env: Env, v
         kind = "Car" if (item.type, van) == ("Van", "car") else item.type
         if kind == "DontCare":
             rows += [(label, box, 1.0, 0.0, True, None) for label in range(len(categories))]
-        elif NEIGHBORS.get(kind) in categories:
-            rows.append((categories.index(NEIGHBORS[kind]), box, 0.0, 0.0, False, None))
+        elif IGNORED_AS.get(kind) in categories:
+            rows.append((categories.index(IGNORED_AS[kind]), box, 0.0, 0.0, False, None))
         elif kind.lower() in categories:
             rows.append((categories.index(kind.lower()), box, VISIBLE[item.occluded], max(item.truncated, 0.0), False, item))
     labels, boxes_px, visible, truncated, ignore, items = zip(*rows) if rows else [()] * 6
@@ -245,7 +247,16 @@ def to_graph(image: str, objects: list[KittiObject], camera: Camera, env: Env, v
 
 
 def frame_graphs(root: Path, names: list[str], cameras: list[Camera], env: Env, van: str | None) -> list[SceneGraph]:
-    """The graphs of label_2/ and, if it is there, label_2_extra/. Raises: InputError, also for labels without an image."""
+    """The labels of `frame_labels` as graphs. Raises: InputError."""
+    return [to_graph(name, objects, camera, env, van or "ignore")
+            for name, objects, camera in zip(names, frame_labels(root, names, env), cameras)]
+
+
+def frame_labels(root: Path, names: list[str], env: Env) -> list[list[KittiObject]]:
+    """Each image's objects in label_2/ and, if it is there, label_2_extra/.
+
+    Raises: InputError, also for labels without an image and for an environment without KITTI's types.
+    """
     if not set(map(str.lower, TYPES)) & set(env.vocabulary.categories):
         raise InputError(f"{root}: KITTI labels {', '.join(TYPES)}, the environment {env.name} has only "
                          f"{', '.join(env.vocabulary.categories)}")
@@ -255,8 +266,7 @@ def frame_graphs(root: Path, names: list[str], cameras: list[Camera], env: Env, 
         without = sorted(labeled - set(stems))
         if without:
             raise InputError(f"{root / folder / without[0]}.txt: no image {without[0]} in {root / 'image_2'}")
-    return [to_graph(name, frame_objects(root, stem), camera, env, van or "ignore")
-            for name, stem, camera in zip(names, stems, cameras)]
+    return [frame_objects(root, stem) for stem in stems]
 
 
 def to_object(label: int, item: KittiObject) -> SceneObject:

@@ -1,41 +1,36 @@
-"""KITTI's official 2-D detection scores (Geiger et al. 2012; the development kit as corrected in April 2017).
+"""KITTI's official 2-D detection scores (Geiger et al. 2012; development kit of April 2017).
 
-Not the AP@0.5 of metrics.py: overlaps are strict and stricter for cars, detections too low to count may still take a
-ground truth, and precision is sampled at 41 thresholds that the matched objects' own scores define. That sampling is why
-even a perfect detector scores below 1 with fewer than MIN_OBJECTS valid objects; there is no score then.
+They differ from the AP@0.5 of metrics.py: overlaps must exceed the minimum, which is higher for
+cars; detections below the height limit may still be matched; and precision is sampled at 41
+thresholds taken from the scores of the matched objects. Because of that sampling even a perfect
+detector scores below 1 with fewer than MIN_OBJECTS valid objects; no score is given then.
 """
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from sim2sg_lib.graph import SceneGraph, Vocabulary
-from sim2sg_lib.io.kitti import NEIGHBORS, KittiObject, frame_objects
-from sim2sg_lib.score.metrics import box_area, box_intersection, box_iou
+from sim2sg_lib.io.kitti import IGNORED_AS, KittiObject
+from sim2sg_lib.score.metrics import LEVELS, Level, box_area, box_intersection, box_iou
 
 MIN_OVERLAP = {"car": 0.7, "pedestrian": 0.5, "cyclist": 0.5}  # a match overlaps more
+DIFFICULTIES = {name: LEVELS[name] for name in ("easy", "moderate", "hard")}
+KITTI_HEIGHTS_PX = range(370, 377)  # of KITTI's own images
 SAMPLES = 41
 MIN_OBJECTS = 41
 
 
-@dataclass(frozen=True)
-class Difficulty:
-    """A valid object's box is taller than min_height_px and it is at most so occluded (state) and truncated (share)."""
-
-    min_height_px: float
-    max_occluded: int
-    max_truncated: float
-
-
-DIFFICULTIES = {"easy": Difficulty(40, 0, 0.15), "moderate": Difficulty(25, 1, 0.30), "hard": Difficulty(25, 2, 0.50)}
+def has_kitti_size(graphs: list[SceneGraph]) -> bool:
+    """Whether all images are as high as KITTI's, whose limits on box heights are in pixels."""
+    return all(graph.height in KITTI_HEIGHTS_PX for graph in graphs)
 
 
 @dataclass(frozen=True)
 class KittiScore:
     """The score of one class at one difficulty.
 
-    objects:   valid ground truths, at least MIN_OBJECTS.
-    precision: (41,) best precision at a recall of k / 40 or more; 0 where the recall is never reached.
+    objects:   number of valid ground truths, at least MIN_OBJECTS.
+    precision: (41,) best precision at a recall of k / 40 or more; 0 where that is not reached.
     """
 
     objects: int
@@ -54,12 +49,12 @@ class KittiScore:
 
 @dataclass(frozen=True)
 class Frame:
-    """What one image's matching depends on, for one class and difficulty: G ground truths and D detections, file order.
+    """One image, for one class and difficulty: G ground truths and D detections, in file order.
 
     overlap:     (G, D) IoU where it is above the class's minimum, else 0.
-    valid:       (G,) bool, to be found; the others are too hard, or neighbors.
+    valid:       (G,) bool, counts as ground truth; the others are too hard or ignored.
     scores:      (D,) float64.
-    tall:        (D,) bool; the others are too low to count.
+    tall:        (D,) bool, not below the height limit.
     in_dontcare: (D,) bool, more than the minimum overlap of the detection lies in a DontCare box.
     """
 
@@ -70,42 +65,50 @@ class Frame:
     in_dontcare: np.ndarray
 
 
-def kitti_score(truth: list[list[KittiObject]], found: list[list[KittiObject]], category: str, difficulty: str
-                ) -> tuple[KittiScore | None, int]:
-    """The score of one class over a set of images, and how many valid objects there are.
+def kitti_score(truth: list[list[KittiObject]], found: list[list[KittiObject]], category: str,
+                difficulty: str) -> tuple[KittiScore | None, int]:
+    """The score of one class over a set of images, and the number of valid objects.
 
-    truth, found: per image its label and its result lines. category: a key of MIN_OVERLAP; difficulty: of DIFFICULTIES.
-    The score is None below MIN_OBJECTS valid objects.
+    truth, found: per image its label and its result lines. category: a key of MIN_OVERLAP.
+    difficulty: a key of DIFFICULTIES. The score is None below MIN_OBJECTS valid objects.
     """
-    frames = [make_frame(t, f, category, DIFFICULTIES[difficulty]) for t, f in zip(truth, found, strict=True)]
+    frames = [make_frame(t, f, category, DIFFICULTIES[difficulty])
+              for t, f in zip(truth, found, strict=True)]
     objects = sum(int(frame.valid.sum()) for frame in frames)
     if objects < MIN_OBJECTS:
         return None, objects
     hit_scores = [score for frame in frames for score in match_by_score(frame)]
     counts = count_hits(frames, sample_thresholds(hit_scores, objects))  # (T, 2)
     precision = np.zeros(SAMPLES)
-    # a threshold is a hit's own score, so something is found at each; but that hit may count for nothing in pass 2
+    # each threshold is the score of a hit, but in pass 2 that detection may not count: avoid 0 / 0
     precision[:len(counts)] = counts[:, 0] / np.maximum(counts.sum(1), 1)
     return KittiScore(objects, np.maximum.accumulate(precision[::-1])[::-1]), objects
 
 
-def make_frame(truth: list[KittiObject], found: list[KittiObject], category: str, limits: Difficulty) -> Frame:
-    """What matters of one image's lines."""
+def make_frame(truth: list[KittiObject], found: list[KittiObject], category: str, limits: Level
+               ) -> Frame:
+    """What matching needs of one image's label and result lines."""
     min_overlap = MIN_OVERLAP[category]
-    same = [item for item in truth if category in (item.type.lower(), NEIGHBORS.get(item.type))]
+    same = [item for item in truth if category in (item.type.lower(), IGNORED_AS.get(item.type))]
     valid = [item.type.lower() == category and item.occluded <= limits.max_occluded
-             and item.truncated <= limits.max_truncated and item.box_px[3] - item.box_px[1] > limits.min_height_px
+             and item.truncated <= limits.max_truncated and height_px(item) > limits.min_height_px
              for item in same]
-    tall = [int(item.box_px[3] - item.box_px[1]) >= limits.min_height_px for item in found]  # whole pixels, as KITTI's
-    # a detection that is too low is excused before anybody asks of which class it is, so it may take an object of any
+    # whole pixels, as in KITTI's program
+    tall = [int(height_px(item)) >= limits.min_height_px for item in found]
+    # KITTI's program tests the height before the class, so a low detection of any class may match
     rows = [i for i, item in enumerate(found) if not tall[i] or item.type.lower() == category]
     detections = _boxes([found[i] for i in rows])
     overlap = box_iou(_boxes(same), detections)
     regions = _boxes([item for item in truth if item.type == "DontCare"])
-    share_inside = box_intersection(detections, regions) / box_area(detections)[:, None]
+    inside = box_intersection(detections, regions) / box_area(detections)[:, None]
     return Frame(np.where(overlap > min_overlap, overlap, 0.0), np.array(valid, bool),
-                 np.array([found[i].score for i in rows], np.float64), np.array([tall[i] for i in rows], bool),
-                 (share_inside > min_overlap).any(1))
+                 np.array([found[i].score for i in rows], np.float64),
+                 np.array([tall[i] for i in rows], bool), (inside > min_overlap).any(1))
+
+
+def height_px(item: KittiObject) -> float:
+    """The height of a box in pixels."""
+    return item.box_px[3] - item.box_px[1]
 
 
 def _boxes(items: list[KittiObject]) -> np.ndarray:
@@ -113,7 +116,10 @@ def _boxes(items: list[KittiObject]) -> np.ndarray:
 
 
 def match_by_score(frame: Frame) -> list[float]:
-    """Pass 1, every detection kept: each ground truth takes the free one with the highest score. Scores of the hits."""
+    """Pass 1, all detections: each ground truth takes the free one of the highest score.
+
+    Returns the scores of the hits.
+    """
     free, hits = np.ones(len(frame.scores), bool), []
     for overlap, valid in zip(frame.overlap, frame.valid):
         candidates = np.flatnonzero(free & (overlap > 0))
@@ -127,33 +133,35 @@ def match_by_score(frame: Frame) -> list[float]:
 
 
 def sample_thresholds(hit_scores: list[float], objects: int) -> list[float]:
-    """At most 41 of the hits' scores, falling, whose recalls come nearest to 0, 1/40 .. 1."""
+    """At most 41 of the hits' scores, decreasing, with recalls nearest to 0, 1/40 .. 1."""
     ordered, kept, wanted = sorted(hit_scores, reverse=True), [], 0.0
     for i, score in enumerate(ordered):
         last = i + 1 == len(ordered)
-        here, after = (i + 1) / objects, (i + 1 if last else i + 2) / objects
-        if last or after - wanted >= wanted - here:
+        recall, next_recall = (i + 1) / objects, (i + 1 if last else i + 2) / objects
+        if last or next_recall - wanted >= wanted - recall:
             kept.append(score)
             wanted += 1 / (SAMPLES - 1)
     return kept
 
 
 def count_hits(frames: list[Frame], thresholds: list[float]) -> np.ndarray:
-    """(T, 2) true and false positives over all images, detections below each of the T thresholds removed."""
+    """(T, 2) true and false positives over all images at each of T decreasing thresholds."""
     counts = np.zeros((len(thresholds), 2), np.int64)
     for frame in frames:
-        kept = (frame.scores >= np.array(thresholds)[:, None]).sum(1)  # (T,) falling thresholds keep ever more
+        kept = (frame.scores >= np.array(thresholds)[:, None]).sum(1)  # (T,) increasing
         for first in np.unique(kept, return_index=True)[1]:
             same = kept == kept[first]
-            counts[same] += match_by_overlap(frame, frame.scores >= thresholds[first]) if kept[first] else 0
+            if kept[first]:
+                counts[same] += match_by_overlap(frame, frame.scores >= thresholds[first])
     return counts
 
 
 def match_by_overlap(frame: Frame, kept: np.ndarray) -> tuple[int, int]:
     """Pass 2, the detections kept (D,): each ground truth takes the free one that overlaps most.
 
-    True and false positives; a detection in a DontCare box is no false one. KITTI's program lets low detections stand in
-    where there is no other, which saves a miss; misses do not enter the precision, so here low ones are left out.
+    Returns true and false positives; a detection in a DontCare box is not a false positive. KITTI's
+    program lets low detections match where there is no other. That saves a false negative, which
+    does not enter the precision, so low detections are left out here.
     """
     free, hits = kept & frame.tall, 0
     for overlap, valid in zip(frame.overlap, frame.valid):
@@ -164,27 +172,28 @@ def match_by_overlap(frame: Frame, kept: np.ndarray) -> tuple[int, int]:
     return hits, int(np.sum(free & ~frame.in_dontcare))
 
 
-# --- predicted graphs -------------------------------------------------------------------------------------------------
+# --- predicted graphs -----------------------------------------------------------------------------
 
 def to_results(graph: SceneGraph, vocabulary: Vocabulary) -> list[KittiObject]:
     """A predicted graph's objects as result lines, their 3-D part unknown."""
-    return [KittiObject(vocabulary.categories[label].capitalize(), -1, -1, -10, tuple(box), (-1, -1, -1),
-                        (-1000, -1000, -1000), -10, float(score))
+    return [KittiObject(vocabulary.categories[label].capitalize(), -1, -1, -10, tuple(box),
+                        (-1, -1, -1), (-1000, -1000, -1000), -10, float(score))
             for label, box, score in zip(graph.labels, graph.boxes_px.tolist(), graph.scores)]
 
 
-def folder_scores(root: Path, predicted: list[SceneGraph], vocabulary: Vocabulary) -> dict:
-    """KITTI's scores of predictions on a labeled KITTI folder, whose image_2/ the graphs' images are in.
+def folder_scores(truth: list[list[KittiObject]], predicted: list[SceneGraph],
+                  vocabulary: Vocabulary) -> dict:
+    """KITTI's scores of predictions on a labeled KITTI folder; truth: the labels of each image.
 
-    Returns {category: {difficulty: {"objects", "ap11", "ap40"}}}, APs from 0 to 1, None below MIN_OBJECTS valid objects.
+    Returns {category: {difficulty: {"objects", "ap11", "ap40"}}}, APs from 0 to 1, None below
+    MIN_OBJECTS valid objects.
     """
-    truth = [frame_objects(root, Path(graph.image).stem) for graph in predicted]
     found = [to_results(graph, vocabulary) for graph in predicted]
     scores = {}
     for category in [name for name in vocabulary.categories if name in MIN_OVERLAP]:
         scores[category] = {}
         for difficulty in DIFFICULTIES:
             score, objects = kitti_score(truth, found, category, difficulty)
-            scores[category][difficulty] = {"objects": objects, "ap11": score.ap11 if score else None,
-                                            "ap40": score.ap40 if score else None}
+            ap11, ap40 = (score.ap11, score.ap40) if score else (None, None)
+            scores[category][difficulty] = {"objects": objects, "ap11": ap11, "ap40": ap40}
     return scores

@@ -1,0 +1,113 @@
+"""Images and labels as tensors, in batches: what train.py reads."""
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from sim2sg_lib.cli import InputError
+from sim2sg_lib.dataset import list_images, open_images, read_info, read_labels
+from sim2sg_lib.env import Env
+from sim2sg_lib.graph import SceneGraph, select_objects
+from sim2sg_lib.io.images import read_image
+from sim2sg_lib.io.reading import safe_join
+
+
+class LabeledImages(torch.utils.data.Dataset):
+    """Images and labels of one or more data sets, at the network's input size.
+
+    An item is (image (3, H, W) uint8, target), with the target of `SceneGraphNet.losses`: `boxes`
+    (G, 4) float32 px, `labels` (G,) int64 from 1, `relations` (R, 3) int64 rows of subject,
+    predicate, object. `ignore_boxes` (I, 4) are ignore regions and objects that do not count as
+    ground truth (visible = 0), whatever their category: what an image with pseudo labels shows
+    there is unknown.
+
+    Raises: InputError for folders and labels that are not as dataset.py expects them.
+    """
+
+    def __init__(self, folders: list[Path], env: Env, width: int, height: int) -> None:
+        self.size = (width, height)
+        self.paths: list[Path] = []
+        self.graphs: list[SceneGraph] = []
+        for folder in map(Path, folders):
+            read_info(folder, env)
+            graphs = read_labels(open_images(folder, env), env)
+            self.paths += [safe_join(folder, graph.image) for graph in graphs]
+            self.graphs += graphs
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        graph = self.graphs[index]
+        scale = np.array(self.size * 2) / (graph.width, graph.height, graph.width, graph.height)
+        boxes = torch.from_numpy((graph.boxes_px * scale).astype(np.float32))
+        truth = select_objects(graph, graph.is_ground_truth)
+        target = {"boxes": boxes[graph.is_ground_truth], "labels": torch.from_numpy(truth.labels + 1),
+                  "relations": torch.from_numpy(truth.relations),
+                  "ignore_boxes": boxes[~graph.is_ground_truth]}
+        return load_tensor(self.paths[index], *self.size), target
+
+
+class TargetImages(torch.utils.data.Dataset):
+    """The images of a target folder at the network's input size, without labels or cameras.
+
+    Raises: InputError for a folder without images of the environment.
+    """
+
+    def __init__(self, folder: Path, env: Env, width: int, height: int) -> None:
+        self.paths = [Path(folder) / name for name in list_images(folder, env)[0]]
+        self.size = (width, height)
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return load_tensor(self.paths[index], *self.size)
+
+
+def load_tensor(path: Path, width: int, height: int) -> torch.Tensor:
+    """The image, resized: (3, height, width) uint8. Raises: InputError for a broken one."""
+    return torch.from_numpy(read_image(path, width, height).copy()).permute(2, 0, 1)
+
+
+def batches(count: int, batch: int, steps: int, seed: int) -> list[list[int]]:
+    """`steps` batches of indices below `count`, epoch after epoch, each one shuffled.
+
+    An epoch may end inside a batch.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    epochs = -(-batch * steps // count)
+    order = torch.cat([torch.randperm(count, generator=generator) for _ in range(epochs)])
+    return order[:batch * steps].reshape(steps, batch).tolist()
+
+
+def loader(images: LabeledImages | TargetImages, batch: int, steps: int, seed: int,
+           device: torch.device, start_step: int = 0) -> Iterator:
+    """Yields `steps` batches, without the first `start_step`: (images, names).
+
+    images: (B, 3, H, W) in [0, 1] on the device. LabeledImages: with a list of targets in between.
+
+    Raises: InputError for a broken image.
+    """
+    order = batches(len(images), batch, steps, seed)[start_step:]
+    # on a CPU the network needs every core; a GPU leaves the cores free to decode images
+    workers = 4 if device.type == "cuda" else 0
+    labeled = isinstance(images, LabeledImages)
+    # target images draw nothing from the global generator: training samples as without them
+    generator = None if labeled else torch.Generator()
+    data = torch.utils.data.DataLoader(images, batch_sampler=order, collate_fn=list,
+                                       num_workers=workers, generator=generator)
+    try:
+        for indices, items in zip(order, data):
+            names = [str(images.paths[i]) for i in indices]
+            pixels = torch.stack([item[0] if labeled else item for item in items])
+            pixels = pixels.to(device).float() / 255
+            if not labeled:
+                yield pixels, names
+                continue
+            targets = [{k: v.to(device) for k, v in target.items()} for _, target in items]
+            yield pixels, targets, names
+    except InputError as error:  # raised in a worker, its text holds the worker's traceback
+        line = error.message.strip().splitlines()[-1]
+        raise InputError(line.removeprefix("sim2sg_lib.cli.InputError: ")) from None

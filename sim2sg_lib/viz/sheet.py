@@ -1,0 +1,73 @@
+"""Contact sheets: predictions on test images, and what each iteration of a loop rendered."""
+import os
+from pathlib import Path
+
+import numpy as np
+
+from sim2sg_lib.dataset import ImageFolder, read_info
+from sim2sg_lib.env import Env
+from sim2sg_lib.graph import SceneGraph, select_objects
+from sim2sg_lib.io.images import read_image
+from sim2sg_lib.io.reading import read_json_lines, resolve_recorded, safe_join
+from sim2sg_lib.score.table import ITERATION, row_title
+from sim2sg_lib.viz.drawings import contact_sheet, draw_boxes, save_png, to_tile
+
+PREDICTION_COLUMNS = 8
+LOOP_COLUMNS = 6
+
+
+def save_predictions(path: Path, images: ImageFolder, truth: list[SceneGraph] | None,
+                     predicted: list[SceneGraph], env: Env) -> None:
+    """The first images with predicted boxes above the environment's threshold, labels below."""
+    pixels = [read_image(images.folder / graph.image, graph.width, graph.height)
+              for graph in predicted[:PREDICTION_COLUMNS]]
+    rows = [("predicted", [draw_boxes(image, graph, env.vocabulary, env.threshold)
+                           for image, graph in zip(pixels, predicted)])]
+    if truth:
+        rows.append(("labeled", [
+            draw_boxes(image, select_objects(graph, graph.is_ground_truth), env.vocabulary)
+            for image, graph in zip(pixels, truth)]))
+    save_png(path, contact_sheet(rows))
+
+
+def lifted_sets(table: dict[str, dict]) -> dict[Path, str]:
+    """Folder of each lifted data set -> the first row of the table that was trained on it."""
+    sets = {}
+    for name in filter(ITERATION.fullmatch, table):
+        sets.setdefault(Path(table[name]["source"][-1]), name)
+    return sets
+
+
+def sheet_rows(table: dict[str, dict]) -> list[tuple[str, list[np.ndarray]]]:
+    """Figure 3 of the paper as (caption, images): target images, then SDR's and each iteration's.
+
+    Images (H, W, 3) uint8 have the size of the lifted sets. Rows without their images are left out.
+    """
+    lifted = lifted_sets(table)
+    first = next(iter(lifted), None)
+    if first is None or not all((first / name).exists()
+                                for name in ("dataset.json", "predicted.jsonl")):
+        return []
+    info, predicted = read_info(first, None), safe_join(first, "predicted.jsonl")
+    names = [str(row.get("image")) for _, row in read_json_lines(predicted)[:LOOP_COLUMNS]]
+    target = resolve_recorded(str(info.get("target") or ""), first / "dataset.json")
+    rows = [("target", [safe_join(target, name, f"{predicted}: image") for name in names])]
+    sdr = {Path(table["sdr"]["source"][0]): "sdr"} if "sdr" in table else {}
+    for folder, name in (sdr | lifted).items():
+        found = sorted((folder / "images").glob("*.png"))[:len(names)]
+        rows.append((row_title(name), [safe_join(folder, f"images/{path.name}") for path in found]))
+    return [(caption, [read_image(path, info["width"], info["height"]) for path in paths])
+            for caption, paths in rows if paths and all(map(os.path.isfile, paths))]
+
+
+def draw_sheet(loop: Path, table: dict[str, dict]) -> Path | None:
+    """Write LOOP/figures/loop.png, see sheet_rows. Returns its path, None without the images."""
+    rows = sheet_rows(table)
+    if not rows:
+        return None
+    path = loop / "figures" / "loop.png"
+    path.parent.mkdir(exist_ok=True)
+    save_png(path, contact_sheet([
+        (caption.replace(" + ", "\n+ ").replace(", ", ",\n"), [to_tile(image) for image in images])
+        for caption, images in rows]))
+    return path
