@@ -6,8 +6,7 @@ down; the center of the first pixel is (0.5, 0.5), so an image spans [0, width] 
         u = K00 x/z + K02, v = K11 y/z + K12 with K the 3 x 3 intrinsic matrix in pixels (no skew).
 Boxes   x0, y0, x1, y1 in float pixels, half-open.
 
-`Camera` is one view in numpy (files, lifting); `Cameras` is a batch in torch (rendering,
-gradients).
+`Camera` is one view in numpy, for files and lifting; `Cameras` a batch in torch, for rendering.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -53,8 +52,7 @@ class Camera:
     def ground_point(self, point_px: np.ndarray, height_m: float = 0.0) -> np.ndarray:
         """(3,) where the ray through a pixel meets the plane z = height_m (section 4.1).
 
-        At or above the horizon, or beyond a depth of FAR_M: the point at FAR_M, dropped onto the
-                                                             plane.
+        At or above the horizon, or beyond FAR_M, the point at FAR_M is dropped onto the plane.
         """
         origin, ray = self.position_world, self.ray_world(point_px)
         drop = height_m - origin[2]

@@ -46,8 +46,7 @@ class Mesh:
 
     verts:     (V, 3) float64.    normals: (V, 3) float64, unit, outward.
     faces:     (F, 3) int64, counter-clockwise from outside.
-    face_part: (F,) int64, index of the material of each face among those of the object; None for
-               all 0.
+    face_part: (F,) int64, index of each face's material among those of the object; None for all 0.
     """
 
     verts: np.ndarray
@@ -211,10 +210,8 @@ def predicate_axes(camera: Camera) -> dict[str, np.ndarray]:
 class RelationRules:
     """When the predicates of an environment hold.
 
-    margins_m:         spatial predicate -> minimum distance along its axis; `on` -> maximum gap in
-                       height.
-    required_category: the category that one end of every spatial relation must have; None for any
-                       pair.
+    margins_m:         minimum distance along a spatial predicate's axis; of `on`, maximum gap.
+    required_category: the category of one end of every spatial relation; None for any pair.
     supports:          category -> the category that it may stand `on`.
     reach_m:           objects farther ahead of the camera have no relations.
     """

@@ -55,7 +55,7 @@ GROWTH = {
     "pixels": {
         w * h: Case(width=w, height=h) for w, h in ((160, 120), (320, 240), (640, 480), (1242, 375))
     },
-    "scenes per batch": {n: Case(scenes=n) for n in (1, 4, 16)},
+    "scenes per batch": {n: Case(scenes=n) for n in (1, 2, 8)},
     "faces per pixel": {n: Case(faces_per_pixel=n) for n in (1, 10, 50)},
 }
 
@@ -168,8 +168,8 @@ def compare(device: str) -> None:
     except InputError:
         peer, peers = "plain twin", {"hard": "twin"}
     peer_ms = {name: median_ms(work[name], device, 1) for name in sorted(set(peers.values()))}
-    print(f"rasterizer on {device}: {SPHERES} spheres, {Case().faces:,} faces, 320x240; soft: "
-          f"{Case().faces_per_pixel} faces per pixel\n"
+    print(f"rasterizer on {device}: {SPHERES} spheres, {Case().faces:,} faces, 320x240, "
+          f"{Case().faces_per_pixel} faces per pixel where soft\n"
           f"{'':<24}{'ms':>9}{'images/s':>10}{peer + ' ms':>16}{'ratio':>8}")
     for name in ("hard", "silhouette", "silhouette, backward", "soft", "soft, backward"):
         ours, theirs = median_ms(work[name], device), peer_ms.get(peers.get(name))

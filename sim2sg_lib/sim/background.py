@@ -133,8 +133,7 @@ def strip_coverage(strip: Strip, along: Tensor, across: Tensor, pixel_m: Tensor,
                    ahead: Tensor) -> Tensor:
     """(N,) fraction of each pixel that a strip covers, at points along and across it (N,).
 
-    pixel_m: (N,) meters that a pixel spans across the view; along `ahead` (N, 2), `slant` (N,)
-             times more.
+    pixel_m: (N,) meters that a pixel spans across the view; `slant` (N,) times more `ahead` (N, 2).
     """
     cos, sin = math.cos(strip.yaw_rad), math.sin(strip.yaw_rad)
     along_m, across_m = (pixel_m * (1 + (slant - 1) * (ahead @ ahead.new_tensor(axis)).abs())

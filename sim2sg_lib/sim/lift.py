@@ -150,8 +150,7 @@ def lift_onto(lower: SceneObject, label: int, box_px: np.ndarray, camera: Camera
               rng: np.random.Generator) -> SceneObject:
     """An object on the top of the lower one, where its box (4,) says, but never beyond the edge.
 
-    The ray of a box on a table meets the ground far behind it: only the height of the table tells
-                                                                the place.
+    The ray of a box on a table meets the ground far behind it; its own plane is the table's top.
     """
     height_m = lower.position_world[2] + lower.size_m[2]
     upper = lift_box(label, box_px, camera, env, rng, height_m)

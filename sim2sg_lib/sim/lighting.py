@@ -104,8 +104,8 @@ def shadow_maps(meshes: Meshes, lamp_world: Tensor, is_sun: Tensor,
                 size: int) -> list[tuple[Cameras, Tensor]]:
     """For each of L lamps, B cameras at the lamp and the depth that they see, inf for nothing.
 
-    Back faces are drawn, so that lit surfaces need no depth bias. The depth is
-    (B, 2 + size + 3, 2 + size + 3): a margin of inf surrounds the map.
+    Back faces are drawn, so that lit surfaces need no depth bias. The depth is (B, 2 + size + 3, 2
+    + size + 3): a margin of inf surrounds the map.
     """
     batch, lamps = is_sun.shape
     backs, maps = replace(meshes, faces=meshes.faces.flip(1)), []

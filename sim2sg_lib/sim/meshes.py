@@ -125,8 +125,7 @@ def cylinder_mesh(segments: int = 48, top: float = 1.0) -> Mesh:
 def prism_mesh(outline: list[tuple[float, float]], top: float = 1.0) -> Mesh:
     """A side view (x, z), extruded along y, with flat sides.
 
-    outline: (N, 2) points, counter-clockwise with x to the right and z up, star-shaped around their
-             mean.
+    outline: (N, 2) points, counter-clockwise with z up, star-shaped around their mean.
     top:     width along y at the upper end as a fraction of the lower.
     """
     points = np.array(outline, np.float64)
@@ -190,8 +189,7 @@ class Meshes:
     """The O objects of B scenes with M materials, packed. Indices count through the whole batch.
 
     verts_unit, normals_unit:   (V, 3) float64 in the unit boxes of the assets.
-    verts_object:               (V, 3) float, meters in the frame of the object, where its texture
-                                lives.
+    verts_object:               (V, 3) float, meters in the object's frame, for its texture.
     verts_world, normals_world: (V, 3) float.
     vert_object:                (V,) int64.
     faces:                      (F, 3) int64 into verts.

@@ -59,12 +59,9 @@ class ScreenFaces:
 
     face:    (F,) int64, index into Meshes.faces.
     depth_m: (F, 3) of the corners, negative behind the camera.
-    first:   (F, 2) int64, column and row of the first pixel; rows count through the whole batch:
-             scene * H + row.
-    span:    (F, 2) int64, columns and rows of the blurred bounding box inside the image, at least
-             1.
-    inverse: (F, 3, 3), inverse[:, :, i] dotted with (x, y, 1) is the unnormalized barycentric of
-             corner i.
+    first:   (F, 2) int64, column and row of the first pixel; rows of all images: scene * H + row.
+    span:    (F, 2) int64, columns and rows of the blurred box inside the image, at least 1.
+    inverse: (F, 3, 3), inverse[:, :, i] . (x, y, 1) is the unnormalized barycentric of corner i.
     ends:    (F, E, 2, 2), offsets of both ends of the three edges and, if any face of the batch
              crosses the near plane, of the cut along it.
     drawn:   (F, E) bool, whether any part of the edge is beyond the near plane.

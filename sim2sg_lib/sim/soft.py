@@ -54,8 +54,8 @@ def object_coverage(meshes: Meshes, cameras: Cameras, edge_px: float,
                     blur_px: float) -> tuple[Tensor, Tensor]:
     """Soft masks and depths in meters of objects alone: (B, M, H, W), at most M objects per scene.
 
-    edge_px: width of the soft edges.    blur_px: distance at which they end; the depth is inf
-             beyond it.
+    edge_px: width of the soft edges.    blur_px: where they end, and depths become inf.
+
     Where covered by half, an object's mask is that of all its faces together, elsewhere that of the
     nearest face: together, the many faces of a fine mesh would widen its outline.
     """
