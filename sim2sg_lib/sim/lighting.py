@@ -1,7 +1,6 @@
 """Lamps, suns, sky and shadows: the light that reaches a point.
 
-Units: `intensity` is a lamp's irradiance at one meter; a white diffuse surface reflects all of it
-       as
+Units: `intensity` is a lamp's irradiance at one meter; a white diffuse surface reflects all of it as
 radiance (irradiance is divided by pi here). Every sum runs over a fixed number of terms, so that a
 scene renders to the same bytes alone and in any batch.
 """

@@ -235,10 +235,8 @@ def row_columns(faces: ScreenFaces, face: Tensor, y: Tensor, width: int, blur_px
                 ) -> tuple[Tensor, Tensor]:
     """First column (R,) and the one after the last, of the pixels in rows y (R,) of the faces (R,).
 
-    Without blur exactly, to the bit, the columns at which no barycentric is negative: even rounded,
-                                                                                       each
-    is monotonic along a row, so that two columns show where its sign changes. With blur, a
-    superset.
+    Without blur exactly, to the bit, the columns at which no barycentric is negative. Even rounded,
+    each is monotonic along a row, so two columns show where its sign changes. With blur, a superset.
     """
     begin, end = torch.zeros_like(y), faces.span[:, 0].to(y.dtype).index_select(0, face)
     affine = faces.inverse + 0.0  # turns negative zeros into positive ones

@@ -33,9 +33,10 @@ def shade(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[S
           light: Lighting | None = None) -> Tensor:
     """(B, 3, H, W) images in [0, 1] at the size of the cameras.
 
-    fragments: of the same views, finer by a whole factor. Objects are shaded per sample, the
-               background,
-    which is smooth, per pixel. Gradients reach lamps, sky, ground and exposure of a given `light`.
+    fragments: of the same views, finer by a whole factor.
+
+    Objects are shaded per sample, the background, which is smooth, per pixel. Gradients reach lamps,
+    sky, ground and exposure of a given `light`.
     """
     light = light or pack_lighting(scenes, meshes, cameras.K)
     background = tone_map(shade_background(meshes, cameras, light), light.exposure[:, None, None, None])
@@ -97,10 +98,10 @@ def shade_soft(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: l
                gamma: float, light: Lighting | None = None) -> Tensor:
     """(B, 3, H, W) images in which pixels blend their K faces and the background (SoftRas, eq. 2).
 
-    fragments: at the size of the cameras. Not stylized. Gradients reach poses and vertices,
-               materials,
-    textures, cameras, and lamps, sky, ground and exposure of a given `light`; shadow maps are
-    constants.
+    fragments: at the size of the cameras.
+
+    Not stylized. Gradients reach poses and vertices, materials, textures, cameras, and lamps, sky,
+    ground and exposure of a given `light`; shadow maps are constants.
     """
     light = light or pack_lighting(scenes, meshes, cameras.K)
     hit = torch.nonzero(fragments.pix_to_face.reshape(-1) >= 0)[:, 0]
@@ -196,10 +197,9 @@ def ggx(normal: Tensor, view: Tensor, to_lamp: Tensor, specular_f0: Tensor, roug
 def stylize(images: Tensor, seeds: list[int | None]) -> Tensor:
     """Procedural stylization of (B, 3, H, W) finished images, one seed or None each.
 
-    It replaces the neural style transfer of the paper, whose weights cannot be shipped: mixed
-                                                                                         channels
-    with a warm cast, a flattened tone curve, and brush-like noise along a slowly turning direction.
-    The strokes scale with the image.
+    It replaces the neural style transfer of the paper, whose weights cannot be shipped, by mixed
+    channels with a warm cast, a flattened tone curve, and brush-like noise along a slowly turning
+    direction. The strokes scale with the image.
     """
     chosen = [i for i, seed in enumerate(seeds) if seed is not None]
     if not chosen:
