@@ -247,6 +247,17 @@ def test_boxes_are_pooled_from_the_level_of_their_size(net):
     assert net.detector.pool(features, boxes).mean(1).tolist() == [0.0, 1.0, 0.0, 1.0]
 
 
+@pytest.mark.parametrize("numbers, nested", [((64, 32), True), ((400, 200), False), ((32, 64), False)])
+def test_proposals_of_test_time_are_shared_only_where_they_are_the_same(numbers, nested):
+    torch.manual_seed(0)
+    net = SceneGraphNet(dataclasses.replace(TINY, proposals_train=numbers[0], proposals_test=numbers[1]))
+    outputs = net(torch.rand(2, 3, 72, 96))
+    assert net.detector.nested_proposals == nested
+    expected = net.detector.proposals(outputs.anchors, training=False)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(outputs.proposals, expected))
+    assert max(map(len, outputs.proposals)) <= numbers[1]
+
+
 def test_anchors_know_the_strides():
     """120 rows give 8 rows of stride 16, not 8 rows of stride 15."""
     anchors = pyramid_anchors(quick_config(3, 4, 160, 120))

@@ -79,7 +79,8 @@ class SceneGraphNet(nn.Module):
         predicate, object. R may be 0.
         """
         features = outputs.features
-        losses, detections = self.detector.losses(features, outputs.anchors, targets)
+        losses, detections = self.detector.losses(
+            features, outputs.anchors, outputs.train_proposals, targets)
         with torch.no_grad():  # relation losses reach the encoder through the union boxes alone
             found = [drop_ignored(*pair) for pair in zip(detections.boxes, targets)]
             nodes = self.nodes(features, [torch.cat([boxes, target["boxes"]])
@@ -174,9 +175,18 @@ class Outputs:
                 for name, logits in zip(self.features, self.anchors.level_logits)}
 
     @cached_property
+    def train_proposals(self) -> list[Tensor]:
+        """RPN proposals (n, 4) px per image that the box head is trained on, detached."""
+        return self.model.detector.proposals(self.anchors, training=True)
+
+    @cached_property
     def proposals(self) -> list[Tensor]:
-        """RPN proposals (n, 4) px per image, detached."""
-        return self.model.detector.proposals(self.anchors, training=False)
+        """RPN proposals (n, 4) px per image at test time, detached."""
+        detector = self.model.detector
+        if detector.nested_proposals:
+            limit = detector.config.proposals_test
+            return [boxes[:limit] for boxes in self.train_proposals]
+        return detector.proposals(self.anchors, training=False)
 
     @cached_property
     def roi_features(self) -> Tensor:
