@@ -358,9 +358,9 @@ def test_batch_prediction_equals_single_predictions(overfitted):
         assert {tuple(p) for p in together.pairs.tolist()} == {tuple(p) for p in alone.pairs.tolist()}
         for name in ("boxes_px", "scores"):
             assert torch.allclose(getattr(together, name), getattr(alone, name), atol=1e-3)
-        for name in ("predicate_probs", "relatedness"):  # rounding may swap pairs of nearly the same score
-            assert torch.allclose(getattr(together, name)[by_nodes(together)], getattr(alone, name)[by_nodes(alone)],
-                                  atol=1e-3)
+        # rounding may swap pairs of nearly the same score
+        assert torch.allclose(together.predicate_probs[by_nodes(together)], alone.predicate_probs[by_nodes(alone)],
+                              atol=1e-3)
 
 
 def by_nodes(prediction: Prediction) -> torch.Tensor:
@@ -393,7 +393,7 @@ def test_no_detection_gives_an_empty_prediction_and_no_triplet(net):
     outputs = blind(net)(torch.rand(2, 3, 72, 96))
     for prediction in net.predict(outputs.features):
         assert prediction.boxes_px.shape == (0, 4) and prediction.pairs.shape == (0, 2)
-        assert prediction.predicate_probs.shape == (0, 4) and prediction.relatedness.shape == (0,)
+        assert prediction.predicate_probs.shape == (0, 4)
         assert len(to_graph(prediction, "a.png", 96, 72, 0.05, 0.0)) == 0
     triplets = triplet_features(outputs)
     assert [t.shape for t in triplets] == [(0, 2 * (4 + 4) + 4)] * 2
@@ -541,7 +541,7 @@ def make_prediction() -> Prediction:
     boxes = torch.tensor([[10.0, 10, 40, 30], [-5.0, 50, 50, 90], [60.0, 20, 60, 40], [70.0, 5, 90, 15]])
     return Prediction(100, 80, boxes, torch.tensor([2, 0, 1, 1]), torch.tensor([0.9, 0.5, 0.8, 0.3]),
                       torch.tensor([[0, 1], [1, 0], [0, 2], [3, 0]]),
-                      torch.tensor([[0.7, 0.2], [0.5, 0.9], [0.9, 0.9], [0.8, 0.8]]), torch.ones(4))
+                      torch.tensor([[0.7, 0.2], [0.5, 0.9], [0.9, 0.9], [0.8, 0.8]]))
 
 
 def test_to_graph_scales_clips_and_filters():

@@ -125,11 +125,7 @@ def drop_ignored(boxes: Tensor, target: dict[str, Tensor]) -> Tensor:
 
 
 class Detector(nn.Module):
-    """ResNet-FPN, RPN and box head.
-
-    pretrained: load ImageNet weights where the configuration asks for them; False where a
-    checkpoint is loaded afterwards.
-    """
+    """ResNet-FPN, RPN and box head; pretrained as in SceneGraphNet."""
 
     def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
         super().__init__()
