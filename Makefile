@@ -1,5 +1,8 @@
-# `make loop` runs the whole experiment (see loop.sh for its options), `make -n loop` prints its commands, `make test`
-# runs the tests, `make bench` the speed measurements, `make faults` the robustness trials. The first use builds .venv.
+# make loop    runs the whole experiment; `make -n loop` prints its commands. Options: see loop.sh.
+# make test    runs the tests.
+# make bench   measures speed.
+# make faults  tries broken files, kills and full disks.
+# The first use of any of them builds .venv.
 
 PYTHON ?= python3
 RUN := .venv/bin/python
@@ -7,7 +10,7 @@ DRY_RUN := $(if $(findstring n,$(firstword -$(MAKEFLAGS))),--dry-run)
 
 .PHONY: loop test bench faults
 
-# variables of the command line, such as ENV=dining, reach loop.sh through the environment
+# loop.sh finds variables of the command line, such as ENV=dining, in its environment
 loop: .venv/ready
 	+@sh loop.sh $(DRY_RUN)
 

@@ -197,7 +197,8 @@ def predict_graphs(model, images, chosen, env, threshold: float, kept: Path) -> 
 def open_graphs(path: Path, env, threshold: float) -> tuple[list, list[float], list]:
     """The confident graphs of a JSON Lines file, the threshold of each category, and the cameras:
     those of a cameras.jsonl beside the file, or the nominal one."""
-    from sim2sg_lib.dataset import check_aspect, read_cameras
+    from sim2sg_lib.dataset import check_aspect
+    from sim2sg_lib.io.cameras import read_cameras
     from sim2sg_lib.io.graphs import read_graphs
     from sim2sg_lib.io.reading import safe_join
     from sim2sg_lib.net.predict import confident_graphs

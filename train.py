@@ -106,8 +106,10 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, settings: tu
     start = time.perf_counter()
     torch.manual_seed(seed)
     knobs = adapt.choose_knobs(align, settings, preset)
-    if bool(knobs) != (target is not None):
-        raise InputError("--align and --target go together: the methods, the images to adapt to")
+    if knobs and not target:
+        raise InputError("--align needs --target, the images to adapt to")
+    if target and not knobs:
+        raise InputError("--target is used by --align alone: add --align NAME or leave it out")
     refuse_early(out, overwrite, [*source, target, init])
     first = source[0] / "dataset.json"
     env = envs.find(read_json(first).get("env"), f"{first}: env")

@@ -1,6 +1,6 @@
 """The pinhole camera, and every frame convention of the project.
 
-World   meters, right-handed, z up, the ground is the plane z = 0. Yaw is in radians about world z, from x towards y.
+World   meters, right-handed, z up; the ground is the plane z = 0. Yaw: radians about world z, x to y.
 Camera  OpenCV: x right, y down, z forward (depth). x_camera = R x_world + t.
 Pixels  x right, y down; the center of the first pixel is (0.5, 0.5), so an image spans [0, width] x [0, height].
         u = K00 x/z + K02, v = K11 y/z + K12 with K the 3 x 3 intrinsic matrix in pixels (no skew).
@@ -8,12 +8,13 @@ Boxes   x0, y0, x1, y1 in float pixels, half-open.
 
 `Camera` is one view in numpy (files, lifting); `Cameras` is a batch in torch (rendering, gradients).
 """
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-FAR_M = 80.0  # a ray that meets the ground farther away, or never, is cut here: its ground point is unreliable
+FAR_M = 80.0  # rays are cut here if they meet the ground farther away, or never
 
 
 @dataclass(frozen=True)
@@ -36,21 +37,21 @@ class Camera:
         return -self.R.T @ self.t
 
     def project(self, points_world: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(N, 3) world points -> (N, 2) pixels and (N,) depth in meters; only depth > 0 is in front of the camera."""
+        """(N, 3) world points -> (N, 2) pixels and (N,) depth in meters, positive in front of the camera."""
         points_camera = points_world @ self.R.T + self.t  # (N, 3)
         depth_m = points_camera[:, 2]
         points_px = points_camera[:, :2] / depth_m[:, None] * np.diag(self.K)[:2] + self.K[:2, 2]
         return points_px, depth_m
 
     def ray_world(self, point_px: np.ndarray) -> np.ndarray:
-        """(3,) direction through a pixel, scaled so that one unit of it is one meter of depth."""
+        """(3,) world direction through a pixel; one unit of it is one meter of depth."""
         point_camera = np.append((np.asarray(point_px) - self.K[:2, 2]) / np.diag(self.K)[:2], 1.0)
         return self.R.T @ point_camera
 
     def ground_point(self, point_px: np.ndarray, height_m: float = 0.0) -> np.ndarray:
-        """(3,) where the ray through a pixel meets the plane z = height_m (Prakash et al. 2021, section 4.1).
+        """(3,) where the ray through a pixel meets the plane z = height_m (Prakash et al. 2021, 4.1).
 
-        At or above the horizon, or beyond FAR_M of depth, the point FAR_M ahead is dropped on the plane instead.
+        At or above the horizon, or beyond a depth of FAR_M: the point at FAR_M, dropped onto the plane.
         """
         origin, ray = self.position_world, self.ray_world(point_px)
         drop = height_m - origin[2]
@@ -59,7 +60,7 @@ class Camera:
         return np.array([point[0], point[1], height_m])
 
     def ground_axes(self) -> tuple[np.ndarray, np.ndarray]:
-        """The camera's ground frame: unit (3,) vectors `right` and `forward`, both horizontal in the world."""
+        """The ground frame of the camera: unit (3,) vectors `right` and `forward`, horizontal in the world."""
         right, forward = self.R[0] * [1, 1, 0], self.R[2] * [1, 1, 0]
         return right / np.linalg.norm(right), forward / np.linalg.norm(forward)
 
@@ -68,13 +69,25 @@ class Camera:
         scale = np.diag([width / self.width, height / self.height, 1.0])
         return Camera(scale @ self.K, self.R, self.t, width, height)
 
+    def moved(self, offset_m: Sequence[float]) -> "Camera":
+        """The camera (2,) meters farther along x and y of the world."""
+        return replace(self, t=self.t - self.R[:, :2] @ np.asarray(offset_m))
+
+    def offset_from(self, nominal: "Camera") -> np.ndarray:
+        """(2,) whole meters along x and y from `nominal`: where its world's origin lies in this camera's.
+
+        The origin of a world is arbitrary, and environments place lamps, roads and walls by that of their
+        nominal camera. Rounded, so that cameras near the nominal one share its world.
+        """
+        return np.round((self.position_world - nominal.position_world)[:2])
+
     def to_json(self) -> dict:
         """K, R and t as nested lists, the fields of cameras.jsonl."""
         return {"K": self.K.tolist(), "R": self.R.tolist(), "t": self.t.tolist()}
 
 
 def look_at(eye_world, target_world, focal_px: float, width: int, height: int) -> Camera:
-    """A camera at `eye_world` (3,) that looks at `target_world` (3,), upright, principal point in the center."""
+    """An upright camera at `eye_world` (3,) that looks at `target_world` (3,), the image's center."""
     eye = np.asarray(eye_world, np.float64)
     forward = np.asarray(target_world, np.float64) - eye
     forward /= np.linalg.norm(forward)
@@ -99,15 +112,15 @@ class Cameras:
     height: int
 
     def project(self, points_world: torch.Tensor, view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, 3) world points, each seen by camera view (N,) -> (N, 2) pixels, (N,) depth in meters."""
-        # a product and a sum, not a matrix product: the result then never depends on how many points there are
+        """(N, 3) world points, each seen by camera `view` (N,) -> (N, 2) pixels, (N,) depth in meters."""
+        # not a matrix product, whose last digits would depend on the number of points
         points_camera = (self.R[view] * points_world[:, None, :]).sum(-1) + self.t[view]  # (N, 3)
         depth_m = points_camera[:, 2]
         focal_px = torch.stack([self.K[:, 0, 0], self.K[:, 1, 1]], -1)[view]  # (N, 2)
         return points_camera[:, :2] / depth_m[:, None] * focal_px + self.K[view, :2, 2], depth_m
 
     def homogeneous_px(self, points_world: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
-        """(N, 3) world points, each seen by camera view (N,) -> (N, 3): depth times (u, v, 1), pixels and meters."""
+        """(N, 3) world points, each seen by camera `view` (N,) -> (N, 3) depth times (u, v, 1)."""
         points_camera = (self.R[view] * points_world[:, None, :]).sum(-1) + self.t[view]
         return (self.K[view] * points_camera[:, None, :]).sum(-1)
 
@@ -116,9 +129,10 @@ class Cameras:
         return -(self.R * self.t[:, :, None]).sum(1)
 
     def rays_world(self, rows: tuple[int, int] | None = None) -> torch.Tensor:
-        """(B, H, W, 3) directions through the centers of all pixels or of some rows; one unit of each is one meter of depth."""
+        """(B, H, W, 3) world directions through the pixels of all or some rows; one unit is 1 m of depth."""
         like = {"dtype": self.K.dtype, "device": self.K.device}
-        u, v = torch.arange(self.width, **like) + 0.5, torch.arange(*(rows or (0, self.height)), **like) + 0.5
+        u = torch.arange(self.width, **like) + 0.5
+        v = torch.arange(*(rows or (0, self.height)), **like) + 0.5
         x = (u[None, :] - self.K[:, 0, 2, None]) / self.K[:, 0, 0, None]  # (B, W)
         y = (v[None, :] - self.K[:, 1, 2, None]) / self.K[:, 1, 1, None]  # (B, H)
         R = self.R[:, None, None]  # (B, 1, 1, 3, 3)
@@ -127,10 +141,8 @@ class Cameras:
 
 def stack_cameras(cameras: list[Camera], width: int, height: int, device: torch.device | str = "cpu",
                   dtype: torch.dtype = torch.float32) -> Cameras:
-    """Several views brought to one pixel size, as a batch."""
+    """Several views resized to one pixel size, as a batch."""
     views = [camera.resized(width, height) for camera in cameras]
-
-    def stack(arrays):
-        return torch.from_numpy(np.stack(arrays)).to(device, dtype)
-
-    return Cameras(stack([v.K for v in views]), stack([v.R for v in views]), stack([v.t for v in views]), width, height)
+    K, R, t = (torch.from_numpy(np.stack(arrays)).to(device, dtype)
+               for arrays in zip(*((view.K, view.R, view.t) for view in views)))
+    return Cameras(K, R, t, width, height)

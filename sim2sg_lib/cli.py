@@ -1,31 +1,33 @@
-"""What a program says and how it ends: no torch, no numpy, so that --help answers at once."""
+"""What the command lines print and how they end. Neither torch nor numpy is loaded, so that --help answers at once."""
 import json
 import math
+import os
 import signal
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
 from tqdm import tqdm
 
-LINE_SECONDS = 30.0  # between two lines of progress where nobody watches a bar
+from sim2sg_lib import __version__
+
+LOG_SECONDS = 30.0  # between two updates of a progress bar when stderr is not a terminal
 
 
 class InputError(click.ClickException):
-    """A fault in what the user gave: printed as one line (what, where, what was expected), exit status 3."""
+    """An error in the user's input: printed as one line (what, where, what was expected), exit status 3."""
 
     exit_code = 3
 
     def format_message(self) -> str:
-        """The message as one line that any terminal can show: it may quote what a file says, however long."""
+        """The message as one printable line of bounded length, since it may quote a file."""
         line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in self.message)
         return line if len(line) <= 600 else f"{line[:400]} ... {line[-195:]}"
 
 
 class FloatRange(click.FloatRange):
-    """click's, without NaN and infinity, which it lets pass."""
+    """click.FloatRange that refuses NaN and infinity."""
 
     def convert(self, value, param, context):
         number = super().convert(value, param, context)
@@ -34,105 +36,128 @@ class FloatRange(click.FloatRange):
         return number
 
 
-# --- what it says -----------------------------------------------------------------------------------------------------
+# --- output -----------------------------------------------------------------------------------------------------------
 
 def output_options(command):
-    """Adds -q and --json, which `say`, `conclude` and `progress` heed."""
+    """Adds --quiet and --json, which `log_info`, `print_json` and `progress` read, and --version."""
     def keep(context, option, value):
-        context.meta[option.name] = value or context.meta.get(option.name)  # given before or behind the name of a command
+        context.meta[option.name] = value or context.meta.get(option.name)  # given before or after a subcommand's name
 
-    for names, text in ((("-q", "--quiet"), "Say nothing but errors."),
-                        (("--json",), "One JSON object on standard output, all else on standard error.")):
+    for names, text in ((("-q", "--quiet"), "Print errors only."),
+                        (("--json",), "Print one JSON object on standard output, everything else on standard error.")):
         command = click.option(*names, is_flag=True, expose_value=False, callback=keep, help=text)(command)
-    return command
+    return click.version_option(__version__, prog_name="Sim2SG")(command)
 
 
 def chosen(name: str) -> bool:
-    """Whether "quiet" or "json" was asked for; not outside a command."""
+    """Whether the option "quiet" or "json" was given; False outside a command."""
     context = click.get_current_context(silent=True)
     return bool(context and context.meta.get(name))
 
 
 def log_info(text: str) -> None:
-    """A line for people."""
+    """Print a line unless --quiet; with --json on standard error."""
     if not chosen("quiet"):
         print(text, file=sys.stderr if chosen("json") else sys.stdout, flush=True)
 
 
 def print_json(summary: dict) -> None:
-    """What --json prints."""
+    """Print the result of a command if --json."""
     if chosen("json"):
-        print(json.dumps(summary, allow_nan=False))
+        print(json.dumps(summary, allow_nan=False), flush=True)
 
 
-def progress(total: int, title: str, unit: str, leave: bool = True, done: int = 0):
-    """A bar on a terminal, else a line every LINE_SECONDS: a context manager with update(n) and set_postfix_str(text).
+def progress(total: int, title: str, unit: str, leave: bool = True, done: int = 0) -> tqdm:
+    """A progress bar on standard error; in a log file it is written every LOG_SECONDS.
 
-    done: before this process; it says nothing about how fast this one is.
+    done: steps of an earlier, interrupted process; they do not count for the speed.
     """
-    if sys.stderr.isatty() or chosen("quiet"):
-        return tqdm(total=total, desc=title, unit=unit, leave=leave, disable=chosen("quiet"), dynamic_ncols=True, initial=done)
-    return ProgressLines(total, title, unit, done)
+    seconds = {} if sys.stderr.isatty() else {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS, "delay": LOG_SECONDS}
+    return tqdm(total=total, desc=title, unit=unit, leave=leave, initial=done, disable=chosen("quiet"), dynamic_ncols=True,
+                **seconds)
 
 
-class ProgressLines:
-    """tqdm's figures as plain lines, for log files."""
+class TolerantStream:
+    """Standard output or error whose reader may be gone: what cannot be printed is no reason to fail.
 
-    def __init__(self, total: int, title: str, unit: str, done: int) -> None:
-        self.total, self.title, self.unit, self.begun, self.done, self.note = total, title, unit, done, done, ""
-        self.start = self.last = time.monotonic()
+    After the first write that fails, the file descriptor leads to the null device. Characters that the encoding lacks
+    become question marks.
+    """
 
-    def __enter__(self) -> "ProgressLines":
-        return self
+    def __init__(self, stream, descriptor: int) -> None:
+        if stream is None:  # closed when the program started
+            stream = open(os.devnull, "w")
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+        self.stream, self.descriptor = stream, descriptor
 
-    def __exit__(self, *error) -> None:
-        pass
+    def __getattr__(self, name: str):
+        return getattr(self.stream, name)
 
-    def set_postfix_str(self, text: str, refresh: bool = False) -> None:
-        self.note = f", {text}"
+    def write(self, text: str) -> int:
+        try:
+            return self.stream.write(text)
+        except OSError:
+            self.give_up()
+            return len(text)
 
-    def update(self, count: int = 1) -> None:
-        self.done += count
-        now = time.monotonic()
-        if now - self.last >= LINE_SECONDS:
-            self.last = now
-            print(tqdm.format_meter(self.done, self.total, now - self.start, unit=self.unit, prefix=self.title,
-                                    bar_format="{desc}: {n_fmt}/{total_fmt}, {rate_fmt}, {remaining} left{postfix}",
-                                    initial=self.begun, postfix=self.note.removeprefix(", ") or None),
-                  file=sys.stderr, flush=True)
+    def flush(self) -> None:
+        try:
+            self.stream.flush()
+        except OSError:
+            self.give_up()
+
+    def give_up(self) -> None:
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, self.descriptor)
+        os.close(null)
+
+
+def tolerate_closed_streams() -> None:
+    """Make standard output and error tolerant, and occupy their descriptors, which a file would get otherwise."""
+    for descriptor, name in ((1, "stdout"), (2, "stderr")):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            null = os.open(os.devnull, os.O_WRONLY)
+            if null != descriptor:
+                os.dup2(null, descriptor)
+                os.close(null)
+        setattr(sys, name, TolerantStream(getattr(sys, name), descriptor))
 
 
 # --- how it ends ------------------------------------------------------------------------------------------------------
 
 class Stopped(BaseException):
-    """SIGTERM: an end like Ctrl-C's, that no `except Exception` holds up."""
+    """SIGTERM: an end like Ctrl-C, not caught by `except Exception`."""
 
 
 def command_line(main: click.Command) -> None:
-    """Run a click command as the program: an error is one line, an interruption ends with 130 (Ctrl-C) or 143 (SIGTERM)."""
+    """Run a click command as the program: an error is one line; interruptions end with 130 (Ctrl-C) or 143 (SIGTERM)."""
     def stop(number, frame):
         raise Stopped
 
+    tolerate_closed_streams()
     signal.signal(signal.SIGTERM, stop)
     try:
         code = main(standalone_mode=False)
-        for number in (signal.SIGINT, signal.SIGTERM):  # all is done: what comes while Python takes leave is no interruption
+        for number in (signal.SIGINT, signal.SIGTERM):  # the work is done: while Python shuts down, nothing is interrupted
             signal.signal(number, signal.SIG_IGN)
     except click.ClickException as error:
-        error.show()
+        error.show(sys.stderr)
         code = error.exit_code
-    except OSError as error:  # a full disk, a folder that went away
+    except OSError as error:  # a full disk, a folder that was removed
         print(f"Error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
         code = 3
     except (click.Abort, KeyboardInterrupt, Stopped) as end:
         code = 143 if isinstance(end, Stopped) else 130
-        print("\nInterrupted; the same command goes on where it stopped", file=sys.stderr)
+        print("\nInterrupted; the same command continues where it stopped", file=sys.stderr)
     sys.exit(code if isinstance(code, int) else 0)
 
 
 @contextmanager
 def stop_request() -> Iterator[list]:
-    """A list into which SIGINT and SIGTERM put what to raise once a loop's step is ended; a second one raises at once."""
+    """A list to which SIGINT and SIGTERM append the exception to raise after the current step; a second signal raises."""
     asked: list = []
 
     def ask(number, frame):
@@ -140,8 +165,8 @@ def stop_request() -> Iterator[list]:
         if len(asked) > 1:
             raise asked[-1]
 
-    heeded = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
-    before = {number: signal.signal(number, ask) for number in heeded}
+    handled = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    before = {number: signal.signal(number, ask) for number in handled}
     try:
         yield asked
     finally:

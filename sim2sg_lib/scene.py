@@ -1,7 +1,7 @@
 """The 3-D scene, and the spatial predicates as a pure function of 3-D positions."""
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, replace
 
 import numpy as np
 
@@ -12,10 +12,10 @@ PATTERNS = ("noise", "checks", "wood", "brick", "asphalt", "grass")
 
 @dataclass(frozen=True)
 class Texture:
-    """A procedural pattern in an object's own space that blends in a second color.
+    """A procedural pattern in the space of an object that blends in a second color.
 
-    pattern: one of PATTERNS.    color: linear RGB.    scale_m: size of the pattern's cells, meters.
-    amount:  0 is plain, 1 is full contrast.    seed: of what is random in it.
+    pattern: one of PATTERNS.    color: linear RGB.    scale_m: size of its cells, meters.
+    amount:  0 is plain, 1 is full contrast.    seed: of its random values.
     """
 
     pattern: str
@@ -27,7 +27,7 @@ class Texture:
 
 @dataclass(frozen=True)
 class Material:
-    """color: linear RGB reflectance in [0, 1].    metallic: 0 (rubber) to 1 (metal).    roughness: (0, 1]."""
+    """color: linear RGB reflectance in [0, 1].    metallic: in [0, 1].    roughness: in (0, 1]."""
 
     color: tuple[float, float, float] = (0.5, 0.5, 0.5)
     metallic: float = 0.0
@@ -42,10 +42,11 @@ def linear(display_rgb: tuple[int, int, int]) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Mesh:
-    """One asset in its unit box: x and y in [-0.5, 0.5], z in [0, 1]; faces wind counter-clockwise from outside.
+    """One asset in its unit box: x and y in [-0.5, 0.5], z in [0, 1].
 
-    verts: (V, 3) float64.    normals: (V, 3) float64, unit, outward.    faces: (F, 3) int64.
-    face_part: (F,) int64, which of its object's materials each face wears; None where all wear the first.
+    verts:     (V, 3) float64.    normals: (V, 3) float64, unit, outward.
+    faces:     (F, 3) int64, counter-clockwise from outside.
+    face_part: (F,) int64, index of the material of each face among those of the object; None for all 0.
     """
 
     verts: np.ndarray
@@ -54,7 +55,7 @@ class Mesh:
     face_part: np.ndarray | None = None
 
     def parts(self) -> np.ndarray:
-        """(F,) int64."""
+        """(F,) int64, face_part or its default."""
         return np.zeros(len(self.faces), np.int64) if self.face_part is None else self.face_part
 
 
@@ -63,11 +64,11 @@ class SceneObject:
     """One object, standing upright.
 
     label:          category index.
-    asset:          name of a unit mesh of the environment: x and y in [-0.5, 0.5], z in [0, 1].
+    asset:          name of a unit mesh of the environment.
     position_world: center of the footprint, meters; z is 0 on the ground.
-    size_m:         full extents along the asset's own x, y, z.
-    yaw_rad:        rotation about world z; at 0 the asset's own x axis is the world's.
-    material:       of the asset's first part, and of every part without one of its own.
+    size_m:         full extents along x, y, z of the asset.
+    yaw_rad:        rotation about world z; at 0 the x axis of the asset is that of the world.
+    material:       of the first part of the asset, and of parts beyond part_materials.
     part_materials: of its further parts, in order.
     """
 
@@ -84,9 +85,9 @@ class SceneObject:
 class Light:
     """A lamp, or with `directional` a sun.
 
-    position_world: meters; of a sun the direction towards it.
-    intensity:      linear RGB: a lamp's irradiance at one meter, which falls with the square of the distance; a sun's
-                    irradiance everywhere.
+    position_world: meters; of a sun, the direction towards it.
+    intensity:      linear RGB; irradiance of a lamp at one meter, which falls with the square of the
+                    distance, or of a sun everywhere.
     """
 
     position_world: tuple[float, float, float]
@@ -96,12 +97,12 @@ class Light:
 
 @dataclass(frozen=True)
 class Sky:
-    """Light from everywhere above, and what is seen above the horizon.
+    """Light from all directions above, and what is seen above the horizon.
 
     zenith, horizon: linear RGB overhead and at the horizon.
-    clouds:          how cloudy, 0 to 1: 0.1 covers hardly any of the sky, 0.3 an eighth, 0.5 half, 0.7 seven eighths, 0.9 all.
-                     They are seen, and give no light.
-    seed:            of their shapes.
+    clouds:          cloudiness from 0 to 1: 0.3 covers an eighth of the sky, 0.5 half, 0.7 seven eighths.
+                     Clouds are seen and give no light.
+    seed:            of the shapes of the clouds.
     """
 
     zenith: tuple[float, float, float]
@@ -114,8 +115,9 @@ class Sky:
 class Strip:
     """A rectangle painted on the ground: a road, a mark on it, a carpet.
 
-    position_world: its center (x, y), meters.    size_m: along and across.    yaw_rad: of `along`, about world z.
-    dash_m:         length of the marks and of the gaps between them; 0 for one whole piece.
+    position_world: center (x, y), meters.    size_m: extents along and across it.
+    yaw_rad:        of its long axis, about world z.
+    dash_m:         length of dashes and of the gaps between them; 0 for a solid strip.
     """
 
     position_world: tuple[float, float]
@@ -129,7 +131,7 @@ class Strip:
 class Room:
     """Four walls around the ground.
 
-    low_m, high_m: its corners (x, y) in the world.    height_m: of the walls; above them is the sky.
+    low_m, high_m: corners (x, y) in the world.    height_m: of the walls; above them is the sky.
     """
 
     low_m: tuple[float, float]
@@ -142,12 +144,14 @@ class Room:
 class Scene:
     """Everything an image depends on.
 
-    ground:        material of the plane z = 0; its texture lies in world x, y.
-    exposure:      factor before the display curve.
+    ground:        material of the plane z = 0; its texture lies in x, y relative to origin_world.
+    exposure:      factor before tone mapping.
     style_seed:    seed of the procedural stylization of the finished image; None for none.
-    strips:        what is painted on the ground, the later over the earlier.
+    strips:        painted on the ground, later ones over earlier ones.
     room:          walls around it, None outdoors.
-    shadow_texels: side of each lamp's shadow map; the scenes of a batch share it.
+    shadow_texels: width of each lamp's shadow map; equal for all scenes of a batch.
+    origin_world:  the point (x, y) that is rendered as the origin: near the objects, since single
+                   precision is not enough far from it.
     """
 
     objects: tuple[SceneObject, ...]
@@ -160,15 +164,38 @@ class Scene:
     strips: tuple[Strip, ...] = ()
     room: Room | None = None
     shadow_texels: int = 192
+    origin_world: tuple[float, float] = (0.0, 0.0)
+
+    def moved(self, offset_m: Sequence[float]) -> "Scene":
+        """The scene (2,) meters farther along x and y of the world; it looks the same."""
+        dx, dy = map(float, offset_m)
+        if dx == dy == 0:
+            return self
+
+        def move(point):
+            return (point[0] + dx, point[1] + dy, *point[2:])
+
+        def move_item(item):
+            return replace(item, position_world=move(item.position_world))
+
+        return replace(
+            self, objects=tuple(map(move_item, self.objects)), camera=self.camera.moved((dx, dy)),
+            lights=tuple(light if light.directional else move_item(light) for light in self.lights),
+            strips=tuple(map(move_item, self.strips)), origin_world=move(self.origin_world),
+            room=self.room and replace(self.room, low_m=move(self.room.low_m), high_m=move(self.room.high_m)))
 
     def to_json(self) -> dict:
         """One line of scenes.jsonl."""
-        return {entry.name: self.camera.to_json() if entry.name == "camera" else plain(getattr(self, entry.name))
-                for entry in fields(self)}
+        row = plain(self)
+        if self.origin_world == (0.0, 0.0):
+            del row["origin_world"]
+        return row
 
 
 def plain(value):
-    """Dataclasses, however deep in tuples, as dictionaries; scenes.jsonl keeps its first spelling of "color"."""
+    """Nested dataclasses and tuples for JSON; scenes.jsonl keeps an earlier spelling of "color"."""
+    if isinstance(value, Camera):
+        return value.to_json()
     if isinstance(value, tuple):
         return [plain(item) for item in value]
     if not is_dataclass(value):
@@ -178,19 +205,19 @@ def plain(value):
 
 
 def predicate_axes(camera: Camera) -> dict[str, np.ndarray]:
-    """Unit (3,) world direction of each spatial predicate, in the camera's ground frame (never an object's heading)."""
+    """Predicate -> its unit world direction (3,), in the ground frame of the camera."""
     right, forward = camera.ground_axes()
     return {"left": -right, "right": right, "front": -forward, "behind": forward}
 
 
 @dataclass(frozen=True)
 class RelationRules:
-    """When a predicate of an environment's vocabulary holds.
+    """When the predicates of an environment hold.
 
-    margins_m: predicate -> for a spatial one the least distance along its axis, for `on` the greatest gap in height.
-    required_category:       the category that must be at one end of every spatial relation; None for any pair.
-    supports:  category -> the category that it may stand `on`.
-    reach_m:   objects farther ahead of the camera than this have no relations.
+    margins_m:         spatial predicate -> minimum distance along its axis; `on` -> maximum gap in height.
+    required_category: the category that one end of every spatial relation must have; None for any pair.
+    supports:          category -> the category that it may stand `on`.
+    reach_m:           objects farther ahead of the camera have no relations.
     """
 
     margins_m: dict[str, float]
@@ -199,21 +226,23 @@ class RelationRules:
     reach_m: float = math.inf
 
     def allowed_predicates(self, categories: int, predicates: tuple[str, ...]) -> np.ndarray:
-        """(P, C, C) bool, whether a predicate may hold between a subject and an object of these categories at all."""
+        """(P, C, C) bool, whether a predicate may hold between categories of subject and object."""
         table = np.ones((len(predicates), categories, categories), bool)
         if self.required_category is not None:
             table[:] = np.arange(categories)[:, None] == self.required_category
             table |= table.transpose(0, 2, 1)
         if "on" in predicates:
-            table[predicates.index("on")] = [[self.supports.get(s) == o for o in range(categories)] for s in range(categories)]
+            table[predicates.index("on")] = [[self.supports.get(s) == o for o in range(categories)]
+                                             for s in range(categories)]
         return table
 
 
-def relations(objects: Sequence[SceneObject], camera: Camera, predicates: tuple[str, ...], rules: RelationRules) -> np.ndarray:
-    """All relations that hold between N objects: (R, 3) int64 rows (s, p, o), ordered by s, then o, then p.
+def relations(objects: Sequence[SceneObject], camera: Camera, predicates: tuple[str, ...],
+              rules: RelationRules) -> np.ndarray:
+    """All relations between N objects: (R, 3) int64 rows (s, p, o), ordered by s, then o, then p.
 
-    Spatial ones as CLEVR defines them (Johnson et al. 2017): <s, p, o> holds iff (position_s - position_o) . axis_p >
-    margin, strictly; the axes are horizontal, so heights drop out.
+    Spatial ones as in CLEVR (Johnson et al. 2017): <s, p, o> holds iff (position_s - position_o) . axis_p
+    > margin; the axes are horizontal.
     """
     axes = predicate_axes(camera)
     positions = np.array([o.position_world for o in objects], np.float64).reshape(-1, 3)
@@ -234,7 +263,7 @@ def relations(objects: Sequence[SceneObject], camera: Camera, predicates: tuple[
 
 
 def stands_on(upper: SceneObject, lower: SceneObject, gap_allowed_m: float) -> bool:
-    """Whether the upper's footprint is centerd over the lower's, at the height of its top."""
+    """Whether the center of the upper footprint is over the lower one, at the height of its top."""
     gap_m = upper.position_world[2] - lower.position_world[2] - lower.size_m[2]
     x, y = to_footprint(lower, upper.position_world)
     inside = abs(x) <= lower.size_m[0] / 2 and abs(y) <= lower.size_m[1] / 2
@@ -242,13 +271,14 @@ def stands_on(upper: SceneObject, lower: SceneObject, gap_allowed_m: float) -> b
 
 
 def to_footprint(item: SceneObject, point_world: Sequence[float]) -> tuple[float, float]:
-    """x and y of a world point in an object's own frame, meters from the center of its footprint."""
+    """x and y of a world point in the frame of an object, meters from the center of its footprint."""
     dx, dy = point_world[0] - item.position_world[0], point_world[1] - item.position_world[1]
     cos, sin = math.cos(item.yaw_rad), math.sin(item.yaw_rad)
     return cos * dx + sin * dy, cos * dy - sin * dx
 
 
 def from_footprint(item: SceneObject, x: float, y: float) -> tuple[float, float]:
-    """World x and y of a point given in an object's own frame: to_footprint's inverse."""
+    """World x and y of a point in the frame of an object: the inverse of to_footprint."""
     cos, sin = math.cos(item.yaw_rad), math.sin(item.yaw_rad)
-    return float(item.position_world[0] + (cos * x - sin * y)), float(item.position_world[1] + (sin * x + cos * y))
+    return (float(item.position_world[0] + (cos * x - sin * y)),
+            float(item.position_world[1] + (sin * x + cos * y)))

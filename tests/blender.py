@@ -17,7 +17,7 @@ from PIL import Image
 from envs.clevr import APPEARANCE, CATEGORIES, ENV, GROUND_RGB, LAMPS, size_m
 from sim2sg_lib.camera import Camera
 from sim2sg_lib.viz.drawings import contact_sheet, to_tile
-from sim2sg_lib.sim.shading import rasterize_scenes, shade
+from sim2sg_lib.sim.render import render_scenes
 from sim2sg_lib.scene import Light, Material, Scene, SceneObject, Sky, linear
 
 RADIUS_M = {"small": 0.35, "medium": 0.5, "large": 0.7}
@@ -51,9 +51,8 @@ def read_scenes(folder: Path) -> list[tuple[dict, Scene]]:
 def main(folder: Path, out: Path) -> None:
     chosen = read_scenes(folder)[:6]
     scenes = [scene for _, scene in chosen]
-    with torch.no_grad():
-        images = shade(*rasterize_scenes(scenes, ENV.world.assets, 320, 240), scenes)
-    ours = (images * 255).round().byte().permute(0, 2, 3, 1).numpy()
+    names = [item["file"] for item, _ in chosen]
+    ours = render_scenes(ENV, scenes, names, (320, 240), torch.device("cpu")).images
     theirs = [np.array(Image.open(folder / item["file"]).convert("RGB")) for item, _ in chosen]
     contact_sheet([("Blender Cycles", [to_tile(image) for image in theirs]),
                    ("rendered here", [to_tile(image) for image in ours])]).save(out)

@@ -39,8 +39,9 @@ from envs.clevr import ENV
 from envs.drive import ENV as STREET
 from sim2sg_lib import checkpoint
 from sim2sg_lib.io.mesh_files import read_mesh
+from sim2sg_lib.data_loading import LabeledImages
 from sim2sg_lib.dataset import (
-    LabeledImages, find_images, open_images, read_cameras, read_info, read_labels, write_labels)
+    find_images, open_images, read_cameras, read_info, read_labels, write_labels)
 from sim2sg_lib.io.images import read_image
 from sim2sg_lib.net.backbone import quick_config
 from sim2sg_lib.graph import make_graph

@@ -2,26 +2,27 @@
 
     python tests/kitti_lift.py KITTI_FOLDER --out lifted.png
 
-The graphs are KITTI's labels (cars and pedestrians), not a network's: the picture shows lifting alone. Below it, the depths of
-the lifted cars against label_2's 3-D positions. KITTI's images are not free to pass on, nor is the picture.
+The graphs are KITTI's labels (cars and pedestrians), so that the picture shows lifting alone. Printed: the
+depths of the lifted cars against the 3-D positions in label_2. KITTI's license does not allow to pass on its
+images, nor the picture.
 """
 import sys
 from pathlib import Path
 
 import click
 import numpy as np
+import torch
 from PIL import Image
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from envs.drive import CAR, ENV  # noqa: E402
-from sim2sg_lib.dataset import open_images, read_labels
-from sim2sg_lib.io.images import read_image# noqa: E402
-from sim2sg_lib.graph import select_objects# noqa: E402
-from sim2sg_lib.io.kitti import frame_objects, kitti_root# noqa: E402
-from sim2sg_lib.sim.lift import lift# noqa: E402
-from sim2sg_lib.viz.drawings import contact_sheet# noqa: E402
-from sim2sg_lib.sim.shading import rasterize_scenes, shade# noqa: E402
+from sim2sg_lib.dataset import open_images, read_labels  # noqa: E402
+from sim2sg_lib.io.images import read_image  # noqa: E402
+from sim2sg_lib.io.kitti import frame_objects, kitti_root  # noqa: E402
+from sim2sg_lib.sim.lift import lift  # noqa: E402
+from sim2sg_lib.viz.drawings import contact_sheet  # noqa: E402
+from sim2sg_lib.sim.render import render_scenes  # noqa: E402
 
 TILE_PX = 620, 187  # wide enough to see a car
 
@@ -29,29 +30,31 @@ TILE_PX = 620, 187  # wide enough to see a car
 @click.command(help=__doc__)
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--out", type=click.Path(path_type=Path), default="kitti_lift.png", show_default=True)
-@click.option("--frames", default=12, show_default=True, help="The first so many.")
+@click.option("--frames", default=12, show_default=True, help="How many, from the first.")
 def main(folder: Path, out: Path, frames: int) -> None:
     images = open_images(folder, ENV)
     rows, depths = [], []
     for name, camera, graph in list(zip(images.names, images.cameras, read_labels(images, ENV)))[:frames]:
-        graph = select_objects(graph, graph.is_ground_truth)
         rng = np.random.default_rng(len(rows))
         lifted, kept = lift(graph, camera, ENV, rng)
         depths += matched_depths(frame_objects(kitti_root(folder), Path(name).stem), lifted, kept, camera)
-        scene = ENV.world.sample_appearance(ENV.world.snap_to_context(lifted, kept.boxes_px, camera, rng), camera, "source", "paper", rng)
-        rows.append((Path(name).stem, [tile(read_image(images.folder / name, camera.width, camera.height)), tile(draw(scene))]))
+        snapped = ENV.world.snap_to_context(lifted, kept.boxes_px, camera, rng)
+        scene = ENV.world.sample_appearance(snapped, camera, "source", "paper", rng)
+        photo = read_image(images.folder / name, camera.width, camera.height)
+        rows.append((Path(name).stem, [tile(photo), tile(draw(scene))]))
     contact_sheet(rows, TILE_PX[0]).save(out)
     if not depths:
         print(f"{len(rows)} frames, no car in them -> {out}")
         return
     truth, plain, aligned = np.array(depths).T
     medians, biases = ([np.median(of(depth - truth)) for depth in (plain, aligned)] for of in (abs, np.asarray))
-    print(f"{len(rows)} frames, {len(truth)} cars: median depth error {medians[0]:.2f} m where the box's bottom edge meets the "
-          f"ground, {medians[1]:.2f} m lifted; bias {biases[0]:.2f} m and {biases[1]:.2f} m -> {out}")
+    print(f"{len(rows)} frames, {len(truth)} cars: median depth error {medians[0]:.2f} m where the bottom edge of "
+          f"the box meets the ground, {medians[1]:.2f} m lifted; bias {biases[0]:.2f} m and {biases[1]:.2f} m "
+          f"-> {out}")
 
 
 def matched_depths(labels, lifted, kept, camera) -> list[tuple[float, float, float]]:
-    """Per lifted car its labeled depth, that of its box's bottom center on the ground, and that of the lifted object."""
+    """Per lifted car: labeled depth, depth of its box's bottom center on the ground, depth when lifted."""
     rows = []
     for item, box in zip(lifted, kept.boxes_px):
         label = min(labels, key=lambda other: np.abs(np.array(other.box_px) - box).sum())
@@ -63,12 +66,12 @@ def matched_depths(labels, lifted, kept, camera) -> list[tuple[float, float, flo
 
 def draw(scene) -> np.ndarray:
     """(H, W, 3) uint8 at the camera's own size."""
-    seen = rasterize_scenes([scene], ENV.world.assets, scene.camera.width, scene.camera.height)
-    return (shade(*seen, [scene])[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    size = scene.camera.width, scene.camera.height
+    return render_scenes(ENV, [scene], ["x.png"], size, torch.device("cpu")).images[0]
 
 
 def tile(pixels: np.ndarray) -> Image.Image:
-    """All of one size."""
+    """Resized to TILE_PX."""
     return Image.fromarray(pixels).resize(TILE_PX, Image.Resampling.LANCZOS)
 
 

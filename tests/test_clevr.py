@@ -8,8 +8,7 @@ import envs
 from envs import clevr
 from envs.clevr import ENV
 from sim2sg_lib.camera import look_at
-from sim2sg_lib.sim.annotate import annotate
-from sim2sg_lib.sim.shading import rasterize_scenes
+from sim2sg_lib.sim.render import render_scenes
 from sim2sg_lib.scene import Material, Scene, SceneObject, Sky, predicate_axes
 from sim2sg_lib.cli import InputError
 
@@ -93,7 +92,7 @@ def label(*things):
     camera = look_at((0, -10, 0.5), (0, 0, 0.5), 150, 100, 100)
     objects = tuple(SceneObject(0, "cube", (x, y, 0.0), (1.0, 1.0, 1.0), 0.0) for x, y in things)
     scene = Scene(objects, camera, (), Sky((1.0,) * 3, (1.0,) * 3), Material((0.5,) * 3))
-    return annotate(*rasterize_scenes([scene], ENV.world.assets, 100, 100), [scene], ENV, ["x.png"])[0]
+    return render_scenes(ENV, [scene], ["x.png"], (100, 100), "cpu").graphs[0]
 
 
 def test_visible_share_of_an_occluded_object():

@@ -8,11 +8,13 @@ from PIL import Image
 
 from envs.clevr import ENV
 from sim2sg_lib.io import images
+from sim2sg_lib.data_loading import LabeledImages, batches
 from sim2sg_lib.dataset import (
-    LabeledImages, Rendered, batches, find_images, open_images, write_labels)
+    Rendered, find_images, open_images, write_labels)
 from sim2sg_lib.io.images import read_image, write_image
 from sim2sg_lib.cli import InputError
 from sim2sg_lib.graph import make_graph
+from sim2sg_lib.io.graphs import to_json
 from sim2sg_lib.viz.drawings import draw_boxes
 from sim2sg_lib.scene import Material, Scene, Sky
 
@@ -164,6 +166,19 @@ def test_training_items_are_scaled_to_the_network(folder):
     assert target["labels"].tolist() == [1, 3] and target["relations"].tolist() == [[0, 1, 1]]
     _, empty = LabeledImages([folder], ENV, 80, 60)[1]
     assert empty["boxes"].shape == (0, 4) and empty["relations"].shape == (0, 3)
+
+
+def test_ignore_regions_and_objects_that_do_not_count_are_ignored_in_training(folder):
+    graph = make_graph("images/000000.png", 160, 120, [0, 1, 2, 0], [[10, 20, 30, 40], [0, 0, 40, 20], [80, 60, 160, 120],
+                       [40, 40, 60, 60]], [(0, 1, 2), (1, 1, 0), (3, 1, 2)], visible=[1, 1, 1, 0], ignore=[0, 1, 0, 0])
+    rows = (folder / "graphs.jsonl").read_text().splitlines()
+    rows[0] = json.dumps(to_json(graph, ENV.vocabulary))
+    (folder / "graphs.jsonl").write_text("\n".join(rows) + "\n")
+    (_, target), (_, empty) = LabeledImages([folder], ENV, 80, 60)
+    assert target["boxes"].tolist() == [[5, 10, 15, 20], [40, 30, 80, 60]] and target["labels"].tolist() == [1, 3]
+    assert target["relations"].tolist() == [[0, 1, 1]]
+    assert target["ignore_boxes"].tolist() == [[0, 0, 20, 10], [20, 20, 30, 30]]
+    assert empty["ignore_boxes"].shape == (0, 4)
 
 
 def test_labels_must_be_those_of_the_images(folder):

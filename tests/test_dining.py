@@ -19,10 +19,9 @@ from sim2sg_lib.io.mesh_files import replace_assets
 from sim2sg_lib.camera import look_at
 from sim2sg_lib.cli import InputError
 from sim2sg_lib.graph import make_graph
-from sim2sg_lib.sim.annotate import annotate
 from sim2sg_lib.sim.lift import lift, projected_box
-from sim2sg_lib.sim.meshes import place
-from sim2sg_lib.sim.shading import rasterize_scenes, shade
+from sim2sg_lib.sim.meshes import pose_mesh
+from sim2sg_lib.sim.render import render_scenes
 from sim2sg_lib.scene import RelationRules, SceneObject, relations, to_footprint
 
 ON = ENV.vocabulary.predicates.index("on")
@@ -52,11 +51,13 @@ def named_relations(*objects):
 
 
 def render(rows, width=192, height=144):
-    return shade(*rasterize_scenes(rows, ENV.world.assets, width, height), rows)
+    """(B, 3, H, W) images in [0, 1]."""
+    images = render_scenes(ENV, rows, ["x.png"] * len(rows), (width, height), "cpu").images
+    return torch.from_numpy(images).permute(0, 3, 1, 2) / 255
 
 
 def graphs_of(rows):
-    return annotate(*rasterize_scenes(rows, ENV.world.assets, 192, 144), rows, ENV, ["x.png"] * len(rows))
+    return render_scenes(ENV, rows, ["x.png"] * len(rows), (192, 144), "cpu").graphs
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -112,7 +113,8 @@ def test_nothing_collides_and_all_is_in_view(domain):
     for objects, camera in layouts(domain, 15):
         assert not any(overlap(a, b) for a in objects for b in objects if a is not b)
         for o in objects:
-            points_px, depth_m = camera.project(place(ENV.world.assets[o.asset], o.position_world, o.size_m, o.yaw_rad).verts)
+            verts = pose_mesh(ENV.world.assets[o.asset], o.position_world, o.size_m, o.yaw_rad).verts
+            points_px, depth_m = camera.project(verts)
             assert (depth_m > 0.5).all() and (points_px > 0).all() and (points_px < [1024, 768]).all(), o.asset
     assert overlap(item(CHAIR, (0, 0, 0)), item(CHAIR, (0.3, 0, 0)))
     assert not overlap(item(CHAIR, (0, 0, 0)), item(CHAIR, (0.5, 0, 0)))
@@ -135,7 +137,8 @@ def test_chairs_face_the_table_and_laptops_lie_on_it(domain):
         assert len(sides) == 4 and len({chair.asset for chair in chairs}) == 1
         for laptop in laptops:
             assert laptop.position_world[2] == table.size_m[2]
-            corners = place(ENV.world.assets[laptop.asset], laptop.position_world, laptop.size_m, laptop.yaw_rad).verts[:, :2]
+            corners = pose_mesh(ENV.world.assets[laptop.asset], laptop.position_world, laptop.size_m,
+                                laptop.yaw_rad).verts[:, :2]
             inside = np.abs([to_footprint(table, corner) for corner in corners]) <= np.array(table.size_m[:2]) / 2
             assert inside.all()
     turns = [o.yaw_rad for objects, _ in layouts(domain, 25) for o in objects[5:]]
@@ -256,7 +259,7 @@ def lifted_laptops(rows, graphs, with_on):
             if true.label != LAPTOP or true.position_world[2] == 0:
                 continue
             errors.append(math.dist(found.position_world[:2], true.position_world[:2]))
-            verts = place(ENV.world.assets[found.asset], found.position_world, found.size_m, found.yaw_rad).verts
+            verts = pose_mesh(ENV.world.assets[found.asset], found.position_world, found.size_m, found.yaw_rad).verts
             seen = projected_box(verts, scene.camera.resized(graph.width, graph.height))
             both = (np.minimum(seen[2:], box[2:]) - np.maximum(seen[:2], box[:2])).clip(0).prod()
             ious.append(both / ((seen[2:] - seen[:2]).prod() + (box[2:] - box[:2]).prod() - both))
@@ -317,7 +320,7 @@ def test_thresholds_follow_what_the_network_is_sure_of_from_the_command_line(tmp
     monkeypatch.setattr(predict, "predict_folder", fake_predict)
     write(tmp_path / "model.pt", "")
     arguments = ["--env", "dining", "--checkpoint", tmp_path / "model.pt", "--target", tmp_path / "target", "--out",
-                 tmp_path / "out", "--device", "cpu"]
+                 tmp_path / "out", "--device", "cpu", "--num", 2]
     result = CliRunner().invoke(synthesize.main, list(map(str, arguments)))
     assert result.exit_code == 0, result.output
     info = json.loads((tmp_path / "out/dataset.json").read_text())
@@ -394,7 +397,7 @@ def test_assets_from_the_command_line(tmp_path):
     run(tmp_path, "synthesize.py", "--env", "dining", "--assets", "assets", "--num", 2, "--out", "x")
     rows = [json.loads(line)["objects"] for line in (tmp_path / "x/scenes.jsonl").read_text().splitlines()]
     assert [row[0]["asset"] for row in rows] == ["chair/spike.obj"] * 2
-    assert json.loads((tmp_path / "x/dataset.json").read_text())["assets"] == "assets"
+    assert json.loads((tmp_path / "x/dataset.json").read_text())["assets"] == str(tmp_path / "assets")
 
 
 def test_models_of_too_many_faces_are_left_out(tmp_path, capsys):

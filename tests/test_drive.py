@@ -13,10 +13,9 @@ from envs.assets import street
 from envs.drive import CAR, ENV, HOUSE, LANE_M, PEDESTRIAN, VEGETATION
 from sim2sg_lib.graph import make_graph
 from sim2sg_lib.io.kitti import camera_of, read_calib, read_objects
-from sim2sg_lib.sim.annotate import annotate
 from sim2sg_lib.sim.lift import lift, lift_box, projected_box, weigh_depths
-from sim2sg_lib.sim.meshes import place
-from sim2sg_lib.sim.shading import rasterize_scenes
+from sim2sg_lib.sim.meshes import pose_mesh
+from sim2sg_lib.sim.render import render_scenes
 from sim2sg_lib.scene import SceneObject, relations
 
 SALOON = "source saloon"
@@ -173,7 +172,8 @@ def test_the_source_s_cars_drive_on_its_asphalt_and_its_walkers_walk_beside_it()
 def test_two_depths_are_weighed_by_their_errors():
     """A car 20 m ahead whose box is a fifth too low: by hand 1.65 / (400 * pitch) against 1 / (depth * spread)."""
     camera, item = ENV.world.camera, car(0.0, 20.0)
-    box = projected_box(place(ENV.world.assets[SALOON], item.position_world, item.size_m, item.yaw_rad).verts, camera)
+    mesh = pose_mesh(ENV.world.assets[SALOON], item.position_world, item.size_m, item.yaw_rad)
+    box = projected_box(mesh.verts, camera)
     assert weigh_depths(item, box, camera, ENV).position_world == pytest.approx(item.position_world, abs=1e-9)
     low = box.copy()
     low[1] = low[3] - (box[3] - box[1]) * 0.8
@@ -222,8 +222,7 @@ def test_a_street_s_own_graph_lifts_to_the_street_again():
     rng = np.random.default_rng(1)
     objects = [car(0.0, 14.0), car(-3.5, 22.0, -math.pi / 2), car(3.5, 30.0)]
     scene = ENV.world.sample_appearance(objects, ENV.world.camera, "source", "paper", rng)
-    fragments, meshes, cameras = rasterize_scenes([scene], ENV.world.assets, 621, 188)
-    graph = annotate(fragments, meshes, cameras, [scene], ENV, ["a.png"])[0]
+    graph = render_scenes(ENV, [scene], ["a.png"], (621, 188), "cpu").graphs[0]
     assert len(graph) == 3
     lifted, kept = lift(graph, ENV.world.camera, saloons, rng)
     settled = drive.snap_to_context(lifted, kept.boxes_px * 2, ENV.world.camera, rng)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-import train
 from sim2sg_lib import cli
 from sim2sg_lib.io import files, folders
 from sim2sg_lib.io.files import write_bytes
 from sim2sg_lib.io.folders import work_folder
 from sim2sg_lib.io.images import output_names
 from sim2sg_lib.io.reading import resolve_recorded
+from sim2sg_lib.training_state import TrainingLog
 from sim2sg_lib.cli import InputError
 
 OPTIONS = {"seed": 1, "sizes": (1, 2)}
@@ -242,20 +242,27 @@ def test_json_is_whole_and_without_nan(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, 2]} and len(list(tmp_path.iterdir())) == 1
 
 
-def test_what_was_done_before_says_nothing_about_the_rate(monkeypatch, capsys):
-    monkeypatch.setattr(cli, "LINE_SECONDS", 0.0)
-    clock = iter((0.0, 10.0))
-    monkeypatch.setattr(cli.time, "monotonic", lambda: next(clock))
+def test_steps_of_an_earlier_process_do_not_count_for_the_speed(monkeypatch, capsys):
+    monkeypatch.setattr(cli, "LOG_SECONDS", 0.0)
     with cli.progress(9000, "train", "step", done=6000) as bar:
+        bar.start_t = bar._time() - 10.0
         bar.update(20)
-    assert "6020/9000,  2.00step/s, 24:50 left" in capsys.readouterr().err
+    row = bar.format_dict
+    assert (row["n"], row["initial"], row["total"]) == (6020, 6000, 9000) and row["elapsed"] == pytest.approx(10, abs=1)
+    assert "6020/9000" in capsys.readouterr().err
+
+
+def test_a_short_stage_writes_no_progress_into_a_log(capsys):
+    with cli.progress(10, "train", "step") as bar:
+        bar.update(10)
+    assert capsys.readouterr() == ("", "")
 
 
 def test_a_log_cut_back_and_put_aside_at_once_is_as_long_as_it_is(tmp_path):
-    log = train.TrainingLog(tmp_path / "log.jsonl", 4, 0.0)
+    log = TrainingLog(tmp_path / "log.jsonl", 4, 0.0)
     for step in range(12):
         log.add(step, {"loss": 1.0})
-    again = train.TrainingLog(tmp_path / "log.jsonl", 4, 0.0)
+    again = TrainingLog(tmp_path / "log.jsonl", 4, 0.0)
     again.restore({"bytes": 0, "rows": [{"loss": 1.0}] * 8, "step": 7, "last_loss": 1.0, "seconds": 1.0})
     assert again.state()["bytes"] == 0
 
@@ -293,3 +300,26 @@ def test_output_names_are_unique_and_fit_the_file_system():
     names = output_names(["a/x.png", "b\\x.png", "caf\udce9.png", "X.jpg", f"a/{long}.png", f"b/{long}.png", "é.png", "e\u0301.png"])
     assert names == ["x.png", "b_x.png", "caf_.png", "X_2.jpg", "图" * 82 + ".png", "图" * 81 + "_2.png", "é.png", "e\u0301_2.png"]
     assert max(len(f"{Path(name).stem}.dot.tmp".encode()) for name in names) <= 255
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOTSUP, errno.ENOLCK])
+def test_a_file_system_without_locks_is_worked_on_and_said(tmp_path, monkeypatch, capsys, number):
+    def refuse(file, operation):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    assert grow(tmp_path / "out") == set() and (tmp_path / "out/second").exists()
+    assert f"out: the file system has no locks ({os.strerror(number)})" in capsys.readouterr().out
+    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    assert "cannot be locked (broken)" in complaint(tmp_path / "other")
+
+
+def test_another_spelling_of_a_path_is_no_difference(tmp_path, monkeypatch):
+    (tmp_path / "data").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "data")
+    monkeypatch.chdir(tmp_path)
+    interrupt(tmp_path / "out", {"target": "data", "source": ["data", "other"]})
+    for target in (tmp_path / "data", "./data/", "link", "../" + tmp_path.name + "/data"):
+        options = {"target": str(target), "source": [str(target), str(tmp_path / "other")]}
+        assert folders.differences(tmp_path / ".out.partial", folders.completed(options)) == []
+    assert "target 'data', not 'other'" in complaint(tmp_path / "out", {"target": "other", "source": ["data", "other"]})

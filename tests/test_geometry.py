@@ -10,7 +10,7 @@ from blender import read_scenes
 from envs.clevr import CATEGORIES, ENV
 from sim2sg_lib.camera import Camera, look_at, stack_cameras
 from sim2sg_lib.graph import Vocabulary, make_graph
-from sim2sg_lib.sim.annotate import annotate, truncated_share
+from sim2sg_lib.sim.annotate import annotate, truncated_fractions
 from sim2sg_lib.net.predict import confident, thresholds
 from sim2sg_lib.sim.lift import aim, bottom_up, find_supports, lift, refine_by_relations
 from sim2sg_lib.sim.meshes import box_mesh, build, cylinder_mesh, place, sphere_mesh
@@ -235,7 +235,7 @@ def test_what_reaches_behind_the_camera_is_truncated():
     camera = level_camera()
     boxes = [SceneObject(0, "box", (x, y, 0.0), (1.6, 4.0, 1.5), 0.0) for x, y in ((0, 20), (-10, 12), (2.5, 0), (0, -10))]
     meshes = build([Scene(tuple(boxes), camera, (), Sky((0.0,) * 3, (0.0,) * 3), Material())], {"box": box_mesh()})
-    ahead, border, beside, behind = truncated_share(meshes, stack_cameras([camera], camera.width, camera.height))
+    ahead, border, beside, behind = truncated_fractions(meshes, stack_cameras([camera], camera.width, camera.height))
     # the second spans u from 621 (1 - 10.8 / 10) to 621 (1 - 9.2 / 14), below the image's top and above its bottom
     assert ahead == 0 and border == pytest.approx(49.68 / (49.68 + 212.9), abs=1e-3) and beside > 0.9 and behind == 1
 

@@ -84,11 +84,12 @@ def inside(cwd, setup, *arguments):
 
 
 STOP_AT = """
-update = program.Learner.update
-def stop(self, step):
-    update(self, step)
+from sim2sg_lib.training_state import TrainingLog
+add = TrainingLog.add
+def stop(self, step, row):
+    add(self, step, row)
     if step == {}: os.kill(os.getpid(), signal.SIGTERM)
-program.Learner.update = stop
+TrainingLog.add = stop
 """
 
 
@@ -165,13 +166,13 @@ def test_exchanged_inputs_are_not_mixed(data, tmp_path):
 
 
 READS = """
-from sim2sg_lib import checkpoint
-load_tensor, read = checkpoint.load_tensor, []
+from sim2sg_lib.net import predict
+load_tensor, read = predict.load_tensor, []
 def count(path, *size):
     read.append(path)
     if len(read) > {}: os.kill(os.getpid(), signal.SIGTERM)
     return load_tensor(path, *size)
-checkpoint.load_tensor = count
+predict.load_tensor = count
 import atexit; atexit.register(lambda: print("read", len(read)))
 """
 
@@ -200,9 +201,9 @@ def test_refinement_made_again_after_an_interruption_is_the_same(data, tmp_path)
 
 @pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_an_interrupted_make_keeps_what_was_just_finished(tmp_path, number):
-    command = ["make", "-C", str(ROOT), "-o", ".venv/ready", f"RUN={sys.executable}", f"OUT={tmp_path}", "SOURCE_NUM=4",
-               f"{tmp_path}/data/sdr/dataset.json"]
+def test_an_interrupted_make_keeps_what_was_just_finished(data, tmp_path, number):
+    command = ["make", "-C", str(ROOT), "-o", ".venv/ready", "loop", f"RUN={sys.executable}", f"OUT={tmp_path}", f"TARGET={data}",
+               "SOURCE_IMAGES=4", "ITERATIONS=1"]
     process = subprocess.Popen(command, env=ENVIRONMENT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                start_new_session=True)
     path = tmp_path / "data/sdr/dataset.json"
@@ -212,8 +213,9 @@ def test_an_interrupted_make_keeps_what_was_just_finished(tmp_path, number):
     os.killpg(process.pid, number)  # while Python takes leave
     words = process.communicate(timeout=60)[0]
     assert path.exists() and "Deleting" not in words and "Traceback" not in words
-    again = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True)
-    assert again.returncode == 0 and "synthesize.py" not in again.stdout, again.stdout + again.stderr
+    again = subprocess.run([*command, "-n"], env=ENVIRONMENT, capture_output=True, text=True)
+    assert again.returncode == 0 and f"--out {tmp_path}/start" in again.stdout, again.stdout + again.stderr
+    assert f"--out {tmp_path}/data/sdr" not in again.stdout
 
 
 def test_what_the_network_read_is_not_read_again(data, tmp_path):

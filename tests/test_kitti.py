@@ -38,9 +38,9 @@ from sim2sg_lib.io.kitti import (
 from sim2sg_lib.score.kitti_ap import (
     DIFFICULTIES, count_hits, kitti_score, make_frame, match_by_score, sample_thresholds,
     to_results)
-from sim2sg_lib.sim.meshes import box_mesh, place
+from sim2sg_lib.sim.meshes import box_mesh, pose_mesh
 from sim2sg_lib.score.metrics import LEVELS, box_iou, detection_scores, inside_level
-from sim2sg_lib.net.relations import SceneGraphNet
+from sim2sg_lib.net.network import SceneGraphNet
 from sim2sg_lib.scene import SceneObject
 
 VOCABULARY = Vocabulary(("car", "pedestrian", "house", "vegetation"), ("left", "right", "front", "behind"))
@@ -206,7 +206,7 @@ def corners_px(o: KittiObject, projection: np.ndarray) -> list[tuple[float, floa
 def projected_box(o: KittiObject, projection: np.ndarray) -> np.ndarray:
     """(4,) the same box through this project's camera, yaw and unit mesh."""
     height, width, length = o.size_m
-    verts = place(box_mesh(), world_of(np.array(o.bottom_camera)), (length, width, height), yaw_of(o.rotation_y_rad)).verts
+    verts = pose_mesh(box_mesh(), world_of(np.array(o.bottom_camera)), (length, width, height), yaw_of(o.rotation_y_rad)).verts
     points_px, _ = camera_of(projection, 1242, 375).project(verts)
     return np.concatenate([points_px.min(0), points_px.max(0)])
 
@@ -604,8 +604,10 @@ def test_exported_lines_by_hand(tmp_path):
     assert content["categories"] == [{"id": 1, "name": "car"}, {"id": 2, "name": "pedestrian"}, {"id": 3, "name": "house"},
                                      {"id": 4, "name": "vegetation"}]
     assert content["annotations"] == [
-        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [700, 180, 200, 120], "area": 24000, "iscrowd": 0},
-        {"id": 2, "image_id": 1, "category_id": 3, "bbox": [0, 0.5, 99.25, 374.5], "area": 99.25 * 374.5, "iscrowd": 0}]
+        {"id": 1, "image_id": 1, "category_id": 1, "bbox": [700, 180, 200, 120], "area": 24000, "iscrowd": 0,
+         "segmentation": [[700, 180, 900, 180, 900, 300, 700, 300]]},
+        {"id": 2, "image_id": 1, "category_id": 3, "bbox": [0, 0.5, 99.25, 374.5], "area": 99.25 * 374.5, "iscrowd": 0,
+         "segmentation": [[0, 0.5, 99.25, 0.5, 99.25, 375, 0, 375]]}]
     assert (tmp_path / "coco/images/000000.png").is_file()
 
 
@@ -666,6 +668,10 @@ def test_a_rendered_data_set_exported_and_read_by_others(street, tmp_path):
         evaluator.evaluate()
         evaluator.accumulate()
         evaluator.summarize()
+    first = truth.loadAnns(truth.getAnnIds())[0]
+    x, y, width, height = map(round, first["bbox"])
+    mask = truth.annToMask(first)  # boxes end at whole pixels
+    assert mask.shape == (125, 414) and mask.sum() == width * height == mask[y:y + height, x:x + width].sum()
     assert evaluator.stats[0] == 1 and len(truth.getAnnIds()) == sum(map(len, graphs))
     assert all((out / "coco/images" / image["file_name"]).is_file() for image in truth.loadImgs(truth.getImgIds()))
 

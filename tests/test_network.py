@@ -170,10 +170,17 @@ def test_pair_sampling():
     assert sorted(sample_pairs(scores[:2], torch.tensor([True, True]), [2], 2).tolist()) in ([0], [1])
 
 
-def test_roi_align_equals_torchvision():
+BORDER_BOXES = {  # on a map of 12 x 9 cells of 8 px
+    "inside": [[3, 5, 61, 40], [10, 10, 12, 11], [40, 60, 44, 72]], "whole map": [[0, 0, 96, 72]],
+    "thin, left": [[0, 20, 3, 50]], "thin, top": [[20, 0, 50, 3]],
+    "thin, right": [[93, 20, 96, 50]], "thin, bottom": [[20, 69, 50, 72]],
+    "corner": [[94, 70, 96, 72]], "outside": [[-30, -20, -2, 10], [100, 80, 120, 90]]}
+
+
+@pytest.mark.parametrize("boxes", BORDER_BOXES.values(), ids=BORDER_BOXES)
+def test_roi_align_equals_torchvision(boxes):
     torch.manual_seed(0)
-    feature = torch.randn(5, 9, 12, requires_grad=True)
-    boxes = torch.tensor([[3.0, 5.0, 61.0, 40.0], [10.0, 10.0, 12.0, 11.0], [0.0, 0.0, 96.0, 72.0], [40, 60, 44, 72]])
+    feature, boxes = torch.randn(5, 9, 12, requires_grad=True), torch.tensor(boxes, dtype=torch.float32)
     expected = torchvision.ops.roi_align(feature[None], [boxes], 7, 1 / 8, sampling_ratio=2)  # (n, C, y, x)
     weight = torch.randn_like(expected)
     expected_gradient, = torch.autograd.grad((expected * weight).sum(), feature)
@@ -181,6 +188,32 @@ def test_roi_align_equals_torchvision():
     assert torch.allclose(pooled, expected, atol=1e-5)
     found_gradient, = torch.autograd.grad((pooled * weight).sum(), feature)
     assert torch.allclose(found_gradient, expected_gradient, atol=1e-5)
+
+
+def slow_roi_align(feature: torch.Tensor, box: list[float], stride: int) -> torch.Tensor:
+    """One box, sample by sample: (C, H, W) -> (7, 7, C), axes x, y, C."""
+    channels, height, width = feature.shape
+    x0, y0, x1, y1 = (value / stride for value in box)
+    bin_w, bin_h = max(x1 - x0, 1) / 7, max(y1 - y0, 1) / 7
+    out = torch.zeros(7, 7, channels)
+    for i, j, u, v in np.ndindex(7, 7, 2, 2):
+        x, y = x0 + (i + (u + 0.5) / 2) * bin_w, y0 + (j + (v + 0.5) / 2) * bin_h
+        if not (-1 <= x <= width and -1 <= y <= height):
+            continue  # reads 0
+        x, y = min(max(x, 0), width - 1), min(max(y, 0), height - 1)
+        left, top = int(x), int(y)
+        for column, row in ((left, top), (left + 1, top), (left, top + 1), (left + 1, top + 1)):
+            if column < width and row < height:
+                share = (1 - abs(x - column)) * (1 - abs(y - row))
+                out[i, j] += share * feature[:, row, column] / 4
+    return out
+
+
+@pytest.mark.parametrize("box", [box for group in BORDER_BOXES.values() for box in group], ids=str)
+def test_roi_align_equals_a_slow_twin(box):
+    feature = torch.randn(3, 9, 12, generator=torch.Generator().manual_seed(1))
+    pooled = roi_align(feature, torch.tensor([box], dtype=torch.float32), 8)[0]
+    assert torch.allclose(pooled, slow_roi_align(feature, box, 8), atol=1e-5)
 
 
 def test_local_edges_equal_a_slow_twin():
@@ -411,6 +444,79 @@ def test_training_is_repeatable():
         loss.backward()
         values.append((float(loss.detach()), gradient(net)))
     assert values[0] == values[1]
+
+
+# --- ignore regions ---------------------------------------------------------------------------------------------------
+
+REGION = [40, 40, 80, 60]
+BOXES = torch.tensor([[40.0, 40, 60, 60],   # inside the region
+                      [30.0, 40, 50, 60],   # half of it inside
+                      [29.0, 40, 49, 60],   # 9 of 20 columns inside
+                      [0.0, 0, 96, 72],     # the region fills less than half of it
+                      [5.0, 5, 30, 30]])    # far away
+
+
+def test_boxes_in_an_ignore_region_by_hand():
+    regions = torch.tensor([REGION], dtype=torch.float32)
+    assert in_ignore_region(BOXES, regions).tolist() == [True, True, False, False, False]
+    assert not in_ignore_region(BOXES, regions[:0]).any()
+    # two halves of a box in two regions are one half in each
+    halves = torch.tensor([[0.0, 0, 10, 20], [10.0, 0, 20, 20], [0.0, 0, 9, 20]])
+    assert in_ignore_region(torch.tensor([[0.0, 0, 20, 20]]), halves[:2]).tolist() == [True]
+    assert in_ignore_region(torch.tensor([[0.0, 0, 20, 20]]), halves[2:]).tolist() == [False]
+
+
+def test_detections_in_an_ignore_region_become_no_nodes_unless_they_match_an_object():
+    nothing = make_target([], [], [], [REGION])
+    assert drop_ignored(BOXES, nothing).tolist() == BOXES[2:].tolist()
+    matched = make_target([[41, 41, 61, 61]], [1], [], [REGION])
+    assert drop_ignored(BOXES, matched).tolist() == BOXES[[0, 2, 3, 4]].tolist()
+    assert drop_ignored(BOXES, make_target([], [], [])).tolist() == BOXES.tolist()
+
+
+def test_labels_of_anchors_and_rois_in_an_ignore_region(net, monkeypatch):
+    """-1 for background in the region; what matches the object keeps its label, in the region or not."""
+    target = make_target([[42, 40, 62, 60]], [2], [], [REGION])
+    beside = target["boxes"] + torch.tensor([18.0, 0, 18, 0])
+    boxes, seen = [torch.cat([BOXES, beside])], []
+    monkeypatch.setattr(net.detector.roi_heads, "subsample", lambda labels: seen.extend(labels) or [torch.arange(2)])
+    net.detector._sample_rois(boxes, [target])
+    # the last one is the true box, which torchvision adds to the proposals
+    assert seen[0].tolist() == [2, -1, 0, 0, 0, -1, 2]
+
+    def anchor_labels(ignore):
+        found = []
+        monkeypatch.setattr(net.detector.rpn, "fg_bg_sampler", lambda labels: found.extend(labels) or sampler(labels))
+        image_target = make_target([[42, 40, 62, 60]], [2], [], ignore)
+        net.detector._rpn_losses(net(torch.zeros(1, 3, 72, 96)).anchors, [image_target])
+        return found[0]
+
+    sampler = net.detector.rpn.fg_bg_sampler
+    plain, ignoring = anchor_labels([]), anchor_labels([REGION])
+    inside = in_ignore_region(net.detector.anchors, torch.tensor([REGION], dtype=torch.float32))
+    assert (plain == 1).any() and (inside & (plain == 0)).any() and (inside & (plain == 1)).any()
+    assert torch.equal(ignoring, torch.where(inside & (plain == 0), -1.0, plain))
+
+
+def test_no_gradient_from_an_ignored_object(net, monkeypatch):
+    """What the labels do not know is background, and teaches; in an ignore region it teaches nothing."""
+    features = net.features(three_objects()[0][None])
+    blob = torch.tensor([[66.0, 8, 88, 34]])
+    monkeypatch.setattr(net.detector, "proposals", lambda anchors, training: [blob])
+    gradients = {}
+    for name, ignore in (("background", []), ("ignored", [[60, 0, 96, 40]])):
+        net.zero_grad(set_to_none=True)
+        losses = net.losses(Outputs(net, features), [make_target([], [], [], ignore)])
+        sum(losses[key] for key in ("loss_classifier", "loss_box_reg", "loss_obj", "loss_rel")).backward(retain_graph=True)
+        gradients[name] = gradient(net.detector.roi_heads)
+    assert gradients["background"] > 0 and gradients["ignored"] == 0
+
+
+def test_an_image_that_is_one_ignore_region_has_finite_losses(net):
+    everywhere = [[-200, -200, 300, 300]]
+    losses = net.losses(net(torch.rand(1, 3, 72, 96)), [make_target([], [], [], everywhere)])
+    assert all(loss == 0 for loss in losses.values())
+    sum(losses.values()).backward()
 
 
 # --- output and configuration -----------------------------------------------------------------------------------------

@@ -6,15 +6,14 @@ import pytest
 import torch
 
 from envs.clevr import ENV
-from sim2sg_lib.sim import fit as module
+from sim2sg_lib.sim import fit
 from sim2sg_lib.camera import stack_cameras
 from sim2sg_lib.graph import SceneGraph
-from sim2sg_lib.sim.annotate import annotate
-from sim2sg_lib.sim.meshes import build
+from sim2sg_lib.sim.meshes import Poses, build, object_poses, place
 from sim2sg_lib.sim.rasterizer import rasterize
-from sim2sg_lib.sim.fit import (
-    neighbors, Placement, box_errors, prior, refine, slots, visible_shares)
-from sim2sg_lib.sim.shading import rasterize_scenes
+from sim2sg_lib.sim.fit import box_errors, neighbors, prior, refine, visible_coverage
+from sim2sg_lib.sim.render import render_scenes
+from sim2sg_lib.sim.soft import object_numbers
 from sim2sg_lib.scene import Material, Scene, SceneObject, Sky
 
 BLACK = Sky((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
@@ -30,9 +29,9 @@ def bare(rows):
 
 
 def boxes_of(rows) -> list[SceneGraph]:
-    """What is visible of each row's objects, all of them shown."""
-    scenes = bare(rows)
-    return annotate(*rasterize_scenes(scenes, ENV.world.assets, 320, 240), scenes, ENV, [f"{i}.png" for i in range(len(scenes))])
+    """Rendered labels of each row's objects."""
+    names = [f"{i}.png" for i in range(len(rows))]
+    return render_scenes(ENV, bare(rows), names, (320, 240), torch.device("cpu")).graphs
 
 
 def iou(a, b):
@@ -73,11 +72,11 @@ def test_a_scene_that_fits_stays_and_no_object_is_no_crash():
     assert nothing == [] and all(m.position_world[2] == 0 and m.asset == o.asset for m, o in zip(moved, row))
 
 
-def test_visible_shares_split_pixels_among_objects_by_depth():
+def test_visible_coverage_splits_pixels_among_objects_by_depth():
     """Of two cubes behind one another the nearer shows whole, the other where it is not covered."""
     row = [thing(CUBE, 0.0, 0.0, 1.0), thing(CUBE, -1.2, -1.2, 1.0)]
     meshes = build(bare([row, row[:1]]), ENV.world.assets)
-    shown = visible_shares(meshes, stack_cameras([ENV.world.camera] * 2, 120, 90))
+    shown = visible_coverage(meshes, stack_cameras([ENV.world.camera] * 2, 120, 90))
     assert shown.shape == (2, 2, 90, 120) and shown.min() >= 0 and shown.sum(1).max() < 1.01
     hard = rasterize(meshes, stack_cameras([ENV.world.camera] * 2, 120, 90), cull_backfaces=True).pix_to_face[..., 0]
     for scene, slot, number in ((0, 0, 0), (0, 1, 1), (1, 0, 2)):
@@ -97,21 +96,20 @@ def test_box_errors_by_hand():
     assert left.tolist() == pytest.approx([0.25 ** 2 + 0.25 ** 2])
 
 
-def test_slots_and_prior_by_hand():
-    assert slots(torch.tensor([0, 0, 2, 2, 2]), 3).tolist() == [0, 1, 0, 1, 2]
-    still = Placement(torch.zeros(2, 2), torch.zeros(2), torch.zeros(2))
-    at = torch.tensor([[0.0, 0.0], [0.6, 0.0]])
-    radius = torch.tensor([0.5, 0.5])
+def test_object_numbers_and_prior_by_hand():
+    assert object_numbers(torch.tensor([0, 0, 2, 2, 2]), 3).tolist() == [0, 1, 0, 1, 2]
+    start = object_poses(bare([[thing(CUBE, 0.0, 0.0, 1.0), thing(CUBE, 0.6, 0.0, 1.0)]]))
+    start = replace(start, size_m=torch.ones_like(start.size_m))
     pair, none = torch.tensor([[1, 0]]), torch.zeros(0, 2, dtype=torch.int64)
-    overlap = prior(still, at, radius, pair)  # 0.4 m into one another
-    assert overlap.tolist() == pytest.approx([0, module.OVERLAP_PRIOR * 0.16])
-    assert prior(still, at, radius, none).tolist() == [0, 0]
-    grown = replace(still, log_size=torch.tensor([0.1, 0.0]), shift_m=torch.tensor([[0.0, 0.0], [0.0, 0.3]]))
-    assert prior(grown, at, radius * 0.1, none).tolist() == pytest.approx(
-        [module.SIZE_PRIOR * 0.01, module.SHIFT_PRIOR * 0.09])
+    overlap = prior(start, start, pair)  # by 0.4 m
+    assert overlap.tolist() == pytest.approx([0, fit.OVERLAP_PRIOR * 0.16])
+    assert prior(start, start, none).tolist() == [0, 0]
+    grown = Poses(start.position_world + torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.3, 0.0]]),
+                  start.size_m * torch.tensor([[0.1], [0.0]]).exp(), start.yaw_rad + 1.0)
+    assert prior(grown, start, none).tolist() == pytest.approx([fit.SIZE_PRIOR * 0.01, fit.SHIFT_PRIOR * 0.09])
 
 
-def test_what_stands_on_something_does_not_stand_in_it():
+def test_an_object_on_another_is_no_neighbor_of_it():
     below, above = thing(CUBE, 0.0, 0.0, 1.0), thing(CUBE, 0.1, 0.0, 0.4)
     on_top = replace(above, position_world=(0.1, 0.0, 1.0))
     assert neighbors([[below], [below, above], [below, on_top]]).tolist() == [[2, 1]]
@@ -133,13 +131,13 @@ def test_gradients_of_the_box_error_are_those_of_finite_differences():
     meshes = build(bare([row]), ENV.world.assets, dtype=torch.float64)
     views = stack_cameras([ENV.world.camera], 60, 45, dtype=torch.float64)
     boxes = torch.tensor([[20.0, 10.0, 32.0, 22.0], [24.0, 18.0, 40.0, 30.0]], dtype=torch.float64)
-    start, yaw_rad = (torch.tensor(v, dtype=torch.float64) for v in ([[-0.6, 1.0], [-1.0, -0.2]], [0.2, 0.0]))
+    start = object_poses(bare([row]))
 
-    def error(shift, turn, log_size):
-        placed = module.place(meshes, start, torch.zeros(len(start)).to(start), yaw_rad, Placement(shift, turn, log_size))
-        return box_errors(visible_shares(placed, views), meshes.object_scene, boxes).sum()
+    def error(position_world, size_m, yaw_rad):
+        placed = place(meshes, Poses(position_world, size_m, yaw_rad))
+        return box_errors(visible_coverage(placed, views), meshes.object_scene, boxes).sum()
 
-    moves = [torch.zeros(2, *shape, dtype=torch.float64, requires_grad=True) for shape in ((2,), (), ())]
+    moves = [v.clone().requires_grad_() for v in (start.position_world, start.size_m, start.yaw_rad)]
     gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(error(*moves), moves)])
     numeric, step = [], 1e-6
     for k, move in enumerate(moves):

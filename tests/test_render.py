@@ -9,11 +9,11 @@ from envs.clevr import ENV
 from sim2sg_lib.sim import shading
 from sim2sg_lib.camera import Camera, look_at, stack_cameras
 from sim2sg_lib.sim.lighting import (
-    bounding_spheres, contact_shade, lit_share, looking_at, pack_lighting)
+    bounding_spheres, ambient_occlusion, shadow_visibility, looking_at, pack_lighting)
 from sim2sg_lib.sim.meshes import box_mesh, build, pack_textures
 from sim2sg_lib.sim.rasterizer import rasterize
 from sim2sg_lib.sim.shading import (
-    DIELECTRIC, SHOULDER, display, ggx, rasterize_scenes, shade, shade_soft, share_samples)
+    DIELECTRIC, SHOULDER, tone_map, ggx, rasterize_scenes, shade, shade_soft, share_samples)
 from sim2sg_lib.scene import (
     PATTERNS, Light, Material, Room, Scene, SceneObject, Sky, Strip, Texture)
 from sim2sg_lib.sim.texture import PATTERN, textured, value_noise
@@ -60,10 +60,10 @@ def test_the_sky_fills_the_picture_above_the_horizon():
 def test_display_is_the_srgb_exponent_with_a_shoulder():
     dark, bright = torch.tensor([0.0, 0.1, 0.3]), torch.tensor([1.0, 3.0, 1e6])
     one = torch.tensor(1.0)
-    assert display(dark, one).tolist() == pytest.approx([0.001873, 0.1 ** (1 / 2.2), 0.3 ** (1 / 2.2)], rel=1e-3)
-    curve = display(bright, one)
+    assert tone_map(dark, one).tolist() == pytest.approx([0.001873, 0.1 ** (1 / 2.2), 0.3 ** (1 / 2.2)], rel=1e-3)
+    curve = tone_map(bright, one)
     assert (curve[1:] > curve[:-1]).all() and curve[0] > SHOULDER and curve[-1] <= 1
-    assert torch.equal(display(dark * 2, one), display(dark, one * 2))
+    assert torch.equal(tone_map(dark * 2, one), tone_map(dark, one * 2))
 
 
 # --- materials --------------------------------------------------------------------------------------------------------
@@ -123,7 +123,7 @@ def test_shadows_agree_with_a_ray_to_the_lamp():
     along = lamp - points
     share = ((np.array([0, 0, 0.5]) - points) * along).sum(1) / (along ** 2).sum(1)
     closest = np.linalg.norm(points + share.clip(0, 1)[:, None] * along - [0, 0, 0.5], axis=1)
-    found = lit_share(light.shadows[0], torch.zeros(len(points), dtype=torch.int64), torch.from_numpy(points).float()).numpy()
+    found = shadow_visibility(light.shadows[0], torch.zeros(len(points), dtype=torch.int64), torch.from_numpy(points).float()).numpy()
     # the edge itself is soft, the ball has faces, and where it touches the ground its back does, too
     sure = (abs(closest - 0.5) > 0.04) & (np.linalg.norm(points, axis=1) > 0.05)
     assert (closest < 0.46).sum() > 30
@@ -137,7 +137,7 @@ def test_an_object_shades_another_and_not_its_lit_side():
     meshes = build([Scene((near, far), camera, (sun,), BLACK, Material())], ENV.world.assets)
     light = pack_lighting([Scene((near, far), camera, (sun,), BLACK, Material())], meshes, meshes.verts_world)
     points = torch.tensor([[-2.0, 0.0, 0.5], [1.0, 0.0, 0.3], [1.0, 0.0, 0.9]])  # left sides: the sunny one, low and high
-    assert lit_share(light.shadows[0], torch.zeros(3, dtype=torch.int64), points).tolist() == [1, 0, 1]
+    assert shadow_visibility(light.shadows[0], torch.zeros(3, dtype=torch.int64), points).tolist() == [1, 0, 1]
 
 
 def test_every_object_lies_within_its_lamp_s_view():
@@ -158,7 +158,7 @@ def test_contact_shade_grows_towards_the_object():
     ball = SceneObject(1, "sphere", (0, 0, 0), (1, 1, 1), 0.0, Material())
     scene = Scene((ball,), look_at((0, -8, 4), (0, 0, 0), 60, 64, 48), (), BLACK, Material())
     points = torch.tensor([[0.6, 0, 0], [1.0, 0, 0], [2.0, 0, 0], [9.0, 0, 0]])
-    open_share = contact_shade(build([scene], ENV.world.assets), torch.zeros(4, dtype=torch.int64), points)
+    open_share = ambient_occlusion(build([scene], ENV.world.assets), torch.zeros(4, dtype=torch.int64), points)
     assert (open_share[1:] > open_share[:-1]).all() and open_share[0] < 0.8 and open_share[-1] > 0.999
 
 

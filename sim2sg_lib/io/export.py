@@ -85,7 +85,10 @@ def calib_text(camera: Camera) -> str:
 
 
 def write_coco(folder: Path, graphs: list[SceneGraph], vocabulary: Vocabulary) -> None:
-    """Write FOLDER/coco; the images of the graphs are in FOLDER. Ids count from 1, boxes are x, y, width, height."""
+    """Write FOLDER/coco; the images of the graphs are in FOLDER. Ids count from 1, boxes are x, y, width, height.
+
+    Segmentations are the boxes as polygons, since pycocotools cannot draw or mask annotations without one.
+    """
     out = Path(folder) / "coco"
     shutil.rmtree(out, ignore_errors=True)
     (out / "images").mkdir(parents=True)
@@ -96,7 +99,8 @@ def write_coco(folder: Path, graphs: list[SceneGraph], vocabulary: Vocabulary) -
         images.append({"id": image_id, "file_name": name, "width": graph.width, "height": graph.height})
         for label, (x0, y0, x1, y1) in zip(graph.labels.tolist(), graph.boxes_px.tolist()):
             annotations.append({"id": len(annotations) + 1, "image_id": image_id, "category_id": label + 1,
-                                "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0})
+                                "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0,
+                                "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]]})
     categories = [{"id": i, "name": name} for i, name in enumerate(vocabulary.categories, 1)]
     write_json(out / "annotations.json", {"info": {"description": "synthetic images of Sim2SG"}, "licenses": [],
                                           "images": images, "annotations": annotations, "categories": categories})

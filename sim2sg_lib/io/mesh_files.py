@@ -3,7 +3,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from scipy.sparse import coo_array
+from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from sim2sg_lib.cli import InputError, log_info
@@ -111,7 +111,7 @@ def repair_winding(triangles: np.ndarray) -> np.ndarray:
     balance = np.bincount(edge, np.where(directed[:, 0] < directed[:, 1], 1, -1))  # 0 where the neighbors agree
     owner = np.repeat(np.arange(len(faces)), 3)
     count = len(faces) + len(edges)
-    links = coo_array((np.ones(len(edge)), (owner, len(faces) + edge)), (count, count))
+    links = coo_matrix((np.ones(len(edge)), (owner, len(faces) + edge)), (count, count))
     _, component = connected_components(links, directed=False)
     face_component, edge_component = component[:len(faces)], component[len(faces):]
     closed = np.bincount(edge_component, uses != 2) == 0

@@ -43,7 +43,7 @@ def to_graph(prediction: Prediction, image: str, width: int, height: int, object
 
 def predict_folder(model: SceneGraphNet, images: ImageFolder, env: Env, object_threshold: float,
                    predicate_threshold: float, kept: Path | None = None) -> list[SceneGraph]:
-    """The network's scene graph of every image, in order; boxes in the pixels of the image's camera.
+    """The network's scene graph of every image, in order; boxes in its own pixels.
 
     Relations that the environment's rules exclude are left out (between two chairs, for instance,
     where one end must be a table). Without a 3-D world there are no rules.
@@ -62,14 +62,14 @@ def predict_folder(model: SceneGraphNet, images: ImageFolder, env: Env, object_t
     bar = progress(len(images.names), "predict", "image", leave=False, done=len(graphs))
     with bar, file or nullcontext():
         for start in range(len(graphs), len(images.names), batch):
-            names, cameras = images.names[start:start + batch], images.cameras[start:start + batch]
+            names = images.names[start:start + batch]
             pixels = torch.stack([load_tensor(images.folder / n, width, height) for n in names])
             with torch.no_grad():
                 features = model.features(pixels.to(device).float() / 255)
                 predictions = model.predict(features, allowed)
-            new = [to_graph(prediction, name, camera.width, camera.height, object_threshold,
+            new = [to_graph(prediction, name, *images.sizes[name], object_threshold,
                             predicate_threshold)
-                   for name, camera, prediction in zip(names, cameras, predictions)]
+                   for name, prediction in zip(names, predictions)]
             if file:
                 add_line(file, {"graphs": [_unrounded(graph) for graph in new]})
             graphs += new

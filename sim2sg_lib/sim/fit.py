@@ -1,11 +1,10 @@
-"""Refinement by gradient: lifted objects move, turn and grow until what is visible of them fits the predicted boxes.
+"""Refinement by gradient: lifted objects move, turn and grow until they show where the predicted boxes are.
 
-Lifting (lift.py) places one object at a time and knows nothing of who hides whom. Here all objects of a batch of scenes
-are rendered together by the soft rasterizer, each in a channel of its own; the columns and rows it shows in are compared
-with its box, and position, yaw and size follow the gradient.
+Lifting (lift.py) treats one object at a time and does not know which hides which. Here all objects of a
+batch of scenes are rendered together by the soft rasterizer, each in a channel of its own; the columns and
+rows in which an object shows are compared with its box, and its pose follows the gradient.
 """
-import math
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,162 +13,103 @@ from torch import Tensor
 
 from sim2sg_lib.camera import Camera, Cameras, stack_cameras
 from sim2sg_lib.graph import SceneGraph
-from sim2sg_lib.scene import Material, Scene, SceneObject, Sky
-from sim2sg_lib.sim.lift import radius_m, side_by_side
-from sim2sg_lib.scene import Mesh
-from sim2sg_lib.sim.meshes import Meshes, build
-from sim2sg_lib.sim.rasterizer import (
-    covered,
-    depth_and_barycentrics,
-    screen_faces,
-    squared_distance_px,
-)
+from sim2sg_lib.scene import Material, Mesh, Scene, SceneObject, Sky
+from sim2sg_lib.sim.lift import side_by_side
+from sim2sg_lib.sim.meshes import Meshes, Poses, build, object_poses, place
+from sim2sg_lib.sim.soft import object_coverage, object_numbers
 
-WIDTH_PX = 120             # of the images that are compared
-EDGE_PX, BLUR_PX = 0.24, 0.8  # softness of an edge, about that of a pixel's overlap; how far beyond it a face is seen
-RATE = 0.02                # of Adam at the start: meters, radians and log size a step
+WIDTH_PX = 120  # of the images that are compared
+EDGE_PX = 0.24  # softness of edges, about that of the overlap with a pixel
+BLUR_PX = 0.8   # how far beyond its edges a face is seen
+RATE = 0.02     # initial learning rate of Adam: meters, radians and log size per step
 SIZE_PRIOR, SHIFT_PRIOR, OVERLAP_PRIOR = 2.0, 0.2, 10.0
 
 
-@dataclass(frozen=True)
-class Placement:
-    """Where O objects stand, the part of a scene that is optimized.
+def refine(objects: list[list[SceneObject]], graphs: list[SceneGraph], cameras: list[Camera],
+           assets: dict[str, Mesh], steps: int = 30,
+           device: torch.device | str = "cpu") -> list[list[SceneObject]]:
+    """The lifted objects of B scenes, fitted to the boxes of their graphs, which are in the same order.
 
-    shift_m: (O, 2) along the ground, from where lifting put them.    turn_rad: (O,) added yaw.
-    log_size: (O,) log of the factor on all extents.
-    """
-
-    shift_m: Tensor
-    turn_rad: Tensor
-    log_size: Tensor
-
-
-def refine(objects: list[list[SceneObject]], graphs: list[SceneGraph], cameras: list[Camera], assets: dict[str, Mesh],
-           steps: int = 30, device: torch.device | str = "cpu") -> list[list[SceneObject]]:
-    """Lifted objects of B scenes, fitted to the boxes of their graphs, whose objects are in the same order.
-
-    Objects stay on the ground, keep category and asset, and are kept apart, and near to where and what they were. Of all
-    steps, the first among them, each scene takes the one that fits best.
+    Objects keep category, asset and height above the ground; priors keep them near their start and apart.
+    Each scene takes the best of all steps, the start included.
     """
     if not any(objects):
         return objects
     height_px = round(WIDTH_PX * cameras[0].height / cameras[0].width)
     views = stack_cameras(cameras, WIDTH_PX, height_px, device)
     black = Sky((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
-    meshes = build([Scene(tuple(row), camera, (), black, Material()) for row, camera in zip(objects, cameras)], assets, device)
-    scale = [np.array([WIDTH_PX / g.width, height_px / g.height] * 2) for g in graphs]
-    boxes = torch.from_numpy(np.concatenate([g.boxes_px * s for g, s in zip(graphs, scale)])).to(device, torch.float32)
-    flat = [o for row in objects for o in row]
-    start, base, yaw_rad, radius = (torch.tensor(values, dtype=torch.float32, device=device) for values in (
-        [o.position_world[:2] for o in flat], [o.position_world[2] for o in flat], [o.yaw_rad for o in flat],
-        [radius_m(o) for o in flat]))
-
+    scenes = [Scene(tuple(row), camera, (), black, Material()) for row, camera in zip(objects, cameras)]
+    meshes, start = build(scenes, assets, device), object_poses(scenes, device)
+    boxes = np.concatenate([g.boxes_px * ([WIDTH_PX / g.width, height_px / g.height] * 2) for g in graphs])
+    boxes = torch.from_numpy(boxes).to(device, torch.float32)
     pairs = neighbors(objects).to(device)
-    moves = [torch.zeros(len(flat), *shape, device=device, requires_grad=True) for shape in ((2,), (), ())]
+
+    shift_m, turn_rad, log_size = moves = [
+        torch.zeros(len(boxes), *shape, dtype=torch.float64, device=device, requires_grad=True)
+        for shape in ((2,), (), ())]
     optimizer = torch.optim.Adam(moves, RATE)
-    schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, max(steps, 1))
-    best = [move.detach().clone() for move in moves]
-    best_error = torch.full((len(objects),), torch.inf, device=device)
+    lr_scheduler = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.1, max(steps, 1))
+    best = [values.clone() for values in (start.position_world, start.size_m, start.yaw_rad)]
+    best_error = torch.full((len(objects),), torch.inf, dtype=torch.float64, device=device)
     for step in range(steps + 1):
-        placement = Placement(*moves)
-        error = box_errors(visible_shares(place(meshes, start, base, yaw_rad, placement), views), meshes.object_scene, boxes)
-        error = error + prior(placement, start, radius, pairs)
+        poses = Poses(start.position_world + F.pad(shift_m, (0, 1)),
+                      start.size_m * log_size.exp()[:, None], start.yaw_rad + turn_rad)
+        shown = visible_coverage(place(meshes, poses), views)
+        error = box_errors(shown, meshes.object_scene, boxes) + prior(poses, start, pairs)
         with torch.no_grad():
             scene_error = torch.zeros_like(best_error).index_add(0, meshes.object_scene, error)
             better = (scene_error < best_error)[meshes.object_scene]
             best_error = best_error.minimum(scene_error)
-            for kept, move in zip(best, moves):
-                kept[better] = move[better]
+            for kept, values in zip(best, (poses.position_world, poses.size_m, poses.yaw_rad)):
+                kept[better] = values[better]
         if step < steps:
             optimizer.zero_grad()
             error.sum().backward()
             optimizer.step()
-            schedule.step()
-    return moved(objects, [kept.cpu().numpy() for kept in best])
+            lr_scheduler.step()
+    rows = iter(zip(*(values.tolist() for values in best)))
+    return [[replace(o, position_world=tuple(position), size_m=tuple(size_m), yaw_rad=yaw_rad)
+             for o, (position, size_m, yaw_rad) in zip(row, rows)] for row in objects]
 
 
-def place(meshes: Meshes, start: Tensor, base: Tensor, yaw_rad: Tensor, placement: Placement) -> Meshes:
-    """The meshes with every object scaled, turned and set down anew; normals stay, the comparison needs none."""
-    owner = meshes.vert_object()
-    angle = (yaw_rad + placement.turn_rad)[owner]
-    x, y, z = (meshes.verts_object * placement.log_size.exp()[owner, None]).unbind(-1)
-    ground = (start + placement.shift_m)[owner]
-    verts = torch.stack([angle.cos() * x - angle.sin() * y + ground[:, 0],
-                         angle.sin() * x + angle.cos() * y + ground[:, 1], z + base[owner]], -1)
-    return replace(meshes, verts_world=verts)
-
-
-def visible_shares(meshes: Meshes, cameras: Cameras) -> Tensor:
-    """(B, M, H, W): how much of each pixel each scene's objects show in, M the most objects of a scene.
-
-    Within its outline an object covers what all its faces do together, beyond it what the nearest one does: together, the
-    many of a fine mesh would put its edge too far out. What the objects before it cover hides it.
-    """
-    faces = screen_faces(meshes, cameras, BLUR_PX, cull_backfaces=True)
-    slot = slots(meshes.object_scene, meshes.scenes)
-    most, pixels = int(slot.max()) + 1, cameras.height * cameras.width
-    with torch.no_grad():
-        pairs = covered(faces, (0, meshes.scenes * cameras.height), cameras.width, BLUR_PX)
-        depth_m, _ = depth_and_barycentrics(faces, pairs)
-        thing = meshes.face_object[faces.face[pairs.face]]
-        place = (meshes.object_scene[thing] * most + slot[thing]) * pixels + pairs.pixel % pixels
-        blank = depth_m.new_zeros(meshes.scenes * most * pixels)
-        nearest_m = (blank + torch.inf).scatter_reduce(0, place, depth_m, "amin")
-    squared = squared_distance_px(faces, pairs)
-    logit = torch.where(pairs.inside, squared, -squared) / EDGE_PX ** 2
-    together = -torch.expm1(blank.index_add(0, place, F.logsigmoid(-logit)))
-    best = torch.sigmoid((blank - torch.inf).scatter_reduce(0, place, logit, "amax"))
-    shape = (meshes.scenes, most, cameras.height, cameras.width)
-    share, nearest_m = torch.where(best > 0.5, together, best).view(shape), nearest_m.view(shape)
-    shown = [share[:, i, None] * torch.where(nearest_m < nearest_m[:, i, None], 1 - share, 1.0).prod(1, keepdim=True)
-             for i in range(most)]
-    return torch.cat(shown, 1)
-
-
-def slots(object_scene: Tensor, scenes: int) -> Tensor:
-    """(O,) an object's number within its scene."""
-    count = torch.bincount(object_scene, minlength=scenes)
-    return torch.arange(len(object_scene), device=object_scene.device) - (count.cumsum(0) - count)[object_scene]
+def visible_coverage(meshes: Meshes, cameras: Cameras) -> Tensor:
+    """(B, M, H, W) fraction of each pixel in which each object shows, M the most objects of a scene."""
+    coverage, depth_m = object_coverage(meshes, cameras, EDGE_PX, BLUR_PX)
+    shown = []
+    for i in range(coverage.shape[1]):
+        clear = torch.where(depth_m < depth_m[:, i, None], 1 - coverage, 1.0).prod(1)  # of nearer objects
+        shown.append(coverage[:, i] * clear)
+    return torch.stack(shown, 1)
 
 
 def box_errors(shown: Tensor, object_scene: Tensor, boxes_px: Tensor) -> Tensor:
-    """(O,) squared difference of the columns and rows that each object shows in and those its box (O, 4) spans."""
-    own = shown[object_scene, slots(object_scene, len(shown))]  # (O, H, W)
+    """(O,) squared differences of the columns and rows in which objects show and those of their boxes (O, 4)."""
+    own = shown[object_scene, object_numbers(object_scene, len(shown))]  # (O, H, W)
     total = 0.0
     for axis, low, high in ((1, 0, 2), (2, 1, 3)):
-        profile = own.amax(axis)  # (O, W) or (O, H): shows anywhere along the line; a product would widen soft edges
+        profile = own.amax(axis)  # (O, W) or (O, H); a union over the line would widen soft edges
         line = torch.arange(profile.shape[1], device=own.device)
-        span = (boxes_px[:, high, None].minimum(line + 1) - boxes_px[:, low, None].maximum(line)).clamp(0, 1)
-        total = total + ((profile - span) ** 2).sum(1)
+        span = boxes_px[:, high, None].minimum(line + 1) - boxes_px[:, low, None].maximum(line)
+        total = total + ((profile - span.clamp(0, 1)) ** 2).sum(1)
     return total
 
 
 def neighbors(objects: list[list[SceneObject]]) -> Tensor:
-    """(P, 2) int64 indices i > j, counted through all scenes, of objects of one scene that could stand in one another."""
+    """(P, 2) int64 indices i > j through all scenes, of objects of one scene that could overlap."""
     pairs, first = [], 0
     for row in objects:
-        pairs += [(first + i, first + j) for i in range(len(row)) for j in range(i) if side_by_side(row[i], row[j])]
+        pairs += [(first + i, first + j) for i in range(len(row)) for j in range(i)
+                  if side_by_side(row[i], row[j])]
         first += len(row)
     return torch.tensor(pairs, dtype=torch.int64).view(-1, 2)
 
 
-def prior(placement: Placement, start: Tensor, radius: Tensor, pairs: Tensor) -> Tensor:
-    """(O,) what an object costs that grows, wanders, or stands in an earlier one of its scene, pairs (P, 2)."""
-    position, size = start + placement.shift_m, radius * placement.log_size.exp()
-    i, j = pairs.unbind(1)
-    inside = ((position[i] - position[j]).norm(dim=1) - size[i] - size[j]).clamp(max=0)
-    cost = SIZE_PRIOR * placement.log_size.square() + SHIFT_PRIOR * placement.shift_m.square().sum(1)
-    return cost.index_add(0, i, OVERLAP_PRIOR * inside.square())
-
-
-def moved(objects: list[list[SceneObject]], moves: list[np.ndarray]) -> list[list[SceneObject]]:
-    """The objects with their moves applied: shift (O, 2), turn (O,) and log size (O,), rows as in `objects`."""
-    rows = iter(zip(*(move.tolist() for move in moves)))
-
-    def move_one(item: SceneObject) -> SceneObject:
-        shift, turn, log_size = next(rows)
-        x, y, z = item.position_world
-        return replace(item, position_world=(x + shift[0], y + shift[1], z), yaw_rad=item.yaw_rad + turn,
-                       size_m=tuple(math.exp(log_size) * extent for extent in item.size_m))
-
-    return [[move_one(item) for item in row] for row in objects]
+def prior(poses: Poses, start: Poses, pairs: Tensor) -> Tensor:
+    """(O,) cost of growing, of moving, and of overlapping an earlier object, by pairs (P, 2)."""
+    log_size = (poses.size_m[:, 0] / start.size_m[:, 0]).log()
+    shift_m = (poses.position_world - start.position_world)[:, :2]
+    radius_m, (i, j) = poses.size_m[:, :2].sum(1) / 4, pairs.unbind(1)
+    apart_m = (poses.position_world[i] - poses.position_world[j])[:, :2].norm(dim=1)
+    overlap_m = (radius_m[i] + radius_m[j] - apart_m).clamp(min=0)
+    cost = SIZE_PRIOR * log_size.square() + SHIFT_PRIOR * shift_m.square().sum(1)
+    return cost.index_add(0, i, OVERLAP_PRIOR * overlap_m.square())

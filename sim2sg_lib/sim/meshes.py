@@ -1,20 +1,23 @@
-"""Procedural unit meshes, and a batch of scenes packed into one."""
-from dataclasses import dataclass, fields
+"""Procedural unit meshes, and the objects of a batch of scenes packed and posed as tensors."""
+from dataclasses import dataclass, fields, replace
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.spatial.transform import Rotation
+from torch import Tensor
 
-from sim2sg_lib.scene import Mesh, PATTERNS, Material, Scene, Texture
+from sim2sg_lib.scene import PATTERNS, Material, Mesh, Scene, Texture
+from sim2sg_lib.sim.tensor_ops import rows_of
 
 
 @dataclass(frozen=True)
 class Part:
-    """One piece of an asset that is made of several, in the asset's frame: x ahead, y left, z up, meters.
+    """One piece of a composed asset, in the asset's frame: x ahead, y left, z up, meters.
 
-    mesh:       unit mesh.    size_m: its extents.    position_m: of its footprint's center.
-    turn_rad:   rotations about x, y and z, in this order, around that point.
-    number:     which of the object's materials it wears.
+    mesh:       unit mesh.    size_m: its extents.    position_m: center of its footprint.
+    number:     index of its material among those of the object.
+    turn_rad:   rotations about x, y and z, in this order, around position_m.
     """
 
     mesh: Mesh
@@ -25,7 +28,7 @@ class Part:
 
 
 def compose(parts: list[Part]) -> tuple[Mesh, tuple[float, float, float]]:
-    """One unit mesh of several pieces, and the extents (x, y, z) in meters that give them their own sizes back."""
+    """One unit mesh of several parts, and the extents (x, y, z) in meters that restore their sizes."""
     verts, normals, faces, numbers, first = [], [], [], [], 0
     for part in parts:
         turn = Rotation.from_euler("xyz", part.turn_rad).as_matrix()
@@ -39,9 +42,9 @@ def compose(parts: list[Part]) -> tuple[Mesh, tuple[float, float, float]]:
 
 def to_unit(verts: np.ndarray, normals: np.ndarray, faces: np.ndarray,
             face_part: np.ndarray | None = None) -> tuple[Mesh, tuple[float, float, float]]:
-    """Any vertices (V, 3) in meters with normals (V, 3) of any length as a unit mesh, and their extents in meters."""
+    """Vertices (V, 3) in meters with normals (V, 3) of any length -> a unit mesh, its extents in meters."""
     low, high = verts.min(0), verts.max(0)
-    size = np.maximum(high - low, 1e-6)  # a flat asset keeps a thickness to divide by
+    size = np.maximum(high - low, 1e-6)  # a flat asset keeps a minimal thickness
     unit = (verts - [*(low + high)[:2] / 2, low[2]]) / size
     normals = normals * size
     normals = normals / np.maximum(np.linalg.norm(normals, axis=1, keepdims=True), 1e-12)
@@ -49,14 +52,14 @@ def to_unit(verts: np.ndarray, normals: np.ndarray, faces: np.ndarray,
 
 
 def box_mesh() -> Mesh:
-    """The unit box: 24 vertices, so that each side has its own flat normal; 12 faces."""
+    """The unit box: 24 vertices, four per side for flat normals; 12 faces."""
     verts, normals, faces = [], [], []
     for axis in range(3):
         for sign in (-1.0, 1.0):
             normal = np.zeros(3)
             normal[axis] = sign
             u, v = np.roll(np.eye(3), 1, 0)[axis], np.roll(np.eye(3), 2, 0)[axis]
-            # u x v is +-axis: pick the order of corners that winds counter-clockwise seen from outside
+            # u x v is +-axis: choose the order of corners that is counter-clockwise from outside
             corners = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
             if np.dot(np.cross(u, v), normal) < 0:
                 corners = corners[::-1]
@@ -70,12 +73,14 @@ def box_mesh() -> Mesh:
 def sphere_mesh(subdivisions: int = 3) -> Mesh:
     """An icosphere of 20 * 4**subdivisions faces with smooth normals."""
     golden = (1 + 5 ** 0.5) / 2
-    verts = [(-1, golden, 0), (1, golden, 0), (-1, -golden, 0), (1, -golden, 0), (0, -1, golden), (0, 1, golden),
-             (0, -1, -golden), (0, 1, -golden), (golden, 0, -1), (golden, 0, 1), (-golden, 0, -1), (-golden, 0, 1)]
+    verts = [(-1, golden, 0), (1, golden, 0), (-1, -golden, 0), (1, -golden, 0),
+             (0, -1, golden), (0, 1, golden), (0, -1, -golden), (0, 1, -golden),
+             (golden, 0, -1), (golden, 0, 1), (-golden, 0, -1), (-golden, 0, 1)]
     verts = [np.array(v) / np.linalg.norm(v) for v in verts]
-    faces = [(0, 11, 5), (0, 5, 1), (0, 1, 7), (0, 7, 10), (0, 10, 11), (1, 5, 9), (5, 11, 4), (11, 10, 2), (10, 7, 6),
-             (7, 1, 8), (3, 9, 4), (3, 4, 2), (3, 2, 6), (3, 6, 8), (3, 8, 9), (4, 9, 5), (2, 4, 11), (6, 2, 10),
-             (8, 6, 7), (9, 8, 1)]
+    faces = [(0, 11, 5), (0, 5, 1), (0, 1, 7), (0, 7, 10), (0, 10, 11),
+             (1, 5, 9), (5, 11, 4), (11, 10, 2), (10, 7, 6), (7, 1, 8),
+             (3, 9, 4), (3, 4, 2), (3, 2, 6), (3, 6, 8), (3, 8, 9),
+             (4, 9, 5), (2, 4, 11), (6, 2, 10), (8, 6, 7), (9, 8, 1)]
     for _ in range(subdivisions):
         faces = _subdivide(verts, faces)
     normals = np.array(verts)
@@ -83,7 +88,7 @@ def sphere_mesh(subdivisions: int = 3) -> Mesh:
 
 
 def _subdivide(verts: list[np.ndarray], faces: list[tuple]) -> list[tuple]:
-    """Split every face in four; the new vertices, on the unit sphere, are appended to `verts`."""
+    """Split every face in four; the new vertices on the unit sphere are appended to `verts`."""
     middle: dict[tuple[int, int], int] = {}
 
     def midpoint(i, j):
@@ -104,17 +109,18 @@ def _subdivide(verts: list[np.ndarray], faces: list[tuple]) -> list[tuple]:
 def cylinder_mesh(segments: int = 48, top: float = 1.0) -> Mesh:
     """An upright cylinder with flat caps and smooth sides; 4 * segments - 4 faces.
 
-    top: width of its upper end as a share of the lower; 0 for a cone.
+    top: width of the upper end as a fraction of the lower; 0 for a cone.
     """
     angle = np.arange(segments) * 2 * np.pi / segments
     side = np.stack([np.cos(angle), np.sin(angle), np.zeros(segments)], 1)  # (S, 3)
     lower, upper = 0.5 * side, 0.5 * top * side + [0, 0, 1]
     down, up = np.tile([0, 0, -1.0], (segments, 1)), np.tile([0, 0, 1.0], (segments, 1))
     outward = (side + [0, 0, (1 - top) / 2]) / np.hypot(1, (1 - top) / 2)
-    verts = np.concatenate([lower, upper, lower, upper])  # the sides' two rings, then the caps' own
+    verts = np.concatenate([lower, upper, lower, upper])  # two rings of the sides, two of the caps
     normals = np.concatenate([outward, outward, down, up])
     i, j = np.arange(segments), (np.arange(segments) + 1) % segments
-    sides = np.concatenate([np.stack([i, j, j + segments], 1), np.stack([i, j + segments, i + segments], 1)])
+    sides = np.concatenate([np.stack([i, j, j + segments], 1),
+                            np.stack([i, j + segments, i + segments], 1)])
     fan = np.arange(1, segments - 1)
     cap = np.stack([np.zeros_like(fan), fan, fan + 1], 1)
     faces = np.concatenate([sides, 2 * segments + cap[:, ::-1], 3 * segments + cap])
@@ -122,10 +128,10 @@ def cylinder_mesh(segments: int = 48, top: float = 1.0) -> Mesh:
 
 
 def prism_mesh(outline: list[tuple[float, float]], top: float = 1.0) -> Mesh:
-    """A side view drawn across: outline (N, 2) of points (x, z), drawn out along y, with flat sides.
+    """A side view (x, z), extruded along y, with flat sides.
 
-    The outline runs counter-clockwise when x points right and z up, and all of it is seen from its middle.
-    top: width across at the upper end as a share of the lower.
+    outline: (N, 2) points, counter-clockwise with x to the right and z up, star-shaped around their mean.
+    top:     width along y at the upper end as a fraction of the lower.
     """
     points = np.array(outline, np.float64)
     low, high = points.min(0), points.max(0)
@@ -142,7 +148,7 @@ def prism_mesh(outline: list[tuple[float, float]], top: float = 1.0) -> Mesh:
 
 
 def flat_mesh(polygons: list[list[tuple[float, float, float]]]) -> Mesh:
-    """Convex polygons with flat normals, each counter-clockwise from outside; the vertices as they are given."""
+    """Convex polygons with flat normals, each counter-clockwise from outside; vertices are kept."""
     verts, normals, faces = [], [], []
     for polygon in polygons:
         first, corners = len(verts), np.array(polygon, np.float64)
@@ -153,110 +159,157 @@ def flat_mesh(polygons: list[list[tuple[float, float, float]]]) -> Mesh:
     return Mesh(np.array(verts), np.array(normals), np.array(faces, np.int64))
 
 
+# --- batches of scenes --------------------------------------------------------------------------------
+
 @dataclass(frozen=True)
 class Textures:
-    """N textures. pattern: (N,) int64 into scene.PATTERNS, -1 for none.    color: (N, 3).    scale_m, amount: (N,).
+    """N textures.
 
-    seed: (N,) int64.
+    pattern: (N,) int64 index into scene.PATTERNS, -1 for none.    color: (N, 3) linear RGB.
+    scale_m, amount: (N,) float.    seed: (N,) int64.    See scene.Texture.
     """
 
-    pattern: torch.Tensor
-    color: torch.Tensor
-    scale_m: torch.Tensor
-    amount: torch.Tensor
-    seed: torch.Tensor
+    pattern: Tensor
+    color: Tensor
+    scale_m: Tensor
+    amount: Tensor
+    seed: Tensor
 
-    def select(self, index: torch.Tensor) -> "Textures":
-        """One for each of an index (N,)."""
+    def select(self, index: Tensor) -> "Textures":
+        """The textures at an index (N,)."""
         return Textures(*(rows_of(getattr(self, field.name), index) for field in fields(self)))
 
 
-def rows_of(values: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
-    """values[index] of values (K, ...) and an index (N,): (N, ...); of a single row a view, nothing is copied."""
-    return values.expand(len(index), *values.shape[1:]) if len(values) == 1 else values.index_select(0, index)
+@dataclass(frozen=True)
+class Poses:
+    """Where O objects stand: position_world (O, 3), size_m (O, 3), yaw_rad (O,); see scene.SceneObject."""
+
+    position_world: Tensor
+    size_m: Tensor
+    yaw_rad: Tensor
 
 
 @dataclass(frozen=True)
 class Meshes:
     """The objects of B scenes, O in all with M materials, packed. Indices count through the whole batch.
 
-    verts_world, normals_world: (V, 3) float.    faces: (F, 3) int64 into verts.
-    verts_object: (V, 3) float, meters in the object's own frame, where its texture lives.
-    face_object, face_material: (F,) int64.      vert_scene: (V,) int64.
-    object_scene: (O,) int64, ascending.         scenes: B; a scene may have no object.
-    color: (M, 3) float, linear RGB.            metallic, roughness: (M,) float.
-    texture: of each material.
+    verts_unit, normals_unit:   (V, 3) float64 in the unit boxes of the assets.
+    verts_object:               (V, 3) float, meters in the frame of the object, where its texture lives.
+    verts_world, normals_world: (V, 3) float.
+    vert_object:                (V,) int64.
+    faces:                      (F, 3) int64 into verts.
+    face_object, face_material: (F,) int64.
+    object_scene:               (O,) int64, ascending.
+    scenes:                     B; a scene may have no object.
+    color:                      (M, 3) float, linear RGB.
+    metallic, roughness:        (M,) float.
+    texture:                    M textures.
     """
 
-    verts_world: torch.Tensor
-    verts_object: torch.Tensor
-    normals_world: torch.Tensor
-    faces: torch.Tensor
-    face_object: torch.Tensor
-    face_material: torch.Tensor
-    vert_scene: torch.Tensor
-    object_scene: torch.Tensor
+    verts_unit: Tensor
+    normals_unit: Tensor
+    verts_object: Tensor
+    verts_world: Tensor
+    normals_world: Tensor
+    vert_object: Tensor
+    faces: Tensor
+    face_object: Tensor
+    face_material: Tensor
+    object_scene: Tensor
     scenes: int
-    color: torch.Tensor
-    metallic: torch.Tensor
-    roughness: torch.Tensor
+    color: Tensor
+    metallic: Tensor
+    roughness: Tensor
     texture: Textures
 
-    def vert_object(self) -> torch.Tensor:
-        """(V,) int64, the object that each vertex belongs to."""
-        owner = torch.zeros(len(self.verts_world), dtype=torch.int64, device=self.verts_world.device)
-        owner[self.faces.reshape(-1)] = self.face_object.repeat_interleave(3)
-        return owner
-
-
-def pack_textures(materials: list[Material], device: torch.device | str, dtype: torch.dtype) -> Textures:
-    """One entry a material."""
-    plain = Texture(PATTERNS[0], (0.0, 0.0, 0.0), amount=0.0)
-    textures = [material.texture or plain for material in materials]
-    pattern = [PATTERNS.index(m.texture.pattern) if m.texture else -1 for m in materials]
-
-    def floats(values, *shape):
-        return torch.tensor(values, dtype=torch.float64).to(device, dtype).view(-1, *shape)
-
-    return Textures(torch.tensor(pattern, dtype=torch.int64, device=device), floats([t.color for t in textures], 3),
-                    floats([t.scale_m for t in textures]), floats([t.amount for t in textures]),
-                    torch.tensor([t.seed for t in textures], dtype=torch.int64, device=device))
+    @property
+    def vert_scene(self) -> Tensor:
+        """(V,) int64."""
+        return self.object_scene[self.vert_object]
 
 
 def build(scenes: list[Scene], assets: dict[str, Mesh], device: torch.device | str = "cpu",
           dtype: torch.dtype = torch.float32) -> Meshes:
-    """Place every object's asset in its scene's world and pack them all."""
-    objects = [(b, o) for b, scene in enumerate(scenes) for o in scene.objects]
-    placed = [place(assets[o.asset], o.position_world, o.size_m, o.yaw_rad) for _, o in objects]
-    materials = [material for _, o in objects for material in (o.material, *o.part_materials)]
-    first_material = np.cumsum([0] + [1 + len(o.part_materials) for _, o in objects])
-    worn = [np.where(m.parts() <= len(o.part_materials), m.parts(), 0) + first
-            for m, (_, o), first in zip(placed, objects, first_material)]
-    counts = [len(mesh.verts) for mesh in placed]
-    first_vert = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
+    """Pack the assets of all objects, unit meshes by name, and place them in their scenes' worlds."""
+    objects = [o for scene in scenes for o in scene.objects]
+    units = [assets[o.asset] for o in objects]
+    materials = [material for o in objects for material in (o.material, *o.part_materials)]
+    first_vert = np.cumsum([0, *(len(mesh.verts) for mesh in units)])
+    first_material = np.cumsum([0, *(1 + len(o.part_materials) for o in objects)])
+    # a part without a material takes that of the first part
+    part_materials = [np.where(mesh.parts() <= len(o.part_materials), mesh.parts(), 0)
+                      for mesh, o in zip(units, objects)]
 
-    def pack(arrays, shape, kind):
-        stacked = np.concatenate([np.asarray(a).reshape(-1, *shape) for a in arrays] + [np.zeros((0, *shape))])
+    def floats(rows, *shape, kind=dtype):
+        stacked = np.concatenate([np.zeros((0, *shape)), *(np.reshape(row, (-1, *shape)) for row in rows)])
         return torch.from_numpy(stacked).to(device, kind)
 
-    object_scene = [b for b, _ in objects]
-    return Meshes(
-        pack([m.verts for m in placed], (3,), dtype),
-        pack([assets[o.asset].verts * o.size_m for _, o in objects], (3,), dtype),
-        pack([m.normals for m in placed], (3,), dtype),
-        pack([m.faces + first for m, first in zip(placed, first_vert)], (3,), torch.int64),
-        pack([np.full(len(m.faces), i) for i, m in enumerate(placed)], (), torch.int64),
-        pack(worn, (), torch.int64),
-        pack([np.full(n, b) for b, n in zip(object_scene, counts)], (), torch.int64),
-        pack([object_scene], (), torch.int64), len(scenes),
-        pack([m.color for m in materials], (3,), dtype), pack([[m.metallic for m in materials]], (), dtype),
-        pack([[m.roughness for m in materials]], (), dtype), pack_textures(materials, device, dtype))
+    def indices(rows, *shape):
+        return torch.from_numpy(np.concatenate([np.zeros((0, *shape), np.int64), *rows])).to(device)
+
+    verts_unit = floats([mesh.verts for mesh in units], 3, kind=torch.float64)
+    normals_unit = floats([mesh.normals for mesh in units], 3, kind=torch.float64)
+    meshes = Meshes(
+        verts_unit, normals_unit, verts_unit, verts_unit, normals_unit,
+        vert_object=indices([np.full(len(mesh.verts), i) for i, mesh in enumerate(units)]),
+        faces=indices([mesh.faces + first for mesh, first in zip(units, first_vert)], 3),
+        face_object=indices([np.full(len(mesh.faces), i) for i, mesh in enumerate(units)]),
+        face_material=indices([part + first for part, first in zip(part_materials, first_material)]),
+        object_scene=indices([np.full(len(scene.objects), b) for b, scene in enumerate(scenes)]),
+        scenes=len(scenes),
+        color=floats([m.color for m in materials], 3),
+        metallic=floats([m.metallic for m in materials]),
+        roughness=floats([m.roughness for m in materials]),
+        texture=pack_textures(materials, device, dtype))
+    return place(meshes, object_poses(scenes, device))
 
 
-def place(mesh: Mesh, position_world, size_m, yaw_rad: float) -> Mesh:
-    """The unit asset scaled to `size_m` (3,), turned by yaw about z and moved to `position_world` (3,)."""
+def object_poses(scenes: list[Scene], device: torch.device | str = "cpu") -> Poses:
+    """The poses of the objects of all scenes, float64."""
+    rows = [(*o.position_world, *o.size_m, o.yaw_rad) for scene in scenes for o in scene.objects]
+    values = torch.tensor(rows, dtype=torch.float64, device=device).view(-1, 7)
+    return Poses(values[:, :3], values[:, 3:6], values[:, 6])
+
+
+def place(meshes: Meshes, poses: Poses) -> Meshes:
+    """Scale every object to its size, turn it about z by its yaw and move it to its position.
+
+    Gradients reach the poses. Computed in float64; the result has the floating type of the materials.
+    """
+    owner, dtype = meshes.vert_object, meshes.color.dtype
+    position, size_m = poses.position_world.double()[owner], poses.size_m.double()[owner]
+    cos, sin = poses.yaw_rad.double().cos()[owner], poses.yaw_rad.double().sin()[owner]
+
+    def turn(vectors: Tensor) -> Tensor:
+        x, y, z = vectors.unbind(-1)
+        return torch.stack([x * cos - y * sin, x * sin + y * cos, z], -1)
+
+    verts_object = meshes.verts_unit * size_m
+    normals = F.normalize(turn(meshes.normals_unit / size_m), dim=-1)
+    return replace(meshes, verts_object=verts_object.to(dtype), normals_world=normals.to(dtype),
+                   verts_world=(turn(verts_object) + position).to(dtype))
+
+
+def pose_mesh(mesh: Mesh, position_world, size_m, yaw_rad: float) -> Mesh:
+    """`place` of one asset in numpy, for lifting: size_m (3,), yaw about z, position_world (3,)."""
     cos, sin = np.cos(yaw_rad), np.sin(yaw_rad)
     turn = np.array([[cos, -sin, 0], [sin, cos, 0], [0, 0, 1]])
     normals = mesh.normals / np.asarray(size_m) @ turn.T
     normals /= np.linalg.norm(normals, axis=1, keepdims=True)
-    return Mesh(mesh.verts * np.asarray(size_m) @ turn.T + np.asarray(position_world), normals, mesh.faces, mesh.face_part)
+    verts_world = mesh.verts * np.asarray(size_m) @ turn.T + np.asarray(position_world)
+    return Mesh(verts_world, normals, mesh.faces, mesh.face_part)
+
+
+def pack_textures(materials: list[Material], device: torch.device | str, dtype: torch.dtype) -> Textures:
+    """One texture per material; plain ones have pattern -1."""
+    plain = Texture(PATTERNS[0], (0.0, 0.0, 0.0), amount=0.0)
+    textures = [material.texture or plain for material in materials]
+    patterns = [PATTERNS.index(m.texture.pattern) if m.texture else -1 for m in materials]
+
+    def floats(values, *shape):
+        return torch.tensor(values, dtype=torch.float64).to(device, dtype).view(-1, *shape)
+
+    return Textures(
+        torch.tensor(patterns, dtype=torch.int64, device=device), floats([t.color for t in textures], 3),
+        floats([t.scale_m for t in textures]), floats([t.amount for t in textures]),
+        torch.tensor([t.seed for t in textures], dtype=torch.int64, device=device))

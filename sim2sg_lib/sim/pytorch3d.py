@@ -1,4 +1,4 @@
-"""PyTorch3D's MeshRasterizer behind raster.rasterize's interface (Ravi et al. 2020), for those who have it installed."""
+"""PyTorch3D's MeshRasterizer (Ravi et al. 2020), if installed, with the interface of rasterizer.rasterize."""
 import torch
 
 from sim2sg_lib.camera import Cameras
@@ -6,35 +6,36 @@ from sim2sg_lib.cli import InputError
 from sim2sg_lib.sim.meshes import Meshes
 from sim2sg_lib.sim.rasterizer import NEAR_M, Fragments
 
+INSTALL = "https://github.com/facebookresearch/pytorch3d/blob/main/INSTALL.md"
+
 
 def require() -> None:
-    """Errors: InputError if PyTorch3D cannot be imported."""
+    """Raises: InputError if PyTorch3D cannot be imported."""
     try:
         import pytorch3d.renderer  # noqa: F401
     except ImportError as error:
-        raise InputError(f"--renderer pytorch3d: cannot import it ({error}); build it from its source as "
-                         "https://github.com/facebookresearch/pytorch3d/blob/main/INSTALL.md says, or leave the option out"
-                         ) from None
+        raise InputError(f"--renderer pytorch3d: cannot import it ({error}); build it from source as "
+                         f"{INSTALL} says, or leave the option out") from None
 
 
 def rasterize(meshes: Meshes, cameras: Cameras, blur_radius: float = 0.0, faces_per_pixel: int = 1,
               cull_backfaces: bool = False) -> Fragments:
-    """As raster.rasterize, with PyTorch3D's own use of memory. Errors: InputError if PyTorch3D cannot be imported."""
+    """As rasterizer.rasterize. Raises: InputError if PyTorch3D cannot be imported."""
     require()
     from pytorch3d.renderer import MeshRasterizer, RasterizationSettings
     from pytorch3d.structures import Meshes as Structures
     from pytorch3d.utils import cameras_from_opencv_projection
-    size = torch.tensor([[cameras.height, cameras.width]], device=cameras.K.device).expand(meshes.scenes, 2)
+    size = torch.tensor([[cameras.height, cameras.width]], device=cameras.K.device)
+    size = size.expand(meshes.scenes, 2)
     views = cameras_from_opencv_projection(cameras.R, cameras.t, cameras.K, size)
     settings = RasterizationSettings(
-        image_size=(cameras.height, cameras.width), blur_radius=blur_radius, faces_per_pixel=faces_per_pixel,
-        cull_backfaces=cull_backfaces, z_clip_value=NEAR_M, bin_size=None)
+        image_size=(cameras.height, cameras.width), blur_radius=blur_radius,
+        faces_per_pixel=faces_per_pixel, cull_backfaces=cull_backfaces, z_clip_value=NEAR_M, bin_size=None)
     verts, faces, first = [], [], 0
     face_scene = meshes.object_scene[meshes.face_object]
-    for scene in range(meshes.scenes):  # both packings run scene after scene, so faces keep their numbers
-        own = meshes.verts_world[meshes.vert_scene == scene]
-        verts.append(own)
+    for scene in range(meshes.scenes):  # both packings are ordered by scene, so faces keep their indices
+        verts.append(meshes.verts_world[meshes.vert_scene == scene])
         faces.append(meshes.faces[face_scene == scene] - first)
-        first += len(own)
+        first += len(verts[-1])
     found = MeshRasterizer(views, settings)(Structures(verts, faces))
     return Fragments(found.pix_to_face, found.zbuf, found.bary_coords, found.dists)

@@ -2,11 +2,15 @@
 import numpy as np
 import torch
 
+from sim2sg_lib.camera import stack_cameras
 from sim2sg_lib.env import Env, Rendered
 from sim2sg_lib.scene import Scene
 from sim2sg_lib.sim import pytorch3d, rasterizer
-from sim2sg_lib.sim.annotate import annotate_objects
-from sim2sg_lib.sim.shading import rasterize_scenes, shade
+from sim2sg_lib.sim.annotate import annotate
+from sim2sg_lib.sim.large_images import is_large, shade_large
+from sim2sg_lib.sim.meshes import build
+from sim2sg_lib.sim.rasterizer import scale_cameras
+from sim2sg_lib.sim.shading import SUPERSAMPLE, shade
 
 RASTERIZERS = {"own": rasterizer.rasterize, "pytorch3d": pytorch3d.rasterize}
 
@@ -17,12 +21,21 @@ def sample_scene(env: Env, domain: str, randomize: str, rng: np.random.Generator
     return env.world.sample_appearance(objects, camera, domain, randomize, rng)
 
 
-def render_scenes(env: Env, scenes: list[Scene], names: list[str], size: tuple[int, int], device: torch.device,
-                  renderer: str = "own") -> Rendered:
+def render_scenes(env: Env, scenes: list[Scene], names: list[str], size: tuple[int, int],
+                  device: torch.device, renderer: str = "own") -> Rendered:
     """Images of the scenes and their exact labels.
 
-    names: of the images, for their graphs. size: width and height in pixels. renderer: a name of RASTERIZERS.
+    names: of the images, for their graphs.    size: width and height in pixels.
+    renderer: a name of RASTERIZERS.
+
+    Raises: InputError if PyTorch3D is asked for and cannot be imported.
     """
-    seen = rasterize_scenes(scenes, env.world.assets, *size, device, RASTERIZERS[renderer])
-    images = (shade(*seen, scenes) * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
-    return Rendered(images, *annotate_objects(*seen, scenes, env, names))
+    scenes = [scene.moved((-scene.origin_world[0], -scene.origin_world[1])) for scene in scenes]
+    meshes = build(scenes, env.world.assets, device)
+    cameras = stack_cameras([scene.camera for scene in scenes], *size, device)
+    rasterize, fine_cameras = RASTERIZERS[renderer], scale_cameras(cameras, SUPERSAMPLE)
+    fragments = rasterize(meshes, fine_cameras, cull_backfaces=True)
+    shade_images = shade_large if is_large(cameras) else shade
+    images = shade_images(fragments, meshes, cameras, scenes)
+    pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    return Rendered(pixels, *annotate(fragments, meshes, cameras, scenes, env, names))

@@ -76,7 +76,9 @@ class LiftedScenes:
     def scenes(self, indices: range) -> list[Scene]:
         world, rngs = self.env.world, generators(self.seed, self.env, self.method, indices)
         chosen = [i % len(self.graphs) for i in indices]
-        cameras = [self.cameras[i] for i in chosen]
+        # the origin of the world is arbitrary: lift in the world of the nominal camera
+        offsets_m = [self.cameras[i].offset_from(world.camera) for i in chosen]
+        cameras = [self.cameras[i].moved(-offset_m) for i, offset_m in zip(chosen, offsets_m)]
         lifted = [lift(self.graphs[i], camera, self.env, rng)
                   for i, camera, rng in zip(chosen, cameras, rngs)]
         objects, graphs = [row for row, _ in lifted], [graph for _, graph in lifted]
@@ -85,8 +87,8 @@ class LiftedScenes:
         if world.snap_to_context:
             objects = [world.snap_to_context(row, graph.boxes_px, camera, rng)
                        for row, graph, camera, rng in zip(objects, graphs, cameras, rngs)]
-        return [world.sample_appearance(row, camera, "source", self.randomize, rng)
-                for row, camera, rng in zip(objects, cameras, rngs)]
+        return [world.sample_appearance(row, camera, "source", self.randomize, rng).moved(offset_m)
+                for row, camera, rng, offset_m in zip(objects, cameras, rngs, offsets_m)]
 
 
 def generators(seed: int, env: Env, method: str, indices: range) -> list[np.random.Generator]:

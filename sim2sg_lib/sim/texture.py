@@ -1,33 +1,33 @@
-"""Procedural textures: patterns in [0, 1] of a point in an object's own space, which blend in a second color."""
+"""Procedural textures: patterns in [0, 1] at points in an object's space, which blend in a second color."""
 import math
 
 import torch
 from torch import Tensor
 
 from sim2sg_lib.scene import PATTERNS
-from sim2sg_lib.sim.lighting import mix, pick
 from sim2sg_lib.sim.meshes import Textures
+from sim2sg_lib.sim.tensor_ops import mix, pick
 
 
 def textured(color: Tensor, textures: Textures, index: Tensor, points: Tensor) -> Tensor:
-    """color (N, 3) with the texture index (N,) of `textures` blended in at points (N, 3) meters of its own space."""
-    worn = set(textures.pattern.tolist())
-    if len(worn) == 1:
-        return patterned(worn.pop(), color, index, points, textures)
-    for number in worn:
-        chosen = (textures.pattern.index_select(0, index) == number).nonzero()[:, 0]
-        own = patterned(number, *pick(chosen, color, index, points), textures)
-        color = color.index_copy(0, chosen, own)
+    """color (N, 3) with texture index (N,) of `textures` blended in at points (N, 3), meters."""
+    patterns = set(textures.pattern.tolist())
+    if len(patterns) == 1:
+        return patterned(patterns.pop(), color, index, points, textures)
+    for pattern in patterns:
+        chosen = (textures.pattern.index_select(0, index) == pattern).nonzero()[:, 0]
+        blended = patterned(pattern, *pick(chosen, color, index, points), textures)
+        color = color.index_copy(0, chosen, blended)
     return color
 
 
-def patterned(number: int, color: Tensor, index: Tensor, points: Tensor, textures: Textures) -> Tensor:
-    """`textured` where all textures have the same pattern, PATTERNS[number]; -1 for none."""
-    if number < 0 or len(points) == 0:
+def patterned(pattern: int, color: Tensor, index: Tensor, points: Tensor, textures: Textures) -> Tensor:
+    """`textured` where all textures have the same pattern, PATTERNS[pattern]; -1 for none."""
+    if pattern < 0 or len(points) == 0:
         return color
-    own = textures.select(index)
-    share = PATTERN[PATTERNS[number]](points / own.scale_m[:, None], own.seed)
-    return mix(color, own.color, (share * own.amount)[:, None])
+    chosen = textures.select(index)
+    weight = PATTERN[PATTERNS[pattern]](points / chosen.scale_m[:, None], chosen.seed)
+    return mix(color, chosen.color, (weight * chosen.amount)[:, None])
 
 
 def noise(points: Tensor, seed: Tensor) -> Tensor:
@@ -37,46 +37,48 @@ def noise(points: Tensor, seed: Tensor) -> Tensor:
 
 def checks(points: Tensor, seed: Tensor) -> Tensor:
     """A board of unit squares, on every side of a solid."""
-    return (points + 1e-4).floor().sum(-1) % 2  # a side that lies on the lattice belongs to the cells outside it
+    return (points + 1e-4).floor().sum(-1) % 2  # sides that lie on the lattice belong to the cells outside
 
 
 def wood(points: Tensor, seed: Tensor) -> Tensor:
-    """Rings around z, wavy: a trunk of unit rings cut along any plane."""
+    """Wavy rings around z, one unit wide: a trunk that any plane may cut."""
     radius = (points[:, :2] ** 2).sum(-1).clamp(min=1e-12).sqrt() + 0.6 * noise(points * 0.7, seed)
     return (0.5 - 0.5 * (2 * math.pi * radius).cos()) ** 2
 
 
 def brick(points: Tensor, seed: Tensor) -> Tensor:
-    """Mortar between unevenly fired bricks, one unit long and a third high; every other row is set off by half."""
+    """Mortar between unevenly fired bricks, 1 unit long and 1/3 high; every other row is offset by half."""
     row = (points[:, 2] * 3).floor()
     along = points[:, 0] + points[:, 1] + 0.5 * (row % 2)
     joint = ((along % 1) < 0.06) | ((points[:, 2] * 3 % 1) < 0.15)
-    shade_of_brick = 0.3 * lattice(along.floor().long(), row.long(), torch.zeros_like(seed), seed).to(points.dtype)
-    return torch.where(joint, 1.0, shade_of_brick)
+    brick_value = 0.3 * lattice(along.floor().long(), row.long(), torch.zeros_like(seed), seed)
+    return torch.where(joint, 1.0, brick_value.to(points.dtype))
 
 
 def asphalt(points: Tensor, seed: Tensor) -> Tensor:
-    """Fine grains with some coarse stains."""
+    """Fine grains with coarse stains."""
     return 0.7 * value_noise(points * 12, seed) ** 2 + 0.3 * value_noise(points * 0.5, seed + 1)
 
 
 def grass(points: Tensor, seed: Tensor) -> Tensor:
-    """Blades: noise drawn out along one direction, in patches."""
+    """Blades: noise stretched along one direction, in patches."""
     blades = value_noise(points * points.new_tensor([20.0, 4.0, 4.0]), seed)
     return blades * (0.4 + 0.6 * value_noise(points, seed + 1))
 
 
-PATTERN = {"noise": noise, "checks": checks, "wood": wood, "brick": brick, "asphalt": asphalt, "grass": grass}
+PATTERN = {"noise": noise, "checks": checks, "wood": wood, "brick": brick, "asphalt": asphalt,
+           "grass": grass}
 
 
 def value_noise(points: Tensor, seed: Tensor) -> Tensor:
-    """(N, 3) points, (N,) seeds -> (N,) in [0, 1]: random values on the integer lattice, blended by smoothstep."""
+    """(N, 3) points, (N,) seeds -> (N,) in [0, 1]: random values on a lattice, blended by smoothstep."""
     cell, blend = [], []
     for along in points.movedim(-1, 0).contiguous():
         cell.append(along.floor())
         blend.append((along - cell[-1]) ** 2 * (3 - 2 * (along - cell[-1])))
-    # what each corner adds to the hash, in 32 bits: products that overflow keep the bits that count
-    x, y, z = ([n * factor, (n + 1) * factor] for n, factor in zip((c.long().int() for c in cell), LATTICE))
+    # what each corner adds to the hash; 32 bits suffice, since overflow keeps the bits that count
+    x, y, z = ([n * factor, (n + 1) * factor]
+               for n, factor in zip((c.long().int() for c in cell), LATTICE))
     seed = seed.int() * SEED_FACTOR
 
     def edge(dy, dz):
@@ -87,7 +89,7 @@ def value_noise(points: Tensor, seed: Tensor) -> Tensor:
     def layer(dz):
         return torch.lerp(edge(0, dz), edge(1, dz), blend[1])
 
-    if not blend[2].any():  # all points lie on one layer of the lattice, as those of the ground do
+    if not blend[2].any():  # all points lie on one layer of the lattice, as on flat ground
         return layer(0)
     return torch.lerp(layer(0), layer(1), blend[2])
 
@@ -96,7 +98,7 @@ LATTICE, SEED_FACTOR = (374761393, 668265263, 2147483647), 144269504
 
 
 def lattice(x: Tensor, y: Tensor, z: Tensor, seed: Tensor) -> Tensor:
-    """A hash of integers x, y, z and seed to a float in [0, 1)."""
+    """A hash of integers x, y, z and seed as a float in [0, 1)."""
     return scramble((x * LATTICE[0] + y * LATTICE[1] + z * LATTICE[2] + seed * SEED_FACTOR).int())
 
 
