@@ -446,6 +446,11 @@ def test_scores_depend_neither_on_the_working_directory_nor_on_the_spelling_of_p
                toy / "data/target/test", "--out",
                tmp_path / "out", code=3)
     assert "holds the metrics of checkpoint" in line
+    # no file is called so
+    (tmp_path / "out/metrics.json").write_text(json.dumps({"checkpoint": "x\0y", "data": "x\0y"}))
+    arguments = ["evaluate.py", "--checkpoint", toy / "runs/1/model.pt", "--out", tmp_path / "out"]
+    line = run(tmp_path, *arguments, "--data", toy / "data/target/test", code=3)
+    assert "holds the metrics of checkpoint" in line
 
 
 # --- predict's command line -----------------------------------------------------------------------
