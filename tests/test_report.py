@@ -213,9 +213,9 @@ def test_names_fit_into_circles_and_crowded_boxes_keep_their_numbers():
 
 
 def test_object_counts_are_whole_numbers():
-    shares = dict.fromkeys(("objects_per_image", "categories", "predicates"),
+    fractions = dict.fromkeys(("objects_per_image", "categories", "predicates"),
                            [0.1, 0.2, 0.3, 0.2, 0.1, 0.1])
-    figure = draw_histograms(shares, shares,
+    figure = draw_histograms(fractions, fractions,
                              {"objects_per_image": None, "categories": tuple("abcdef"),
                               "predicates": None}, "sdr")
     assert all(tick == int(tick) for tick in figure.axes[0].get_xticks())
