@@ -55,12 +55,12 @@ PATH = click.Path(path_type=Path)
 @click.option("--renderer", type=click.Choice(["own", "pytorch3d"]), default="own",
               help="Rasterizer.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0,
-              help="Image i depends on the other options, the seed and i alone.")
+              help="Image i depends on the other options, the seed and i alone; graphs of --checkpoint "
+                   "also, in their last digits, on the number of threads.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--preview", is_flag=True, help="Only draw 12 labeled images: OUT.preview.png.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that is not empty.")
-@click.option("--resume/--no-resume", default=True,
-              help="Continue where the same command was interrupted, or start over.")
+@click.option("--resume/--no-resume", default=True, help="Continue the same command, interrupted.")
 @output_options
 def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str, domain: str,
          checkpoint: Path | None, target: Path | None, camera: str | None, graphs_path: Path | None,

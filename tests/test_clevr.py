@@ -40,7 +40,7 @@ def smallest_gap(scene):
     ("target", {2, 3}, (0.8, 9.0), TARGET_RGB, 0.0, True),
     ("target-content", {2, 3}, (0.8, 9.0), SOURCE_RGB, 1.0, False),
     ("target-appearance", {4}, (0.3, 0.8), TARGET_RGB, 0.0, True)])
-def test_domains_are_the_appendix_s(domain, counts, margins_m, palette, metallic, stylized):
+def test_domains_match_the_appendix(domain, counts, margins_m, palette, metallic, stylized):
     scenes = draw(domain)
     assert {len(scene.objects) for scene in scenes} == counts
     gaps = [smallest_gap(scene) for scene in scenes]
@@ -52,7 +52,7 @@ def test_domains_are_the_appendix_s(domain, counts, margins_m, palette, metallic
     assert {ENV.vocabulary.categories[o.label] for o in things} == {"cube", "sphere", "cylinder"}
 
 
-def test_sizes_are_clevr_s():
+def test_sizes_match_clevr():
     widths = {name: {round(o.size_m[0], 4) for scene in draw("source") for o in scene.objects
                      if o.asset == name} for name in ENV.vocabulary.categories}
     assert widths["sphere"] == widths["cylinder"] == {0.7, 1.0, 1.4}
@@ -67,7 +67,7 @@ def test_camera_and_lamps_are_jittered():
     assert lamps.shape[1] == 3 and (lamps.std(0) > 0.4).all()
 
 
-def test_strong_randomizes_what_no_graph_holds_and_nothing_else():
+def test_strong_randomizes_everything_that_no_graph_holds_and_nothing_else():
     plain, strong = draw("source"), draw("source", randomize="strong")
     assert {o.material.metallic for scene in plain for o in scene.objects} == {1.0}
     assert len({o.material.metallic for scene in strong for o in scene.objects}) > 100
@@ -99,7 +99,7 @@ def label(*things):
     return render_scenes(ENV, [scene], ["x.png"], (100, 100), "cpu").graphs[0]
 
 
-def test_visible_share_of_an_occluded_object():
+def test_visible_fraction_of_an_occluded_object():
     alone = label((0.0, 2.0))
     assert alone.visible.tolist() == [1.0]
     half = label((0.0, 2.0), (0.5, -1.0))  # the nearer box hides the right half of the farther one
@@ -111,7 +111,7 @@ def test_visible_share_of_an_occluded_object():
                                                                   (0.0, -2.0)).relations) == 0
 
 
-def test_truncated_share_of_an_object_at_the_border():
+def test_truncated_fraction_of_an_object_at_the_border():
     inside, cut = label((0.0, 0.0)), label((3.2, 0.0))
     assert inside.truncated.tolist() == [0.0]
     width = inside.boxes_px[0, 2] - inside.boxes_px[0, 0]

@@ -37,7 +37,7 @@ def count(objects, label):
 
 # --- content --------------------------------------------------------------------------------------
 
-def test_the_source_s_streets_are_the_appendix_s():
+def test_source_streets_match_the_appendix():
     streets = draw("source")
     lanes_seen, places = set(), {1: 0, 2: 0}
     for objects in streets:
@@ -61,7 +61,7 @@ def test_the_source_s_streets_are_the_appendix_s():
     assert lanes_seen == {2, 3, 4, 5, 6} and min(places.values()) > 200
 
 
-def test_nothing_of_the_stand_in_stands_in_anything_else():
+def test_objects_of_the_stand_in_do_not_overlap():
     for objects in draw("target", 100):
         for i, a in enumerate(objects):
             for b in objects[:i]:
@@ -71,7 +71,7 @@ def test_nothing_of_the_stand_in_stands_in_anything_else():
                 assert max(apart) >= -1e-9, (a, b)
 
 
-def test_the_stand_in_s_label_files_count_and_measure_as_kitti_s(tmp_path):
+def test_label_files_of_the_stand_in_have_kitti_s_statistics(tmp_path):
     """Expected are the numbers of all 7,481 of KITTI's; ours are of what shows in 300 rendered
     frames."""
     run(tmp_path, "synthesize.py", "--env", "drive", "--domain", "target", "--num", 300, "--seed",
@@ -95,7 +95,7 @@ def test_the_stand_in_s_label_files_count_and_measure_as_kitti_s(tmp_path):
         assert visible < (rows[:, 0] == 0).mean() < visible + 0.35
 
 
-def test_domains_take_content_and_assets_from_where_they_say():
+def test_domains_combine_content_and_assets():
     for domain, stock, focal_px in (("source", "source", 621.0), ("target", "target", 721.5377),
                                     ("target-content", "source", 721.5377),
                                     ("target-appearance", "target", 621.0)):
@@ -124,7 +124,7 @@ def test_assets_are_solid_street_sized_and_many(stock):
 
 # --- relations ------------------------------------------------------------------------------------
 
-def test_relations_have_metres_for_margins_and_a_car_at_one_end():
+def test_relations_have_margins_in_meters_and_a_car_at_one_end():
     walker = SceneObject(PEDESTRIAN, "source man", (9.0, 30.0, 0.0), (0.5, 0.5, 1.8), 0.0)
     house = SceneObject(HOUSE, "source barn", (15.0, 40.0, 0.0), (9.0, 9.0, 7.0), 0.0)
     far = car(0.0, 85.0)
@@ -142,7 +142,7 @@ def test_relations_have_metres_for_margins_and_a_car_at_one_end():
 
 # --- lifting --------------------------------------------------------------------------------------
 
-def test_cars_settle_in_lanes_and_a_wide_box_becomes_a_row_of_trees():
+def test_cars_snap_to_lanes_and_a_wide_box_becomes_a_row_of_trees():
     rng = np.random.default_rng(0)
     poplar = SceneObject(VEGETATION, "source poplar", (10.0, 20.0, 0.0), (2.6, 2.6, 9.0), 0.0)
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 10], [900, 0, 1141.5, 200], [0, 0, 10, 10]], float)
@@ -160,7 +160,7 @@ def test_cars_settle_in_lanes_and_a_wide_box_becomes_a_row_of_trees():
     assert settled[-1] == objects[-1]
 
 
-def test_the_road_is_as_wide_as_the_cars_ask_for():
+def test_the_road_is_wide_enough_for_the_cars():
     rng = np.random.default_rng(0)
     # lanes of the cars -> painted lanes from, to: always ours; six at most, two of them to the
     # right of ours
@@ -206,7 +206,7 @@ def test_two_depths_are_weighed_by_their_errors():
     assert weigh_depths(item, cut, camera, ENV) == item
 
 
-def test_lifted_cars_of_kitti_stand_nearer_to_where_they_were_measured(real_data):
+def test_lifted_cars_of_kitti_are_closer_to_their_measured_positions(real_data):
     """Median depth error over fully visible cars of every twelfth frame, from their own 2-D
     boxes."""
     folder, errors = real_data("kitti") / "all_labels", []
