@@ -55,12 +55,12 @@ PATH = click.Path(path_type=Path)
 @click.option("--renderer", type=click.Choice(["own", "pytorch3d"]), default="own",
               help="Rasterizer.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0,
-              help="Image i depends on the other options, the seed and i alone.")
+              help="Image i depends on the other options, the seed and i alone; graphs of --checkpoint "
+                   "also, in their last digits, on the number of threads.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--preview", is_flag=True, help="Only draw 12 labeled images: OUT.preview.png.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that is not empty.")
-@click.option("--resume/--no-resume", default=True,
-              help="Continue where the same command was interrupted, or start over.")
+@click.option("--resume/--no-resume", default=True, help="Continue the same command, interrupted.")
 @output_options
 def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str, domain: str,
          checkpoint: Path | None, target: Path | None, camera: str | None, graphs_path: Path | None,
@@ -68,9 +68,10 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
          seed: int, device: str, preview: bool, overwrite: bool, resume: bool) -> None:
     # --- setup: the library is imported here, so that --help answers at once
     from sim2sg_lib.checkpoint import load, pick_device, runtime_info
-    from sim2sg_lib.dataset import open_images
+    from sim2sg_lib.dataset import open_graphs, open_images
     from sim2sg_lib.io.folders import digest, refuse_early, work_folder
     from sim2sg_lib.io.graphs import write_graphs
+    from sim2sg_lib.net.predict import confident_graphs
     from sim2sg_lib.sim import pytorch3d
     from sim2sg_lib.sim.sources import LiftedScenes, RandomScenes
 
@@ -96,7 +97,8 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
         chosen = choose_images(images, num, seed)
         names, cameras = chosen.names, chosen.cameras
     elif graphs_path:
-        graphs, by_category, cameras = open_graphs(graphs_path, env, threshold)
+        graphs, cameras = open_graphs(graphs_path, env)
+        graphs, by_category = confident_graphs(graphs, env, threshold)
         names, num = [graph.image for graph in graphs], num or len(graphs)
     else:
         num = num or (sizes.source_images if domain == "source" else sizes.target_images)
@@ -183,8 +185,6 @@ def inputs(checkpoint: Path | None, target: Path | None, graphs_path: Path | Non
     return paths
 
 
-# --- graphs to lift -------------------------------------------------------------------------------
-
 def choose_images(images, num: int, seed: int):
     """`num` random images of the target, or all; fewer are the first ones of the same choice."""
     import numpy as np
@@ -205,26 +205,6 @@ def predict_graphs(model, images, chosen, env, threshold: float,
         predict_folder(model, images, env, lowest, threshold, kept), env, threshold)
     by_name = dict(zip(images.names, graphs))
     return [by_name[name] for name in chosen.names], by_category
-
-
-def open_graphs(path: Path, env, threshold: float) -> tuple[list, list[float], list]:
-    """Confident graphs of a file, the threshold per category, and cameras of cameras.jsonl beside it."""
-    from sim2sg_lib.dataset import check_aspect
-    from sim2sg_lib.io.cameras import read_cameras
-    from sim2sg_lib.io.graphs import read_graphs
-    from sim2sg_lib.io.reading import safe_join
-    from sim2sg_lib.net.predict import confident_graphs
-    graphs, by_category = confident_graphs(read_graphs(path, env.vocabulary), env, threshold)
-    if not graphs:
-        raise InputError(f"{path}: no graph in it")
-    for graph in graphs:
-        check_aspect(f"{path}: {graph.image}", graph.width, graph.height, env.world.camera)
-    sizes = [(graph.width, graph.height) for graph in graphs]
-    cameras = [env.world.camera.resized(*size) for size in sizes]
-    if (path.parent / "cameras.jsonl").exists():
-        cameras = read_cameras(safe_join(path.parent, "cameras.jsonl"),
-                               [graph.image for graph in graphs], sizes)
-    return graphs, by_category, cameras
 
 
 # --- rendering ------------------------------------------------------------------------------------

@@ -1,10 +1,8 @@
-"""Scene graphs: what the network predicts and what the renderer labels, and their JSON Lines files.
+"""Scene graphs: what the network predicts and what the renderer labels.
 
-A box is `x0, y0, x1, y1` in float pixels, half-open: x right, y down, the center of the first pixel at (0.5, 0.5).
-A relation row (s, p, o) reads "object s is predicate p of object o": <laptop, on, table>. Several predicates may
-hold for one ordered pair. Numbers are numpy, so that reading a graph never needs torch.
-
-Whatever opens a file of the user's checks it here first: files from elsewhere may be anything.
+A box is `x0, y0, x1, y1` in float pixels, half-open: x right, y down, the center of the first pixel
+at (0.5, 0.5). A relation (s, p, o) reads "object s is predicate p of object o": <laptop, on, table>.
+Several predicates may hold for one ordered pair. Arrays are numpy: graphs are read without torch.
 """
 from dataclasses import dataclass, replace
 
@@ -32,12 +30,13 @@ class SceneGraph:
     labels:          (N,) int64, index into Vocabulary.categories.
     boxes_px:        (N, 4) float64, x0 y0 x1 y1, inside the image.
     scores:          (N,) float64 in [0, 1]; 1 for exact labels.
-    visible:         (N,) float64 in [0, 1], visible fraction of the object's in-image pixels; 1 if unknown.
-                     0 marks an ignored object (KITTI's Van beside car): one detection of it counts neither as a
-                     true nor as a false positive.
-    truncated:       (N,) float64 in [0, 1], fraction of the object's full box outside the image; 0 if unknown.
-    ignore:          (N,) bool, an ignore region (KITTI's DontCare): it counts neither as false negative nor, however
-                     many detections lie in it, as false positive.
+    visible:         (N,) float64 in [0, 1], visible fraction of the object's in-image pixels; 1 if
+                     unknown. 0 marks an ignored object (KITTI's Van beside car): one detection of it
+                     counts neither as a true nor as a false positive.
+    truncated:       (N,) float64 in [0, 1], fraction of the object's full box outside the image;
+                     0 if unknown.
+    ignore:          (N,) bool, an ignore region (KITTI's DontCare): it counts neither as false
+                     negative nor, however many detections lie in it, as false positive.
     relations:       (R, 3) int64, subject index, predicate, object index.
     relation_scores: (R,) float64 in [0, 1]; 1 for exact labels.
     """
@@ -68,29 +67,30 @@ class SceneGraph:
         return replace(self, width=width, height=height, boxes_px=self.boxes_px * scale)
 
 
-def make_graph(image: str, width: int, height: int, labels, boxes_px, relations=(), scores=None, visible=None,
-               truncated=None, ignore=None, relation_scores=None) -> SceneGraph:
-    """A SceneGraph from any array-likes; what is left out takes its default (see SceneGraph)."""
+def make_graph(image: str, width: int, height: int, labels, boxes_px, relations=(), scores=None,
+               visible=None, truncated=None, ignore=None, relation_scores=None) -> SceneGraph:
+    """A SceneGraph from any array-likes; columns that are left out get their defaults."""
     labels = np.asarray(labels, np.int64).reshape(-1)
     relations = np.asarray(relations, np.int64).reshape(-1, 3)
 
     def column(values, default, count, dtype=np.float64):
-        return np.full(count, default, dtype) if values is None else np.asarray(values, dtype).reshape(count)
+        full = np.full(count, default, dtype)
+        return full if values is None else np.asarray(values, dtype).reshape(count)
 
     n, r = len(labels), len(relations)
     return SceneGraph(
-        image, int(width), int(height), labels, np.asarray(boxes_px, np.float64).reshape(n, 4), column(scores, 1.0, n),
-        column(visible, 1.0, n), column(truncated, 0.0, n), column(ignore, False, n, bool),
-        relations, column(relation_scores, 1.0, r))
+        image, int(width), int(height), labels, np.asarray(boxes_px, np.float64).reshape(n, 4),
+        column(scores, 1.0, n), column(visible, 1.0, n), column(truncated, 0.0, n),
+        column(ignore, False, n, bool), relations, column(relation_scores, 1.0, r))
 
 
 def select_objects(graph: SceneGraph, keep: np.ndarray) -> SceneGraph:
-    """The sub-graph of the objects where keep (N,) bool holds; relations with a lost end go, indices are renumbered."""
+    """The sub-graph of the objects where keep (N,) bool holds, with renumbered relations."""
     new_index = np.cumsum(keep) - 1
-    s, o = graph.relations[:, 0], graph.relations[:, 2]
+    s, p, o = graph.relations.T
     kept = keep[s] & keep[o]
-    relations = graph.relations[kept]
-    relations = np.stack([new_index[relations[:, 0]], relations[:, 1], new_index[relations[:, 2]]], 1)
-    return SceneGraph(graph.image, graph.width, graph.height, graph.labels[keep], graph.boxes_px[keep],
-                      graph.scores[keep], graph.visible[keep], graph.truncated[keep], graph.ignore[keep],
-                      relations, graph.relation_scores[kept])
+    return replace(
+        graph, labels=graph.labels[keep], boxes_px=graph.boxes_px[keep], scores=graph.scores[keep],
+        visible=graph.visible[keep], truncated=graph.truncated[keep], ignore=graph.ignore[keep],
+        relations=np.stack([new_index[s], p, new_index[o]], 1)[kept],
+        relation_scores=graph.relation_scores[kept])

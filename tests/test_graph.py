@@ -87,7 +87,7 @@ def with_object(**fields):
     (with_object(box=[1, 2, 3, 4]).replace("3,", "1e999,", 1), "1e999 is not a finite number"),
     (with_object(box=[1, 2, 3, 4]).replace("3,", "9" * 5000 + ",", 1), "not valid JSON"),
     (changed(image="\ud800.png"), "not valid JSON"),
-    (changed(relations=json.loads("[" * 20 + "]" * 20)), "at most 16 lists and objects inside one another"),
+    (changed(relations=json.loads("[" * 20 + "]" * 20)), "at most 16 nested lists and objects"),
     (changed(objects=LINE["objects"] * 501), "objects: 1002, expected 1000 at most"),
 ])
 def test_bad_lines_are_named_by_file_line_and_field(tmp_path, text, complaint):
@@ -107,7 +107,7 @@ def test_no_relation_is_there_twice(count):
 
 def test_a_line_is_not_endless(tmp_path):
     (tmp_path / "graphs.jsonl").write_text(json.dumps(LINE) + "\n" + json.dumps(LINE | {"image": "x" * MAX_LINE}))
-    with pytest.raises(InputError, match=r"graphs.jsonl:2: \d+ characters, expected 8388608 a line at most"):
+    with pytest.raises(InputError, match=r"graphs.jsonl:2: \d+ characters, expected 8388608 per line at most"):
         read_graphs(tmp_path / "graphs.jsonl", VOCABULARY)
 
 

@@ -609,7 +609,7 @@ def test_former_fields_of_the_configuration_are_read(net, tmp_path):
         checkpoint.load(tmp_path / "other.pt", env)
 
 
-@pytest.mark.parametrize("name", ["banana", "cuda:99", "mps", "meta", "", "cuda:x"])
+@pytest.mark.parametrize("name", ["banana", "cuda:99", "xla", "meta", "", "cuda:x"])
 def test_a_device_that_is_not_there_is_one_line(name):
     with pytest.raises(InputError, match=f"device '{name}' is not available, expected auto, cpu or cuda"):
         checkpoint.pick_device(name)

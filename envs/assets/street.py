@@ -147,8 +147,8 @@ def tree(height_m: float, width_m: float, trunk: float, blobs: int, seed: int) -
         return compose([*parts, Part(crown(seed), (width_m, width_m, crown_m),
                                      (0.0, 0.0, trunk * height_m), 0)])
     for i in range(blobs):
-        angle, share = 2 * math.pi * i / blobs + rng.uniform(0, 0.6), rng.uniform(0.5, 0.65)
-        size = (share * width_m, share * width_m, rng.uniform(0.5, 0.65) * crown_m)
+        angle, scale = 2 * math.pi * i / blobs + rng.uniform(0, 0.6), rng.uniform(0.5, 0.65)
+        size = (scale * width_m, scale * width_m, rng.uniform(0.5, 0.65) * crown_m)
         lift = trunk * height_m + rng.uniform(0, 1) * (crown_m - size[2])
         out = 0.24 * width_m
         parts.append(Part(crown(seed + i, 0.2, 1), size,
@@ -161,10 +161,10 @@ def conifer(height_m: float, width_m: float, stories: int) -> Asset:
     parts = [Part(cylinder_mesh(8), (0.04 * height_m, 0.04 * height_m, 0.2 * height_m),
                   (0.0, 0.0, 0.0), 1)]
     for i in range(stories):
-        share, low = 1 - 0.75 * i / stories, 0.12 + 0.8 * i / stories
+        scale, low = 1 - 0.75 * i / stories, 0.12 + 0.8 * i / stories
         top = 1.0 if i == stories - 1 else low + 1.5 * 0.8 / stories
         parts.append(Part(cylinder_mesh(14, 0.03),
-                          (share * width_m, share * width_m, (top - low) * height_m),
+                          (scale * width_m, scale * width_m, (top - low) * height_m),
                           (0.0, 0.0, low * height_m), 0))
     return compose(parts)
 

@@ -25,7 +25,7 @@ from sim2sg_lib.score.metrics import LEVELS
 
 
 def check_level(camera: Camera, name: str) -> None:
-    """Errors: InputError if the camera's y axis is not the world's vertical."""
+    """Raises: InputError if the camera's y axis is not the world's vertical."""
     tilt_degrees = math.degrees(math.acos(np.clip(-camera.R[1, 2], -1, 1)))
     if tilt_degrees > 0.01:  # less than the two decimals of KITTI's files
         raise InputError(f"--export kitti: {name} is tilted by {tilt_degrees:.1f} degrees, expected a level one, since "
@@ -36,7 +36,7 @@ def write_kitti(folder: Path, graphs: list[SceneGraph], objects: list[list[Scene
                 vocabulary: Vocabulary) -> None:
     """Write FOLDER/kitti/training; the images of the graphs are in FOLDER.
 
-    objects: per graph the 3-D objects behind its rows. cameras: per graph, of any pixel size. Errors: InputError for a
+    objects: per graph the 3-D objects behind its rows. cameras: per graph, of any pixel size. Raises: InputError for a
     camera that is not level.
     """
     root = Path(folder) / "kitti" / "training"

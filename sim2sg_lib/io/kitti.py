@@ -82,7 +82,7 @@ def written_by_export(folder: Path) -> bool:
 
 
 def read_objects(path: Path, results: bool = False) -> list[KittiObject]:
-    """The objects of a label file (15 columns), or with `results` of a result file (16). Errors: InputError."""
+    """The objects of a label file (15 columns), or with `results` of a result file (16). Raises: InputError."""
     kind = "result" if results else "label"
     lines = read_text(path, f"a KITTI {kind} file").splitlines()
     if len(lines) > MAX_OBJECTS:
@@ -133,7 +133,7 @@ def format_object(item: KittiObject) -> str:
 
 
 def read_calib(path: Path) -> np.ndarray:
-    """(3, 4) float64 P2, from rectified camera 0 to pixels of image_2. Errors: InputError."""
+    """(3, 4) float64 P2, from rectified camera 0 to pixels of image_2. Raises: InputError."""
     for number, line in enumerate(read_text(path, CALIB_FILE).splitlines(), 1):
         name, *words = line.split() or [""]
         if name != "P2:":
@@ -148,7 +148,7 @@ def read_calib(path: Path) -> np.ndarray:
 
 
 def frame_objects(root: Path, stem: str) -> list[KittiObject]:
-    """A frame's labels, those of label_2_extra last if it is there. Errors: InputError, also for a type in the wrong folder."""
+    """A frame's labels, those of label_2_extra last if it is there. Raises: InputError, also for a type in the wrong folder."""
     folders = [name for name in ("label_2", "label_2_extra") if name == "label_2" or (root / name).is_dir()]
     objects = []
     for folder in folders:
