@@ -1,4 +1,7 @@
-"""What the command lines print and how they end. Neither torch nor numpy is loaded, so that --help answers at once."""
+"""What the command lines print and how they end.
+
+Neither torch nor numpy is loaded, so that --help answers at once.
+"""
 import json
 import math
 import os
@@ -16,7 +19,7 @@ LOG_SECONDS = 30.0  # between two updates of a progress bar when stderr is not a
 
 
 class InputError(click.ClickException):
-    """An error in the user's input: printed as one line (what, where, what was expected), exit status 3."""
+    """An error in the user's input: one line (what, where, what was expected), exit status 3."""
 
     exit_code = 3
 
@@ -36,10 +39,10 @@ class FloatRange(click.FloatRange):
         return number
 
 
-# --- output -----------------------------------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------
 
 def output_options(command):
-    """Adds --quiet and --json, which `log_info`, `print_json` and `progress` read, and --version."""
+    """Adds --version, and --quiet and --json for `log_info`, `print_json` and `progress`."""
     def keep(context, option, value):
         context.meta[option.name] = value or context.meta.get(option.name)  # given before or after a subcommand's name
 
@@ -78,10 +81,10 @@ def progress(total: int, title: str, unit: str, leave: bool = True, done: int = 
 
 
 class TolerantStream:
-    """Standard output or error whose reader may be gone: what cannot be printed is no reason to fail.
+    """Standard output or error whose reader may be gone: a failed write is not an error.
 
-    After the first write that fails, the file descriptor leads to the null device. Characters that the encoding lacks
-    become question marks.
+    After the first write that fails, the file descriptor leads to the null device. Characters that
+    the encoding lacks become question marks.
     """
 
     def __init__(self, stream, descriptor: int) -> None:
@@ -114,7 +117,7 @@ class TolerantStream:
 
 
 def tolerate_closed_streams() -> None:
-    """Make standard output and error tolerant, and occupy their descriptors, which a file would get otherwise."""
+    """Make standard output and error tolerant; no file may get the descriptor of a closed one."""
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         try:
             os.fstat(descriptor)
@@ -126,14 +129,17 @@ def tolerate_closed_streams() -> None:
         setattr(sys, name, TolerantStream(getattr(sys, name), descriptor))
 
 
-# --- how it ends ------------------------------------------------------------------------------------------------------
+# --- how it ends ----------------------------------------------------------------------------------
 
 class Stopped(BaseException):
     """SIGTERM: an end like Ctrl-C, not caught by `except Exception`."""
 
 
 def command_line(main: click.Command) -> None:
-    """Run a click command as the program: an error is one line; interruptions end with 130 (Ctrl-C) or 143 (SIGTERM)."""
+    """Run a click command as the program.
+
+    An error is one line; interruptions end with 130 (Ctrl-C) or 143 (SIGTERM).
+    """
     def stop(number, frame):
         raise Stopped
 
@@ -157,7 +163,10 @@ def command_line(main: click.Command) -> None:
 
 @contextmanager
 def stop_request() -> Iterator[list]:
-    """A list to which SIGINT and SIGTERM append the exception to raise after the current step; a second signal raises."""
+    """A list to which SIGINT and SIGTERM append the exception to raise after the current step.
+
+    A second signal raises.
+    """
     asked: list = []
 
     def ask(number, frame):

@@ -7,8 +7,9 @@
     FOLDER/scenes.jsonl    the scene behind each synthetic image
     FOLDER/predicted.jsonl the graphs that were lifted, one per target image; only where there were some
 
-Any folder of PNG or JPEG files is a valid unlabeled target, and so is a KITTI folder (see io/kitti.py), with or without
-labels. Opening images never opens labels: what `train.py` and `synthesize.py` read of a target cannot depend on them.
+Any folder of PNG or JPEG files is a valid unlabeled target, and so is a KITTI folder (io/kitti.py),
+with or without labels. Opening images never opens labels, so `train.py` and `synthesize.py` cannot
+depend on a target's labels.
 """
 import os
 import warnings
@@ -30,7 +31,7 @@ from sim2sg_lib.io.reading import MAX_PIXELS, is_int, read_json, safe_join
 from sim2sg_lib.scene import Scene
 
 FORMAT = 1  # of dataset.json and the files beside it
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is MAX_PIXELS, and errors are one line
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS bounds images
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ImageFolder:
 
 
 def list_images(folder: Path, env: Env) -> tuple[list[str], list[tuple[int, int]]]:
-    """The images of a data set, a KITTI folder or any other folder: paths relative to it, sorted, and (width, height) px.
+    """The images of a folder: paths relative to it, sorted, and their (width, height) in pixels.
 
     A data set must be whole; elsewhere files that are no images are skipped, see `readable_images`.
     Raises: InputError (missing, empty, another environment, sizes).
@@ -78,7 +79,8 @@ def list_images(folder: Path, env: Env) -> tuple[list[str], list[tuple[int, int]
 def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolder:
     """The images of list_images and their cameras; the nominal camera is resized to each image.
 
-    camera: for KITTI only, "calib" (if None) for the calibration of each image, "paper" for the paper's assumption.
+    camera: for KITTI only, "calib" (if None) for the calibration of each image, "paper" for the
+    paper's assumption.
     Raises: InputError, also for cameras that are missing or broken.
     """
     folder = Path(folder)
@@ -101,9 +103,10 @@ def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolde
 
 
 def find_images(paths: list[Path], env: Env) -> ImageFolder:
-    """Image files, and the images of folders, each once and in this order; names are paths, and any size will do.
+    """Image files, and the images of folders, each once, in this order, of any size.
 
-    The cameras only know their width and height. Raises: InputError (missing, no image, unreadable file).
+    Names are paths; of the cameras only width and height are meaningful.
+    Raises: InputError (missing, no image, unreadable file).
     """
     sizes = {}
     for path in map(Path, paths):
@@ -179,11 +182,11 @@ def read_labels(images: ImageFolder, env: Env, van: str | None = None) -> list[S
     return [by_image[name] for name in images.names]
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
 def write_labels(folder: Path, graphs: list[SceneGraph], scenes: list[Scene], env: Env, info: dict) -> None:
-    """graphs.jsonl, cameras.jsonl, scenes.jsonl and, last, dataset.json of a folder whose images are written.
+    """Write graphs.jsonl, cameras.jsonl, scenes.jsonl and, last, dataset.json.
 
     info: fields of dataset.json besides the vocabulary and the count.
     """
@@ -200,38 +203,38 @@ def write_labels(folder: Path, graphs: list[SceneGraph], scenes: list[Scene], en
 
 
 class Rendered:
-    """What a growing data set holds so far: rendered.jsonl, a line a chunk of images, in order.
+    """The journal of a growing data set: rendered.jsonl, one line per chunk of images, in order.
 
-    Opening it after an interruption drops whatever was not written whole, images included.
+    Opening it after an interruption drops incomplete chunks.
     graphs:   the labels of the images so far.
-    labeled: for each of them which of its scene's objects they label; empty where nobody needs to know.
+    labeled:  per image, the index of the scene's object behind each row; empty if not needed.
     chunks:   how many chunks there were when it was opened.
     """
 
     def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
-        def images_are_written(row: dict) -> bool:
+        def images_are_complete(row: dict) -> bool:
             return all(zlib.crc32((folder / name).read_bytes()) == crc for name, crc in row["crcs"].items())
 
         self.path, self.vocabulary = Path(folder) / "rendered.jsonl", vocabulary
         self.graphs: list[SceneGraph] = []
         self.labeled: list[list[int]] = []
-        self.file, rows = open_growing(self.path, images_are_written)
+        self.file, rows = open_growing(self.path, images_are_complete)
         for row in rows:
             self._keep(row)
         self.chunks = len(rows)
 
     def add(self, graphs: list[SceneGraph], labeled: list[list[int]], crcs: dict[str, int]) -> None:
-        """A chunk whose images, by name with their CRCs, are written."""
+        """Add a chunk; crcs: the CRC of each written image by its name."""
         row = {"graphs": [to_json(graph, self.vocabulary) for graph in graphs], "labeled": labeled, "crcs": crcs}
         add_line(self.file, row)
         self._keep(row)
 
     def _keep(self, row: dict) -> None:
-        # read from JSON in both cases, so that an interruption changes no digit
+        # decoded from JSON in both cases, so that an interruption changes no digit
         self.graphs += [from_json(graph, self.vocabulary) for graph in row["graphs"]]
         self.labeled += row["labeled"]
 
     def close(self) -> None:
-        """All that is known is in the files that a data set keeps."""
+        """Delete the journal: the data set is complete."""
         self.file.close()
         self.path.unlink()

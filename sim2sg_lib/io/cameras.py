@@ -55,7 +55,10 @@ def check_pose(camera: Camera, where: str, sees_ground: bool = True) -> None:
 
 
 def _numbers(value, shape: tuple[int, ...], where: str) -> np.ndarray:
-    """Nested lists of JSON as an array. Raises: InputError, also for what numpy takes for a number: true, or "1"."""
+    """Nested lists of JSON as an array.
+
+    Raises: InputError, also for what numpy takes for a number: true, or "1".
+    """
     def fits(value, shape):
         if not shape:
             return is_number(value)

@@ -1,12 +1,12 @@
-"""A data set's images and labels once more in two formats that other programs read, beside it.
+"""A data set in two formats that other programs read, beside its own.
 
     FOLDER/kitti/training/    image_2/, label_2/, calib/ of KITTI's object benchmark; what KITTI has no type for, such as
                               houses and vegetation, in label_2_extra/
     FOLDER/coco/              images/ and annotations.json of COCO detection; it has no place for relations or 3-D
 
-A KITTI box turns about the camera's own y axis. Before a tilted camera an upright box does not, and KITTI has no other place
-for the tilt: its readers take P2 for focal length and principal point alone. So only level cameras are exported. Positions
-are in the camera's own frame (P2 has no fourth column), and its height above the ground is not part of the format.
+KITTI boxes turn about the camera's y axis, which must be vertical: only level cameras are exported,
+since the format has no place for a tilt. Positions are in the camera's own frame (P2 has no fourth
+column), and its height above the ground is not part of the format.
 """
 import math
 import os
@@ -36,8 +36,8 @@ def write_kitti(folder: Path, graphs: list[SceneGraph], objects: list[list[Scene
                 vocabulary: Vocabulary) -> None:
     """Write FOLDER/kitti/training; the images of the graphs are in FOLDER.
 
-    objects: per graph the 3-D objects behind its rows. cameras: per graph, of any pixel size. Raises: InputError for a
-    camera that is not level.
+    objects: per graph the 3-D objects behind its rows. cameras: per graph, of any pixel size.
+    Raises: InputError for a camera that is not level.
     """
     root = Path(folder) / "kitti" / "training"
     shutil.rmtree(root, ignore_errors=True)  # what an interruption left
@@ -56,9 +56,9 @@ def write_kitti(folder: Path, graphs: list[SceneGraph], objects: list[list[Scene
 
 
 def kitti_object(graph: SceneGraph, index: int, item: SceneObject, camera: Camera, vocabulary: Vocabulary) -> KittiObject:
-    """Row `index` of a graph and the object behind it as a line of a label file, for a level camera.
+    """Row `index` of a graph and its 3-D object as a line of a label file, for a level camera.
 
-    The type is the category's name, capitalised; the box is around what is visible.
+    The type is the category's name, capitalized; the box is around what is visible.
     """
     length, width, height = item.size_m
     bottom = camera.R @ np.array(item.position_world) + camera.t
@@ -71,12 +71,15 @@ def kitti_object(graph: SceneGraph, index: int, item: SceneObject, camera: Camer
 
 
 def occlusion_state(visible: float) -> int:
-    """KITTI's state 0 (fully visible) to 3 whose difficulty levels a visible share satisfies."""
+    """KITTI's state 0 (fully visible) to 3 whose difficulty levels a visible fraction satisfies."""
     return sum(bool(visible < LEVELS[name].min_visible) for name in ("easy", "moderate", "hard"))
 
 
 def calib_text(camera: Camera) -> str:
-    """A calibration file: the camera is its own reference, there is no lidar and no inertial unit."""
+    """A calibration file.
+
+    The camera is its own reference, there is no lidar and no inertial unit.
+    """
     P2 = np.hstack([camera.K, np.zeros((3, 1))])
     still = np.eye(3, 4)
     rows = {"P0": P2, "P1": P2, "P2": P2, "P3": P2, "R0_rect": np.eye(3), "Tr_velo_to_cam": still, "Tr_imu_to_velo": still}
@@ -85,9 +88,10 @@ def calib_text(camera: Camera) -> str:
 
 
 def write_coco(folder: Path, graphs: list[SceneGraph], vocabulary: Vocabulary) -> None:
-    """Write FOLDER/coco; the images of the graphs are in FOLDER. Ids count from 1, boxes are x, y, width, height.
+    """Write FOLDER/coco; the images of the graphs are in FOLDER.
 
-    Segmentations are the boxes as polygons, since pycocotools cannot draw or mask annotations without one.
+    Ids count from 1, boxes are x, y, width, height. Segmentations are the boxes as polygons, since
+    pycocotools can neither draw nor mask annotations without one.
     """
     out = Path(folder) / "coco"
     shutil.rmtree(out, ignore_errors=True)
@@ -107,7 +111,7 @@ def write_coco(folder: Path, graphs: list[SceneGraph], vocabulary: Vocabulary) -
 
 
 def link_image(source: Path, target: Path) -> None:
-    """The same file under another name where the file system can, else a copy."""
+    """A hard link where the file system supports it, else a copy."""
     try:
         os.link(source, target)
     except OSError:

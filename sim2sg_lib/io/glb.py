@@ -1,7 +1,7 @@
 """Binary glTF 2.0 files (GLB) -> triangles in the file's world frame.
 
-Parsed here since trimesh 5.2 ignores, without a word, normalized integers, sparse accessors, GPU instances, triangle fans,
-morph targets, skins and required extensions.
+Parsed here since trimesh 5.2 ignores, without a word, normalized integers, sparse accessors, GPU
+instances, triangle fans, morph targets, skins and required extensions.
 """
 import base64
 import json
@@ -24,7 +24,7 @@ class Unsupported(ValueError):
 
 
 def read_glb(content: bytes, max_faces: int) -> list[np.ndarray] | None:
-    """The triangles (F, 3, 3) of each primitive of each node of a binary glTF 2.0 file, in its world frame.
+    """The triangles (F, 3, 3) of each node's primitives, in the file's world frame.
 
     None if there are more than max_faces. Raises: Unsupported; any exception for a broken file.
     """
@@ -90,7 +90,7 @@ class Glb:
         return world
 
     def instances(self, node: dict) -> np.ndarray:
-        """(K, 4, 4) matrices of a node's instances in its own frame (EXT_mesh_gpu_instancing), else one identity."""
+        """(K, 4, 4) of a node's instances in its frame (EXT_mesh_gpu_instancing); K = 1 if none."""
         if "EXT_mesh_gpu_instancing" not in node.get("extensions", {}):
             return np.eye(4)[None]
         found = {name: self.numbers(index)
@@ -100,7 +100,7 @@ class Glb:
         return compose_matrices(*(found.get(name, np.tile(value, (count, 1))) for name, value in rest.items()))
 
     def bones(self, index: int, world: dict[int, np.ndarray]) -> np.ndarray:
-        """(J, 4, 4) from a skinned mesh's own frame to the world, per joint, in the pose of the file."""
+        """(J, 4, 4) from a skinned mesh's frame to the world, per joint, in the file's pose."""
         skin = self.tree["skins"][index]
         joints = np.stack([world[joint] for joint in skin["joints"]])
         if "inverseBindMatrices" not in skin:

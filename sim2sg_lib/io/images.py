@@ -23,18 +23,19 @@ MAX_STEM_BYTES = 255 - len(".png.tmp")  # file systems allow names of 255 bytes
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 64 * 2**20
 
 
-# --- folders ----------------------------------------------------------------------------------------------------------
+# --- folders --------------------------------------------------------------------------------------
 
 def kitti_root(folder: Path) -> Path | None:
-    """The folder that holds KITTI's image_2/: `folder` or its training/; None if this is not a KITTI folder."""
-    return next((root for root in (Path(folder), Path(folder) / "training") if os.path.isdir(root / "image_2")), None)
+    """The folder around KITTI's image_2/, `folder` or its training/; None for other folders."""
+    roots = (Path(folder), Path(folder) / "training")
+    return next((root for root in roots if os.path.isdir(root / "image_2")), None)
 
 
 def image_names(folder: Path) -> list[str]:
     """Paths relative to `folder`, sorted, of the files named as PNG or JPEG, hidden ones aside.
 
-    They lie in a KITTI folder's image_2/ or a data set's images/; any other folder may have images on its top level, in
-    images/ or in both. Raises: InputError if there are none.
+    They lie in a KITTI folder's image_2/ or a data set's images/; any other folder may have images
+    on its top level, in images/ or in both. Raises: InputError if there are none.
     """
     folder, kitti = Path(folder), kitti_root(folder)
     inner = folder / "images" if os.path.isdir(folder / "images") else None
@@ -61,8 +62,9 @@ def image_names(folder: Path) -> list[str]:
 def readable_images(folder: Path) -> dict[str, tuple[int, int]]:
     """image_names of a folder that nobody has checked -> (width, height) in pixels.
 
-    Files that are no images although named so are skipped, and so are hidden images, other formats and subfolders; one
-    line says how many. Raises: InputError if no image is left, or for a link that leads out of the folder.
+    Files that only look like images are skipped, and so are hidden files, other formats and
+    subfolders; one line says how many.
+    Raises: InputError if no image is left, or for a link that leads out of the folder.
     """
     folder, sizes, skipped = Path(folder), {}, []
     names, is_kitti = image_names(folder), kitti_root(folder) is not None
@@ -82,7 +84,7 @@ def readable_images(folder: Path) -> dict[str, tuple[int, int]]:
 
 
 def left_out(folder: Path, names: set[str]) -> list[tuple[str, str]]:
-    """(path, reason) for images on a folder's top level and in its subfolders that are not in `names`."""
+    """(path, reason) of images at a folder's top level and in subfolders, but not in `names`."""
     folders = [folder, *sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))]
     rows = []
     for place in folders:
@@ -97,7 +99,7 @@ def left_out(folder: Path, names: set[str]) -> list[tuple[str, str]]:
     return rows
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 def open_image(path: Path) -> Image.Image:
     """The file's header, pixels not yet read. Raises: InputError."""
@@ -114,7 +116,10 @@ def open_image(path: Path) -> Image.Image:
 
 
 def check_image(path: Path) -> tuple[int, int]:
-    """(width, height) px of an image that can be decoded, at less than the cost of decoding it. Raises: InputError."""
+    """(width, height) px of an image that can be decoded, at less than the cost of decoding it.
+
+    Raises: InputError.
+    """
     image = open_image(path)
     try:
         if image.format == "PNG":
@@ -140,10 +145,10 @@ def check_scans(path: Path, image: Image.Image) -> None:
 
 
 def read_image(path: Path, width: int, height: int) -> np.ndarray:
-    """(height, width, 3) uint8, resized if need be. Raises: InputError for a truncated or broken file.
+    """(height, width, 3) uint8, resized if necessary. Raises: InputError for a broken file.
 
-    Gray, palette and CMYK become RGB, 16 bits become 8, alpha is dropped, an animation is its first picture; pixels are
-    where the file stores them, whatever EXIF says.
+    Gray, palette and CMYK become RGB, 16 bits become 8, alpha is dropped, an animation is its first
+    picture; pixels are where the file stores them, whatever EXIF says.
     """
     image = open_image(path)
     check_scans(path, image)
@@ -159,7 +164,7 @@ def read_image(path: Path, width: int, height: int) -> np.ndarray:
 
 
 def count_scans(jpeg: bytes) -> int:
-    """How many scans a JPEG has; what follows its end, as a phone's video does, is no part of it."""
+    """The number of scans of a JPEG, up to its end: a phone's video may follow."""
     at, scans = 2, 0
     while found := MARKER.search(jpeg, at):
         kind, at = jpeg[found.end() - 1], found.end()
@@ -171,7 +176,7 @@ def count_scans(jpeg: bytes) -> int:
 
 
 def write_image(path: Path, image: np.ndarray) -> int:
-    """(H, W, 3) uint8 -> PNG; the lightest compression, since writing costs more than rendering. Returns the file's CRC."""
+    """Write (H, W, 3) uint8 as PNG, lightly compressed for speed. Returns the file's CRC."""
     content = io.BytesIO()
     Image.fromarray(image).save(content, "PNG", compress_level=1)
     write_bytes(path, content.getvalue(), sync=False)  # a power cut before the set is whole is found out by the CRC
@@ -179,10 +184,10 @@ def write_image(path: Path, image: np.ndarray) -> int:
 
 
 def output_names(paths: list[str]) -> list[str]:
-    """A file name for the results of each image: its own name, made unique by _2, _3, ... behind the stem.
+    """A file name for each image's results: its own, made unique by _2, _3, ... after the stem.
 
-    Stems count as equal if they differ only in case or in Unicode normalization. Characters that graphs.jsonl cannot
-    hold become underscores, and stems are cut to MAX_STEM_BYTES.
+    Stems count as equal if they differ only in case or in Unicode normalization. Characters that
+    graphs.jsonl cannot hold become underscores, and stems are cut to MAX_STEM_BYTES.
     """
     names, taken = [], set()
     for path in (Path(re.sub(NOT_IN_NAMES, "_", Path(path).name)) for path in paths):

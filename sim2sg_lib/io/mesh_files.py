@@ -1,4 +1,4 @@
-"""Meshes from OBJ and GLB files that replace an environment's own assets (`synthesize.py --assets`)."""
+"""Meshes from OBJ and GLB files as assets (`synthesize.py --assets`)."""
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,19 +15,22 @@ from sim2sg_lib.scene import Mesh
 from sim2sg_lib.sim.meshes import to_unit
 
 MAX_FACES = 20_000
-# rows: our x (ahead), y (left) and z (up) in the file's axes. Both are y up; glTF 2.0 looks along +z, ShapeNet along -z
+# rows: our x (ahead), y (left) and z (up) in the file's axes.
+# Both formats are y up; glTF 2.0 looks along +z, ShapeNet along -z
 TO_WORLD = {".glb": np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0.0]]),
             ".obj": np.array([[0, 0, -1], [-1, 0, 0], [0, 1, 0.0]])}
 
 
 def replace_assets(env: Env, folder: Path) -> Env:
-    """The environment with the source's assets of each category replaced by the files in `folder`, if it has any of it.
+    """The environment with the source's assets replaced, in categories that `folder` has files of.
 
-    Files: folder/<category>/*.obj or *.glb, and folder/<category>/<model>/models/model_normalized.obj as in ShapeNet.
-    A file's unit is unknown: each model gets the sizes (lengths of the diagonal) of the category's median asset.
-    Models of more than MAX_FACES triangles are left out.
+    Files: folder/<category>/*.obj or *.glb, and
+    folder/<category>/<model>/models/model_normalized.obj as in ShapeNet. A file's unit is unknown:
+    each model gets the sizes (lengths of the diagonal) of the category's median asset. Models of
+    more than MAX_FACES triangles are left out.
 
-    Raises: InputError for a folder without such files, a category whose models are all too large, an unreadable file.
+    Raises: InputError for a folder without such files, a category whose models are all too large,
+    an unreadable file.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder, expected one of OBJ or GLB files by category")
@@ -55,15 +58,16 @@ def replace_assets(env: Env, folder: Path) -> Env:
 
 
 def asset_files(folder: Path) -> list[Path]:
-    """The mesh files of one category, sorted by name; hidden files (a Mac's `._chair.obj`) are none."""
+    """The mesh files of one category, sorted, without hidden ones (a Mac's `._chair.obj`)."""
     files = [path for path in folder.glob("*") if path.suffix.lower() in TO_WORLD and not path.name.startswith(".")]
     return sorted([*files, *folder.glob("*/models/model_normalized.obj")])
 
 
 def read_mesh(path: Path) -> tuple[Mesh, tuple[float, float, float]] | None:
-    """One file as a unit mesh with flat normals, x ahead and z up, and its extents in the file's unit.
+    """One file as a unit mesh with flat normals, x ahead and z up, and its extents before.
 
-    Each OBJ material, and each primitive of a GLB node, is a part. None for more than MAX_FACES triangles.
+    Each OBJ material, and each primitive of a GLB node, is a part. None for more than MAX_FACES
+    triangles.
     Raises: InputError naming the file and, in an OBJ file, the line.
     """
     content, suffix = read_bytes(path, "an OBJ or GLB file"), path.suffix.lower()
@@ -89,17 +93,21 @@ def read_mesh(path: Path) -> tuple[Mesh, tuple[float, float, float]] | None:
 
 
 def flat_normals(triangles: np.ndarray) -> np.ndarray:
-    """(F, 3) normals of triangles (F, 3, 3), twice as long as the area; corners run counter-clockwise from outside."""
+    """(F, 3) normals of triangles (F, 3, 3), twice as long as the area.
+
+    Corners run counter-clockwise from outside.
+    """
     return np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
 
 
-# --- winding ----------------------------------------------------------------------------------------------------------
+# --- winding --------------------------------------------------------------------------------------
 
 def repair_winding(triangles: np.ndarray) -> np.ndarray:
     """Triangles (F, 3, 3) as wound in the file, except where this is certainly wrong.
 
-    A closed connected surface whose neighboring faces disagree is repaired. If the file as a whole is closed, consistent
-    and of negative volume, it is inside out and all of it is reversed. Open pieces and inner walls stay as they are.
+    A closed connected surface whose neighboring faces disagree is repaired. If the file as a whole
+    is closed, consistent and of negative volume, it is inside out and all of it is reversed. Open
+    pieces and inner walls stay as they are.
     """
     extent = np.ptp(triangles, axis=(0, 1)).max()
     _, faces = np.unique((triangles.reshape(-1, 3) / (1e-6 * extent)).round(), axis=0, return_inverse=True)
@@ -127,7 +135,7 @@ def repair_winding(triangles: np.ndarray) -> np.ndarray:
 
 
 def turned_by_repair(corners: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """(F,) bool, the faces (F, 3) of one closed surface that trimesh reverses so that all wind outward.
+    """(F,) bool, the faces of one closed surface that trimesh reverses to wind all outward.
 
     corners: (3 F, 3) positions, three per face. faces: their numbers after welding.
     """

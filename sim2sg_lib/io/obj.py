@@ -1,7 +1,8 @@
-"""Wavefront OBJ files -> triangles. Parsed here since trimesh 5.2 reads them wrongly, some without a word:
+"""Wavefront OBJ files -> triangles. Parsed here since trimesh 5.2 reads them wrongly, some without
+a word:
 
-relative indices count from the end of the file, concave faces become fans, tabs are refused, and text that is not UTF-8
-needs an undeclared package.
+relative indices count from the end of the file, concave faces become fans, tabs are refused, and
+text that is not UTF-8 needs an undeclared package.
 """
 import codecs
 import math
@@ -18,9 +19,10 @@ CORNER = re.compile(rb"([+-]?\d{1,9})(/[+-]?\d*){0,2}")  # v, v/t, v//n or v/t/n
 
 
 def read_obj(content: bytes, path: Path, max_faces: int) -> list[np.ndarray] | None:
-    """The triangles (F, 3, 3) of each material of a Wavefront OBJ file; None if there are more than max_faces.
+    """The triangles (F, 3, 3) of each material; None if there are more than max_faces.
 
-    Only `v`, `f` and `usemtl` count. Text is taken as bytes: names and comments may be in any encoding.
+    Only `v`, `f` and `usemtl` count. Text is taken as bytes: names and comments may be in any
+    encoding.
     Raises: InputError naming file and line.
     """
     if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -61,9 +63,10 @@ def read_obj(content: bytes, path: Path, max_faces: int) -> list[np.ndarray] | N
 
 
 def statements(content: bytes) -> Iterator[tuple[int, list[bytes]]]:
-    """Yields (line number, words) for each statement. Only `v` and `f` have comments behind and continuation lines.
+    """Yields (line number, words); `v` and `f` may have trailing comments and continuation lines.
 
-    The last byte of a name or comment in GBK or Shift JIS may look like the backslash of a continuation.
+    The last byte of a name or comment in GBK or Shift JIS may look like the backslash of a
+    continuation.
     """
     lines = iter(enumerate(content.splitlines(), 1))
     for number, line in lines:
@@ -78,9 +81,10 @@ def statements(content: bytes) -> Iterator[tuple[int, list[bytes]]]:
 
 
 def triangulate(points: np.ndarray, where: str) -> list[tuple[int, int, int]]:
-    """A simple polygon (N, 3), nearly flat, as N - 2 triples of its corners, wound alike: a fan, else by ear clipping.
+    """Triangles of a nearly flat polygon (N, 3) as N - 2 index triples: a fan, or ear clipping.
 
-    Raises: InputError that starts with `where` for a concave polygon of more than MAX_CONCAVE corners.
+    Raises: InputError that starts with `where` for a concave polygon of more than MAX_CONCAVE
+    corners.
     """
     count, spokes = len(points), points[1:] - points[0]
     areas = np.cross(spokes[:-1], spokes[1:])  # (N - 2, 3)
@@ -102,7 +106,7 @@ def triangulate(points: np.ndarray, where: str) -> list[tuple[int, int, int]]:
 
 
 def is_ear(points: np.ndarray, before: int, corner: int, after: int, rest: list[int]) -> bool:
-    """Whether a corner of the polygon `rest` of points (N, 2), counter-clockwise, can be cut off: nothing lies inside."""
+    """Whether a corner of the counter-clockwise polygon `rest` of points (N, 2) can be cut off."""
     triangle = points[[before, corner, after]]
     sides = np.roll(triangle, -1, 0) - triangle
     if sides[0, 0] * sides[1, 1] - sides[0, 1] * sides[1, 0] <= 0:
