@@ -25,7 +25,9 @@ class InputError(click.ClickException):
 
     def format_message(self) -> str:
         """The message as one printable line of bounded length, since it may quote a file."""
-        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in self.message)
+        line = "".join(
+            c if c.isprintable() else c.encode("unicode_escape").decode() for c in self.message
+        )
         return line if len(line) <= 600 else f"{line[:400]} ... {line[-195:]}"
 
 
@@ -44,11 +46,18 @@ class FloatRange(click.FloatRange):
 def output_options(command):
     """Adds --version, and --quiet and --json for `log_info`, `print_json` and `progress`."""
     def keep(context, option, value):
-        context.meta[option.name] = value or context.meta.get(option.name)  # given before or after a subcommand's name
+        # given before or after a subcommand's name
+        context.meta[option.name] = value or context.meta.get(option.name)
 
-    for names, text in ((("-q", "--quiet"), "Print errors only."),
-                        (("--json",), "Print one JSON object on standard output, everything else on standard error.")):
-        command = click.option(*names, is_flag=True, expose_value=False, callback=keep, help=text)(command)
+    for names, text in (
+        (("-q", "--quiet"), "Print errors only."),
+        (
+            ("--json",),
+            "Print one JSON object on standard output, everything else on standard error."),
+    ):
+        command = click.option(*names, is_flag=True, expose_value=False, callback=keep, help=text)(
+            command
+        )
     return click.version_option(__version__, prog_name="Sim2SG")(command)
 
 
@@ -75,9 +84,14 @@ def progress(total: int, title: str, unit: str, leave: bool = True, done: int = 
 
     done: steps of an earlier, interrupted process; they do not count for the speed.
     """
-    seconds = {} if sys.stderr.isatty() else {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS, "delay": LOG_SECONDS}
-    return tqdm(total=total, desc=title, unit=unit, leave=leave, initial=done, disable=chosen("quiet"), dynamic_ncols=True,
-                **seconds)
+    seconds = (
+        {}
+        if sys.stderr.isatty()
+        else {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS, "delay": LOG_SECONDS}
+    )
+    return tqdm(
+        total=total, desc=title, unit=unit, leave=leave, initial=done, disable=chosen("quiet"),
+        dynamic_ncols=True, **seconds)
 
 
 class TolerantStream:
@@ -147,13 +161,16 @@ def command_line(main: click.Command) -> None:
     signal.signal(signal.SIGTERM, stop)
     try:
         code = main(standalone_mode=False)
-        for number in (signal.SIGINT, signal.SIGTERM):  # the work is done: while Python shuts down, nothing is interrupted
+        # the work is done: while Python shuts down, nothing is interrupted
+        for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
     except click.ClickException as error:
         error.show(sys.stderr)
         code = error.exit_code
     except OSError as error:  # a full disk, a folder that was removed
-        print(f"Error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        print(
+            f"Error: {error.filename or 'input or output'}: {error.strerror or error}",
+            file=sys.stderr)
         code = 3
     except (click.Abort, KeyboardInterrupt, Stopped) as end:
         code = 143 if isinstance(end, Stopped) else 130
@@ -174,7 +191,11 @@ def stop_request() -> Iterator[list]:
         if len(asked) > 1:
             raise asked[-1]
 
-    handled = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    handled = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) != signal.SIG_IGN
+    ]
     before = {number: signal.signal(number, ask) for number in handled}
     try:
         yield asked

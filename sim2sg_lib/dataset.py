@@ -3,9 +3,9 @@
     FOLDER/dataset.json    what it is: environment, method, seed, size, count; written last
     FOLDER/images/         000000.png ...
     FOLDER/graphs.jsonl    one SceneGraph per line, in image order; absent for an unlabeled target
-    FOLDER/cameras.jsonl   one camera per line; absent where the environment's nominal camera holds, or has none
+    FOLDER/cameras.jsonl   one camera per line; absent for nominal cameras and 2-D worlds
     FOLDER/scenes.jsonl    the scene behind each synthetic image
-    FOLDER/predicted.jsonl the graphs that were lifted, one per target image; only where there were some
+    FOLDER/predicted.jsonl the graphs that were lifted, if any, one per target image
 
 Any folder of PNG or JPEG files is a valid unlabeled target, and so is a KITTI folder (io/kitti.py),
 with or without labels. Opening images never opens labels, so `train.py` and `synthesize.py` cannot
@@ -62,7 +62,8 @@ def list_images(folder: Path, env: Env) -> tuple[list[str], list[tuple[int, int]
     if os.path.lexists(folder / "dataset.json"):
         info, names = read_info(folder, env), image_names(folder)
         if info["count"] != len(names):
-            raise InputError(f"{folder}: {len(names)} images, but dataset.json says {info['count']}")
+            raise InputError(f"{folder}: {len(names)} images, but dataset.json says "
+                             f"{info['count']}")
         sizes = {name: open_image(safe_join(folder, name)).size for name in names}
         for name, (width, height) in sizes.items():
             if (width, height) != (info["width"], info["height"]):
@@ -87,9 +88,11 @@ def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolde
     names, sizes = list_images(folder, env)
     kitti = kitti_root(folder)
     if folder.name == "image_2" and (folder.parent / "calib").is_dir():
-        raise InputError(f"{folder}: holds the images of a KITTI folder without their cameras, expected {folder.parent}")
+        raise InputError(f"{folder}: holds the images of a KITTI folder without their cameras, "
+                         f"expected {folder.parent}")
     if camera and not kitti:
-        raise InputError(f"{folder}: --camera {camera} is for a KITTI folder, expected image_2/ or training/image_2/ in it")
+        raise InputError(f"{folder}: --camera {camera} is for a KITTI folder, expected image_2/ or "
+                         "training/image_2/ in it")
     if env.world is None:
         cameras = []
     elif kitti:
@@ -124,15 +127,21 @@ def find_images(paths: list[Path], env: Env) -> ImageFolder:
 def input_files(folder: Path) -> list[Path]:
     """The files that `open_images` and the pixels depend on, for `digest`. Raises: InputError."""
     kitti, names = kitti_root(folder), image_names(folder)
-    cameras = [kitti / f"calib/{Path(name).stem}.txt" for name in names] if kitti else [folder / "cameras.jsonl"]
+    cameras = (
+        [kitti / f"calib/{Path(name).stem}.txt" for name in names]
+        if kitti
+        else [folder / "cameras.jsonl"]
+    )
     return [*(folder / name for name in names), *cameras]
 
 
 def check_aspect(where: Path | str, width: int, height: int, camera: Camera) -> None:
     """Raises: InputError if width : height is not the camera's, within one percent."""
     if abs(width * camera.height / (height * camera.width) - 1) > 0.01:
-        raise InputError(f"{where}: {width}x{height} pixels, the camera expects {camera.width}x{camera.height} or its aspect "
-                         "ratio")
+        raise InputError(
+            f"{where}: {width}x{height} pixels, the camera expects {camera.width}x{camera.height} "
+            "or its aspect ratio"
+        )
 
 
 def read_info(folder: Path, env: Env | None) -> dict:
@@ -145,12 +154,14 @@ def read_info(folder: Path, env: Env | None) -> dict:
         if not is_int(info.get(name)) or info[name] <= 0:
             raise InputError(f"{path}: {name}: {info.get(name)!r}, expected a positive integer")
     if info["width"] * info["height"] > MAX_PIXELS:
-        raise InputError(f"{path}: width: {info['width']}x{info['height']} pixels, expected {MAX_PIXELS} at most")
+        raise InputError(f"{path}: width: {info['width']}x{info['height']} pixels, expected "
+                         f"{MAX_PIXELS} at most")
     if env and info.get("env") != env.name:
         raise InputError(f"{path}: env: {info.get('env')!r}, expected {env.name!r}")
     for name in ("categories", "predicates") if env else ():
         if info.get(name) != list(getattr(env.vocabulary, name)):
-            raise InputError(f"{path}: {name}: {info.get(name)}, expected {list(getattr(env.vocabulary, name))}")
+            raise InputError(f"{path}: {name}: {info.get(name)}, expected "
+                             f"{list(getattr(env.vocabulary, name))}")
     return info
 
 
@@ -170,7 +181,8 @@ def read_labels(images: ImageFolder, env: Env, van: str | None = None) -> list[S
         from sim2sg_lib.io.kitti import frame_graphs
         return frame_graphs(kitti, images.names, images.cameras, env, van)
     if van:
-        raise InputError(f"{images.folder}: --van {van} is for a KITTI folder, expected image_2/ or training/image_2/ in it")
+        raise InputError(f"{images.folder}: --van {van} is for a KITTI folder, expected image_2/ "
+                         "or training/image_2/ in it")
     path = safe_join(images.folder, "graphs.jsonl")
     by_image = {graph.image: graph for graph in read_graphs(path, env.vocabulary, images.folder)}
     for name in images.names:
@@ -178,14 +190,17 @@ def read_labels(images: ImageFolder, env: Env, van: str | None = None) -> list[S
         if graph is None:
             raise InputError(f"{path}: no graph for {name}")
         if (graph.width, graph.height) != (width, height):
-            raise InputError(f"{path}: {name}: {graph.width}x{graph.height} pixels, the image has {width}x{height}")
+            raise InputError(f"{path}: {name}: {graph.width}x{graph.height} pixels, the image has "
+                             f"{width}x{height}")
     return [by_image[name] for name in images.names]
 
 
 # --- writing --------------------------------------------------------------------------------------
 
 
-def write_labels(folder: Path, graphs: list[SceneGraph], scenes: list[Scene], env: Env, info: dict) -> None:
+def write_labels(
+    folder: Path, graphs: list[SceneGraph], scenes: list[Scene], env: Env, info: dict
+) -> None:
     """Write graphs.jsonl, cameras.jsonl, scenes.jsonl and, last, dataset.json.
 
     info: fields of dataset.json besides the vocabulary and the count.
@@ -194,9 +209,16 @@ def write_labels(folder: Path, graphs: list[SceneGraph], scenes: list[Scene], en
     write_graphs(folder / "graphs.jsonl", graphs, env.vocabulary)
     if env.world:
         size = info["width"], info["height"]
-        write_json_lines(folder / "cameras.jsonl", [{"image": g.image, **s.camera.resized(*size).to_json()}
-                                                    for g, s in zip(graphs, scenes)])
-    write_json_lines(folder / "scenes.jsonl", [{"image": g.image, **s.to_json()} for g, s in zip(graphs, scenes)])
+        write_json_lines(
+            folder / "cameras.jsonl",
+            [
+                {"image": g.image, **s.camera.resized(*size).to_json()}
+                for g, s in zip(graphs, scenes)
+            ],
+        )
+    write_json_lines(
+        folder / "scenes.jsonl", [{"image": g.image, **s.to_json()} for g, s in zip(graphs, scenes)]
+    )
     write_json(folder / "dataset.json", {
         "format": FORMAT, "env": env.name, **info, "categories": list(env.vocabulary.categories),
         "predicates": list(env.vocabulary.predicates), "count": len(graphs)})
@@ -213,7 +235,9 @@ class Rendered:
 
     def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
         def images_are_complete(row: dict) -> bool:
-            return all(zlib.crc32((folder / name).read_bytes()) == crc for name, crc in row["crcs"].items())
+            return all(
+                zlib.crc32((folder / name).read_bytes()) == crc for name, crc in row["crcs"].items()
+            )
 
         self.path, self.vocabulary = Path(folder) / "rendered.jsonl", vocabulary
         self.graphs: list[SceneGraph] = []
@@ -225,7 +249,9 @@ class Rendered:
 
     def add(self, graphs: list[SceneGraph], labeled: list[list[int]], crcs: dict[str, int]) -> None:
         """Add a chunk; crcs: the CRC of each written image by its name."""
-        row = {"graphs": [to_json(graph, self.vocabulary) for graph in graphs], "labeled": labeled, "crcs": crcs}
+        row = {
+            "graphs": [to_json(graph, self.vocabulary) for graph in graphs], "labeled": labeled,
+            "crcs": crcs}
         add_line(self.file, row)
         self._keep(row)
 

@@ -1,8 +1,8 @@
 """A data set in two formats that other programs read, beside its own.
 
-    FOLDER/kitti/training/    image_2/, label_2/, calib/ of KITTI's object benchmark; what KITTI has no type for, such as
-                              houses and vegetation, in label_2_extra/
-    FOLDER/coco/              images/ and annotations.json of COCO detection; it has no place for relations or 3-D
+    FOLDER/kitti/training/    image_2/, label_2/, calib/ of KITTI's object benchmark; types that
+                              KITTI lacks, such as houses and vegetation, in label_2_extra/
+    FOLDER/coco/              images/ and annotations.json of COCO detection, without relations
 
 KITTI boxes turn about the camera's y axis, which must be vertical: only level cameras are exported,
 since the format has no place for a tilt. Positions are in the camera's own frame (P2 has no fourth
@@ -28,12 +28,14 @@ def check_level(camera: Camera, name: str) -> None:
     """Raises: InputError if the camera's y axis is not the world's vertical."""
     tilt_degrees = math.degrees(math.acos(np.clip(-camera.R[1, 2], -1, 1)))
     if tilt_degrees > 0.01:  # less than the two decimals of KITTI's files
-        raise InputError(f"--export kitti: {name} is tilted by {tilt_degrees:.1f} degrees, expected a level one, since "
-                         "KITTI's 3-D boxes turn about the camera's own y axis; --export coco takes any")
+        raise InputError(
+            f"--export kitti: {name} is tilted by {tilt_degrees:.1f} degrees, expected a level "
+            "one, since KITTI's 3-D boxes turn about the camera's own y axis; --export coco takes any"
+        )
 
 
-def write_kitti(folder: Path, graphs: list[SceneGraph], objects: list[list[SceneObject]], cameras: list[Camera],
-                vocabulary: Vocabulary) -> None:
+def write_kitti(folder: Path, graphs: list[SceneGraph], objects: list[list[SceneObject]],
+                cameras: list[Camera], vocabulary: Vocabulary) -> None:
     """Write FOLDER/kitti/training; the images of the graphs are in FOLDER.
 
     objects: per graph the 3-D objects behind its rows. cameras: per graph, of any pixel size.
@@ -41,7 +43,11 @@ def write_kitti(folder: Path, graphs: list[SceneGraph], objects: list[list[Scene
     """
     root = Path(folder) / "kitti" / "training"
     shutil.rmtree(root, ignore_errors=True)  # what an interruption left
-    extra = [name for name in map(str.capitalize, vocabulary.categories) if name not in TYPES or name in EXTRA_TYPES]
+    extra = [
+        name
+        for name in map(str.capitalize, vocabulary.categories)
+        if name not in TYPES or name in EXTRA_TYPES
+    ]
     for name in ("image_2", "label_2", "calib", *(["label_2_extra"] if extra else [])):
         (root / name).mkdir(parents=True)
     for graph, items, camera in zip(graphs, objects, cameras, strict=True):
@@ -52,10 +58,14 @@ def write_kitti(folder: Path, graphs: list[SceneGraph], objects: list[list[Scene
         for name, others in (("label_2", False), *([("label_2_extra", True)] if extra else [])):
             lines = [format_object(row) + "\n" for row in rows if (row.type in extra) == others]
             write_text(root / name / f"{image.stem}.txt", "".join(lines))
-        write_text(root / "calib" / f"{image.stem}.txt", calib_text(camera.resized(graph.width, graph.height)))
+        write_text(
+            root / "calib" / f"{image.stem}.txt",
+            calib_text(camera.resized(graph.width, graph.height)))
 
 
-def kitti_object(graph: SceneGraph, index: int, item: SceneObject, camera: Camera, vocabulary: Vocabulary) -> KittiObject:
+def kitti_object(
+    graph: SceneGraph, index: int, item: SceneObject, camera: Camera, vocabulary: Vocabulary
+) -> KittiObject:
     """Row `index` of a graph and its 3-D object as a line of a label file, for a level camera.
 
     The type is the category's name, capitalized; the box is around what is visible.
@@ -65,9 +75,10 @@ def kitti_object(graph: SceneGraph, index: int, item: SceneObject, camera: Camer
     heading = camera.R @ [math.cos(item.yaw_rad), math.sin(item.yaw_rad), 0]
     rotation_y_rad = math.atan2(-heading[2], heading[0])
     alpha_rad = math.remainder(rotation_y_rad - math.atan2(bottom[0], bottom[2]), 2 * math.pi)
-    return KittiObject(vocabulary.categories[graph.labels[index]].capitalize(), float(graph.truncated[index]),
-                       occlusion_state(graph.visible[index]), alpha_rad, tuple(graph.boxes_px[index].tolist()),
-                       (height, width, length), tuple(bottom.tolist()), rotation_y_rad)
+    return KittiObject(
+        vocabulary.categories[graph.labels[index]].capitalize(), float(graph.truncated[index]),
+        occlusion_state(graph.visible[index]), alpha_rad, tuple(graph.boxes_px[index].tolist()),
+        (height, width, length), tuple(bottom.tolist()), rotation_y_rad)
 
 
 def occlusion_state(visible: float) -> int:
@@ -82,8 +93,13 @@ def calib_text(camera: Camera) -> str:
     """
     P2 = np.hstack([camera.K, np.zeros((3, 1))])
     still = np.eye(3, 4)
-    rows = {"P0": P2, "P1": P2, "P2": P2, "P3": P2, "R0_rect": np.eye(3), "Tr_velo_to_cam": still, "Tr_imu_to_velo": still}
-    lines = [f"{name}: " + " ".join(f"{value:.12e}" for value in matrix.ravel()) for name, matrix in rows.items()]
+    rows = {
+        "P0": P2, "P1": P2, "P2": P2, "P3": P2, "R0_rect": np.eye(3), "Tr_velo_to_cam": still,
+        "Tr_imu_to_velo": still}
+    lines = [
+        f"{name}: " + " ".join(f"{value:.12e}" for value in matrix.ravel())
+        for name, matrix in rows.items()
+    ]
     return "\n".join(lines) + "\n"
 
 
@@ -100,14 +116,23 @@ def write_coco(folder: Path, graphs: list[SceneGraph], vocabulary: Vocabulary) -
     for image_id, graph in enumerate(graphs, 1):
         name = Path(graph.image).name
         link_image(folder / graph.image, out / "images" / name)
-        images.append({"id": image_id, "file_name": name, "width": graph.width, "height": graph.height})
+        images.append(
+            {"id": image_id, "file_name": name, "width": graph.width, "height": graph.height}
+        )
         for label, (x0, y0, x1, y1) in zip(graph.labels.tolist(), graph.boxes_px.tolist()):
-            annotations.append({"id": len(annotations) + 1, "image_id": image_id, "category_id": label + 1,
-                                "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0,
-                                "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]]})
+            annotations.append(
+                {
+                    "id": len(annotations) + 1, "image_id": image_id, "category_id": label + 1,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0,
+                    "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]]}
+            )
     categories = [{"id": i, "name": name} for i, name in enumerate(vocabulary.categories, 1)]
-    write_json(out / "annotations.json", {"info": {"description": "synthetic images of Sim2SG"}, "licenses": [],
-                                          "images": images, "annotations": annotations, "categories": categories})
+    write_json(
+        out / "annotations.json",
+        {
+            "info": {"description": "synthetic images of Sim2SG"}, "licenses": [], "images": images,
+            "annotations": annotations, "categories": categories},
+    )
 
 
 def link_image(source: Path, target: Path) -> None:

@@ -108,7 +108,8 @@ def _parse_object(line: str, where: str, columns: tuple[str, ...]) -> KittiObjec
         raise InputError(f"{where}: occluded: {words[2]}, expected 0, 1, 2, 3 or -1")
     for low, high in (("left", "right"), ("top", "bottom")):
         if row[low] >= row[high]:
-            raise InputError(f"{where}: {high}: {row[high]:g}, expected more than {low}, {row[low]:g}")
+            raise InputError(f"{where}: {high}: {row[high]:g}, expected more than {low}, "
+                             f"{row[low]:g}")
     return KittiObject(
         _TYPE_BY_NAME[words[0].lower()], row["truncated"], int(row["occluded"]), row["alpha"],
         (left, top, right, bottom), tuple(row[name] for name in COLUMNS[8:11]),
@@ -163,8 +164,10 @@ def frame_objects(root: Path, stem: str) -> list[KittiObject]:
         found = read_objects(safe_join(root, f"{folder}/{stem}.txt"))
         for item in found:  # the folders say what is labeled, so each type has one
             if (item.type in EXTRA_TYPES) != (folder == "label_2_extra"):
-                raise InputError(f"{item.where}: type: {item.type!r}, expected "
-                                 f"{' and '.join(EXTRA_TYPES)} in label_2_extra/, all others in label_2/")
+                raise InputError(
+                    f"{item.where}: type: {item.type!r}, expected "
+                    f"{' and '.join(EXTRA_TYPES)} in label_2_extra/, all others in label_2/"
+                )
         objects += found
     return objects
 
