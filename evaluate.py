@@ -309,7 +309,7 @@ def utf8(text: str | Path) -> str:
 
 def real_path(path: str | Path) -> str:
     """A path for records: absolute and without links, so that one file has one name."""
-    return utf8(os.path.realpath(path))
+    return utf8(path if "\0" in str(path) else os.path.realpath(path))
 
 
 def latest_run() -> Path:

@@ -2,11 +2,13 @@
 
 \b
   python synthesize.py --env clevr --out data/clevr/sdr
-  python synthesize.py --checkpoint runs/clevr/0/model.pt --target data/clevr/target/train --out data/clevr/1
+  python synthesize.py --checkpoint runs/clevr/0/model.pt --target data/clevr/target/train \\
+      --out data/clevr/1
 
-Without --checkpoint or --graphs the scenes are random: the source domain gives the SDR data set (structured
-domain randomization), any other a stand-in for real images, split into OUT/train, OUT/val and OUT/test.
-With one of them, each graph is lifted to 3-D in a random look of the source domain: label alignment.
+Without --checkpoint or --graphs the scenes are random: the source domain gives the SDR data set
+(structured domain randomization), any other a stand-in for real images, split into OUT/train,
+OUT/val and OUT/test. With one of them, each graph is lifted to 3-D in a random look of the source
+domain: label alignment.
 """
 import shlex
 import sys
@@ -29,35 +31,36 @@ PATH = click.Path(path_type=Path)
                context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
 @click.option("--env", "env_name", default="clevr", help="Environment.")
 @click.option("--out", type=PATH, default="data/clevr/sdr", help="Data set folder to write.")
-@click.option("--num", type=click.IntRange(1, 10**6), show_default="the preset's; one per graph of --graphs",
+@click.option("--num", type=click.IntRange(1, 10**6), show_default="the preset's, or one per graph",
               help="Images; with more images than graphs, each graph gets several looks.")
 @click.option("--preset", type=click.Choice(["quick", "paper"]), default="quick",
               help="Image size and --num: `python -m envs` lists them.")
 @click.option("--randomize", type=click.Choice(["paper", "strong"]), default="paper",
-              help="Source look: as in the paper, or varying everything that a scene graph does not hold.")
-@click.option("--domain", default="source", help="Of random scenes: source, target, target-content, ...")
+              help="Source look: the paper's, or varying everything that a scene graph does not hold.")
+@click.option("--domain", default="source", help="Of random scenes: source, target, ...")
 @click.option("--checkpoint", type=PATH, help="Network that predicts the graphs.")
 @click.option("--target", type=PATH, help="Images it predicts them from.")
 @click.option("--camera", type=click.Choice(["calib", "paper"]), show_default="calib",
-              help="For a KITTI --target: its calibration, or the paper's assumption of 90 degrees.")
+              help="Of a KITTI --target: its calibration, or 90 degrees as the paper assumes.")
 @click.option("--graphs", "graphs_path", type=PATH, help="Lift the graphs of this JSON Lines file.")
 @click.option("--threshold", type=FloatRange(0, 1), show_default="the environment's",
-              help="Confidence below which objects and relations are not lifted; on dining, for objects, "
-                   "a fraction of the network's best scores.")
-@click.option("--refine", type=click.IntRange(0), default=0, is_flag=False, flag_value=30, show_default="none",
+              help="Confidence below which objects and relations are not lifted; on dining, for "
+                   "objects, a fraction of the network's best scores.")
+@click.option("--refine", type=click.IntRange(0), default=0, is_flag=False, flag_value=30,
               help="Gradient steps that fit lifted objects to their boxes; 30 if no number follows.")
-@click.option("--assets", type=PATH, help="Folder of OBJ or GLB files by category, ShapeNet's layout "
-              "included, to use instead of the source's own assets.")
+@click.option("--assets", type=PATH,
+              help="Folder of OBJ or GLB files by category that replace the source's assets.")
 @click.option("--export", default="", show_default="none",
               help="kitti, coco, or both with a comma: OUT/kitti, OUT/coco.")
-@click.option("--renderer", type=click.Choice(["own", "pytorch3d"]), default="own", help="Rasterizer.")
+@click.option("--renderer", type=click.Choice(["own", "pytorch3d"]), default="own",
+              help="Rasterizer.")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0,
-              help="Image i depends on the other options, the seed and i alone.")
+              help="Image i depends on the other options, the seed and i alone; graphs of --checkpoint "
+                   "also, in their last digits, on the number of threads.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
-@click.option("--preview", is_flag=True, help="Only draw the first 12 images, labeled: OUT.preview.png.")
+@click.option("--preview", is_flag=True, help="Only draw 12 labeled images: OUT.preview.png.")
 @click.option("--overwrite", is_flag=True, help="Replace a folder that is not empty.")
-@click.option("--resume/--no-resume", default=True,
-              help="Continue where the same command was interrupted, or start over.")
+@click.option("--resume/--no-resume", default=True, help="Continue the same command, interrupted.")
 @output_options
 def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str, domain: str,
          checkpoint: Path | None, target: Path | None, camera: str | None, graphs_path: Path | None,
@@ -65,16 +68,18 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
          seed: int, device: str, preview: bool, overwrite: bool, resume: bool) -> None:
     # --- setup: the library is imported here, so that --help answers at once
     from sim2sg_lib.checkpoint import load, pick_device, runtime_info
-    from sim2sg_lib.dataset import open_images
+    from sim2sg_lib.dataset import open_graphs, open_images
     from sim2sg_lib.io.folders import digest, refuse_early, work_folder
     from sim2sg_lib.io.graphs import write_graphs
+    from sim2sg_lib.net.predict import confident_graphs
     from sim2sg_lib.sim import pytorch3d
     from sim2sg_lib.sim.sources import LiftedScenes, RandomScenes
 
     env, device = envs.find(env_name), pick_device(device)
     formats = [name.strip() for name in export.split(",") if name.strip()]
     lifting = bool(checkpoint or target or graphs_path)
-    check_options(env, domain, num, checkpoint, target, camera, graphs_path, threshold, refine, assets, formats)
+    check_options(env, domain, num, checkpoint, target, camera, graphs_path, threshold, refine,
+                  assets, formats)
     if renderer == "pytorch3d":
         pytorch3d.require()
     if assets:
@@ -92,24 +97,28 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
         chosen = choose_images(images, num, seed)
         names, cameras = chosen.names, chosen.cameras
     elif graphs_path:
-        graphs, by_category, cameras = open_graphs(graphs_path, env, threshold)
+        graphs, cameras = open_graphs(graphs_path, env)
+        graphs, by_category = confident_graphs(graphs, env, threshold)
         names, num = [graph.image for graph in graphs], num or len(graphs)
     else:
         num = num or (sizes.source_images if domain == "source" else sizes.target_images)
         source = RandomScenes(env, domain, randomize, seed)
-    if "kitti" in formats:
+    if "kitti" in formats:  # before hours of rendering
         from sim2sg_lib.io.export import check_level
         for camera_, name in list(zip(cameras, names))[:num] or [(env.world.camera, "")]:
-            check_level(camera_, f"the camera of {name}".removesuffix(" of "))  # before hours of rendering
+            check_level(camera_, f"the camera of {name}".removesuffix(" of "))
     method = LiftedScenes.method if lifting else source.method
-    log_info(f"{env.name} | {method} | {num} images | {randomize} look | seed {seed} | {device} -> {out}")
+    log_info(f"{env.name} | {method} | {num} images | {randomize} look | seed {seed} | {device} "
+             f"-> {out}")
 
     # --- render and label
-    info = {"method": method, "seed": seed, "randomise": randomize, "preset": preset, "renderer": renderer,
-            "assets": assets and str(assets.resolve()), "export": formats, "command": "python " + shlex.join(sys.argv)}
+    info = {"method": method, "seed": seed, "randomise": randomize, "preset": preset,
+            "renderer": renderer, "assets": assets and str(assets.resolve()), "export": formats,
+            "command": "python " + shlex.join(sys.argv)}
     if lifting:
-        info |= {"threshold": threshold, "thresholds": by_category, "refine": refine, "camera": camera,
-                 "graphs": str((graphs_path or checkpoint).resolve()), "target": target and str(target.resolve())}
+        info |= {"threshold": threshold, "thresholds": by_category, "refine": refine,
+                 "camera": camera, "graphs": str((graphs_path or checkpoint).resolve()),
+                 "target": target and str(target.resolve())}
     options = info | runtime_info(device) | {
         "env": env.name, "domain": domain, "num": num,
         "input": digest(*inputs(checkpoint, target, graphs_path, assets, env))}
@@ -122,8 +131,8 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
         if lifting:
             source = LiftedScenes(env, graphs, cameras, randomize, refine, seed, device)
         if preview:
-            return draw_preview(Path(f"{out}.preview.png"), partial, range(min(num, PREVIEWED)), source,
-                                sizes.image_size, info, device)
+            return draw_preview(Path(f"{out}.preview.png"), partial, range(min(num, PREVIEWED)),
+                                source, sizes.image_size, info, device)
         for name, indices in source.splits(num).items():
             write_data_set(partial / name, indices, source, sizes.image_size, info, device)
         if lifting:
@@ -143,26 +152,29 @@ def check_options(env, domain: str, num: int | None, checkpoint: Path | None, ta
     for wrong, message in (
             (not look, f"--domain: {domain!r} is not one of {', '.join(env.domains)}"),
             (unknown, f"--export: {', '.join(sorted(unknown))!r} is not kitti or coco"),
-            (assets and look != "source", f"--assets replace the source's, --domain {domain} uses none"),
-            (flat and (lifting or assets or "kitti" in formats), f"--env {env.name} has no 3-D world: "
-             "leave --checkpoint, --graphs, --assets and --export kitti out"),
+            (assets and look != "source", f"--assets: --domain {domain} has none of the source's"),
+            (flat and (lifting or assets or "kitti" in formats),
+             f"--env {env.name} has no 3-D world: leave --checkpoint, --graphs, --assets and --export "
+             "kitti out"),
             # lifted graphs
             (bool(checkpoint) != bool(target) or (checkpoint and graphs),
              "--checkpoint and --target go together, and not with --graphs"),
-            (lifting and domain != "source", "--domain: lifted graphs take the source's look, leave it out"),
-            (camera and not target, "--camera is that of a KITTI --target: add --checkpoint and --target, "
-             "or leave it out"),
+            (lifting and domain != "source",
+             "--domain: lifted graphs take the source's look, leave it out"),
+            (camera and not target,
+             "--camera is that of a KITTI --target: add --checkpoint and --target, or leave it out"),
             # random scenes
-            (not lifting and (refine or threshold is not None), f"{'--refine' if refine else '--threshold'} "
-             "is for lifted graphs: add --checkpoint and --target, or --graphs"),
+            (not lifting and (refine or threshold is not None),
+             f"{'--refine' if refine else '--threshold'} is for lifted graphs: add --checkpoint and "
+             "--target, or --graphs"),
             (domain != "source" and num is not None and num < 3,
              f"--num: {num} images cannot be split into train, val and test, expected 3 or more")):
         if wrong:
             raise InputError(message)
 
 
-def inputs(checkpoint: Path | None, target: Path | None, graphs_path: Path | None, assets: Path | None,
-           env) -> list[Path]:
+def inputs(checkpoint: Path | None, target: Path | None, graphs_path: Path | None,
+           assets: Path | None, env) -> list[Path]:
     """The files on which the images depend, also those that are missing."""
     from sim2sg_lib.dataset import input_files
     paths = [checkpoint, *input_files(target)] if checkpoint else []
@@ -173,50 +185,33 @@ def inputs(checkpoint: Path | None, target: Path | None, graphs_path: Path | Non
     return paths
 
 
-# --- graphs to lift -------------------------------------------------------------------------------
-
 def choose_images(images, num: int, seed: int):
-    """`num` images of the target at random, or all; a smaller `num` is the start of the same choice."""
+    """`num` random images of the target, or all; fewer are the first ones of the same choice."""
     import numpy as np
     if num >= len(images.names):
         return images
     rows = np.random.default_rng(seed).permutation(len(images.names))[:num]
-    return replace(images, names=[images.names[i] for i in rows], cameras=[images.cameras[i] for i in rows])
+    names, cameras = ([values[i] for i in rows] for values in (images.names, images.cameras))
+    return replace(images, names=names, cameras=cameras)
 
 
-def predict_graphs(model, images, chosen, env, threshold: float, kept: Path) -> tuple[list, list[float]]:
-    """Confident graphs of the chosen images, and each category's threshold. kept: for what is predicted so far."""
+def predict_graphs(model, images, chosen, env, threshold: float,
+                   kept: Path) -> tuple[list, list[float]]:
+    """Confident graphs of the chosen images, and the threshold per category; `kept` holds progress."""
     from sim2sg_lib.net.predict import confident_graphs, predict_folder
-    of = images if env.adaptive else chosen  # an adaptive threshold, and so a graph, must not depend on --num
-    graphs = predict_folder(model, of, env, 0.0 if env.adaptive else threshold, threshold, kept)
-    graphs, by_category = confident_graphs(graphs, env, threshold)
-    by_name = dict(zip(of.names, graphs))
+    images = images if env.adaptive else chosen  # adaptive thresholds must not depend on --num
+    lowest = 0.0 if env.adaptive else threshold
+    graphs, by_category = confident_graphs(
+        predict_folder(model, images, env, lowest, threshold, kept), env, threshold)
+    by_name = dict(zip(images.names, graphs))
     return [by_name[name] for name in chosen.names], by_category
-
-
-def open_graphs(path: Path, env, threshold: float) -> tuple[list, list[float], list]:
-    """The confident graphs of a JSON Lines file, the threshold of each category, and the cameras:
-    those of a cameras.jsonl beside the file, or the nominal one."""
-    from sim2sg_lib.dataset import check_aspect
-    from sim2sg_lib.io.cameras import read_cameras
-    from sim2sg_lib.io.graphs import read_graphs
-    from sim2sg_lib.io.reading import safe_join
-    from sim2sg_lib.net.predict import confident_graphs
-    graphs, by_category = confident_graphs(read_graphs(path, env.vocabulary), env, threshold)
-    if not graphs:
-        raise InputError(f"{path}: no graph in it")
-    for graph in graphs:
-        check_aspect(f"{path}: {graph.image}", graph.width, graph.height, env.world.camera)
-    names, sizes = [graph.image for graph in graphs], [(graph.width, graph.height) for graph in graphs]
-    if (path.parent / "cameras.jsonl").exists():
-        return graphs, by_category, read_cameras(safe_join(path.parent, "cameras.jsonl"), names, sizes)
-    return graphs, by_category, [env.world.camera.resized(*size) for size in sizes]
 
 
 # --- rendering ------------------------------------------------------------------------------------
 
-def write_data_set(folder: Path, indices: range, source, size: tuple[int, int], info: dict, device) -> None:
-    """Render, label and save a source's scenes chunk by chunk, from where an interruption left off."""
+def write_data_set(folder: Path, indices: range, source, size: tuple[int, int], info: dict,
+                   device) -> None:
+    """Render, label and save scenes chunk by chunk; continues after an interruption."""
     from sim2sg_lib.dataset import Rendered, write_labels
     from sim2sg_lib.score.metrics import lifting_iou
     from sim2sg_lib.sim.chunks import cut_into_chunks, in_parallel
@@ -227,14 +222,15 @@ def write_data_set(folder: Path, indices: range, source, size: tuple[int, int], 
     (folder / "images").mkdir(parents=True, exist_ok=True)
     chunks, vocabulary = cut_into_chunks(indices, size), source.env.vocabulary
     rendered = Rendered(folder, vocabulary)
-    scenes = [scene for made in in_parallel(source.scenes, chunks[:rendered.chunks], device) for scene in made]
+    done, left = chunks[:rendered.chunks], chunks[rendered.chunks:]
+    scenes = [scene for made in in_parallel(source.scenes, done, device) for scene in made]
     with progress(len(indices), "render", "image", done=len(scenes)) as bar:
 
         def render(chunk: range):
-            made = source.scenes(chunk)
-            return made, *write_chunk(folder, made, chunk.start - indices.start, source, size, info, device)
+            made, first = source.scenes(chunk), chunk.start - indices.start
+            return made, *write_chunk(folder, made, first, source, size, info, device)
 
-        for made, *labels in in_parallel(render, chunks[rendered.chunks:], device):
+        for made, *labels in in_parallel(render, left, device):
             scenes += made
             rendered.add(*labels)
             bar.update(len(made))
@@ -242,25 +238,28 @@ def write_data_set(folder: Path, indices: range, source, size: tuple[int, int], 
     if info["export"]:
         from sim2sg_lib.io.export import write_coco, write_kitti
     if "kitti" in info["export"]:
-        objects = [[scene.objects[i] for i in rows] for scene, rows in zip(scenes, rendered.labeled)]
+        objects = [[scene.objects[i] for i in rows]
+                   for scene, rows in zip(scenes, rendered.labeled)]
         write_kitti(folder, graphs, objects, [scene.camera for scene in scenes], vocabulary)
     if "coco" in info["export"]:
         write_coco(folder, graphs, vocabulary)
     if source.graphs:
         lifted = [source.graphs[i % len(source.graphs)] for i in indices]
         fit, empty = lifting_iou(lifted, graphs), sum(len(graph) == 0 for graph in graphs)
-        log_info(f"{empty} of {len(graphs)} lifted scenes are empty" + (", IoU of rendered vs. predicted boxes: "
-                 + ", ".join(f"{name} {value:.3f}" for name, value in fit.items()) if fit else ""))
+        log_info(f"{empty} of {len(graphs)} lifted scenes are empty")
+        if fit:
+            text = ", ".join(f"{name} {value:.3f}" for name, value in fit.items())
+            log_info(f"IoU of rendered vs. predicted boxes: {text}")
         info = info | {"fit": fit}
     write_labels(folder, graphs, scenes, source.env, info | {"width": size[0], "height": size[1]})
     rendered.close()  # last: until the labels are written, the next attempt continues from it
 
 
-def write_chunk(folder: Path, scenes: list, first: int, source, size: tuple[int, int], info: dict, device
-                ) -> tuple[list, list, dict[str, int]]:
+def write_chunk(folder: Path, scenes: list, first: int, source, size: tuple[int, int], info: dict,
+                device) -> tuple[list, list, dict[str, int]]:
     """Render some scenes into images/ of the folder, numbered from `first`.
 
-    Returns graphs, for KITTI the scene objects that each labels, and the CRC of each image by its name.
+    Returns graphs, for KITTI also their object rows (see env.Rendered), and each image's CRC.
     """
     from sim2sg_lib.io.images import write_image
     names = [f"images/{i:06d}.png" for i in range(first, first + len(scenes))]
@@ -269,8 +268,8 @@ def write_chunk(folder: Path, scenes: list, first: int, source, size: tuple[int,
     return rendered.graphs, rendered.object_rows if "kitti" in info["export"] else [], crcs
 
 
-def draw_preview(path: Path, folder: Path, indices: range, source, size: tuple[int, int], info: dict,
-                 device) -> None:
+def draw_preview(path: Path, folder: Path, indices: range, source, size: tuple[int, int],
+                 info: dict, device) -> None:
     """The first images with their labels on one sheet. folder: for temporary files."""
     from sim2sg_lib.io.images import read_image
     from sim2sg_lib.sim.chunks import cut_into_chunks

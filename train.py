@@ -257,7 +257,7 @@ def make_state(model, knobs: dict, schedule: Schedule, seed: int):
     from sim2sg_lib import adapt
     from sim2sg_lib.training_state import TrainState
 
-    with torch.random.fork_rng(devices=[]):  # so that the task's random numbers are those without methods
+    with torch.random.fork_rng(devices=[]):  # the task draws the same numbers without methods
         methods = adapt.make(knobs, model.config).to(next(model.parameters()).device)
     weights = [p for p in model.parameters() if p.requires_grad]
     groups = [{"params": list(method.parameters()), "lr": method.knobs.lr}

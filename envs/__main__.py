@@ -1,4 +1,5 @@
-"""`python -m envs`: the environments and their presets. `python -m envs clevr quick`: that preset as shell variables."""
+"""`python -m envs`: the environments and their presets. `python -m envs clevr quick`: that preset
+as shell variables."""
 import sys
 from dataclasses import fields
 
@@ -19,7 +20,8 @@ def main(name: str | None = None, preset: str | None = None) -> None:
         elif preset not in env.presets:
             raise InputError(f"PRESET: {preset!r} is not one of {', '.join(env.presets)}")
         else:
-            print("\n".join(f"{field.upper()}={getattr(env.presets[preset], field)}" for field in SIZES))
+            for field in SIZES:
+                print(f"{field.upper()}={getattr(env.presets[preset], field)}")
 
 
 if __name__ == "__main__":

@@ -1,28 +1,19 @@
-"""CLEVR (Johnson et al. 2017) with the source and target domains of Prakash et al. 2021, appendix A.2.1.
+"""CLEVR (Johnson et al. 2017) with the domains of Prakash et al. 2021, appendix A.2.1.
 
-Source: 4 metal objects in blue, green, magenta or yellow.  Target: 2-3 rubber objects in pink, brown or white, farther
-apart, and stylized.  The two ablation pairs of Table 4 take one half of the target each:
-`target-content` has the target's objects in the source's look, `target-appearance` the source's in the target's look.
-"""
+Source: 4 metal objects in blue, green, magenta or yellow. Target: 2-3 rubber objects in pink, brown
+or white, farther apart, and stylized. The ablations of Table 4 mix them: `target-content` has the
+target's objects in the source's look, `target-appearance` the source's objects in the target's
+look. """
 import numpy as np
 
 from sim2sg_lib.camera import Camera, look_at
 from sim2sg_lib.env import DOMAINS, Env, Preset, World
 from sim2sg_lib.graph import Vocabulary
 from sim2sg_lib.scene import (
-    PATTERNS,
-    Light,
-    Material,
-    RelationRules,
-    Scene,
-    SceneObject,
-    Sky,
-    Texture,
-    linear,
-    predicate_axes,
-)
-from sim2sg_lib.sim.render import render_scenes, sample_scene
+    PATTERNS, Light, Material, RelationRules, Scene, SceneObject, Sky, Texture, linear,
+    predicate_axes)
 from sim2sg_lib.sim.meshes import box_mesh, cylinder_mesh, sphere_mesh
+from sim2sg_lib.sim.render import render_scenes, sample_scene
 
 CATEGORIES = ("cube", "sphere", "cylinder")
 PREDICATES = ("left", "right", "front", "behind")
@@ -30,9 +21,10 @@ RADII_M = (0.35, 0.5, 0.7)
 WIDTH, HEIGHT, FOCAL_PX = 320, 240, 350.0  # a 35 mm lens on Blender's 32 mm sensor
 EYE_WORLD = (7.48, -6.51, 5.34)            # CLEVR's camera, looking at the origin
 CAMERA_JITTER_M, LAMP_JITTER_M = 0.5, 1.0
-LAMPS = (((6.45, -2.91, 4.26), 26.0), ((-4.67, -4.01, 3.01), 9.0), ((-1.12, 2.65, 5.83), 20.0))  # key, fill, back
+# key, fill and back: position, irradiance at one meter
+LAMPS = (((6.45, -2.91, 4.26), 26.0), ((-4.67, -4.01, 3.01), 9.0), ((-1.12, 2.65, 5.83), 20.0))
 
-# (objects in an image), (smallest distance along every predicate's axis, meters): disjoint between the domains
+# (objects per image), (range of the smallest distance along every predicate's axis, meters)
 CONTENT = {"source": ((4,), (0.3, 0.6)), "target": ((2, 3), (0.8, 1.1))}
 # display colors 0..255 and (metallic, roughness)
 APPEARANCE = {
@@ -43,12 +35,13 @@ GROUND_RGB = (0.45, 0.45, 0.45)
 
 
 def size_m(label: int, radius_m: float) -> tuple[float, float, float]:
-    """Full extents; CLEVR scales a cube by 1 / sqrt 2 so that it looks as large as the others."""
+    """Full extents. CLEVR scales cubes by 1 / sqrt(2), so that they look as large as the others."""
     side = 2 * radius_m / (2 ** 0.5 if CATEGORIES[label] == "cube" else 1.0)
     return (side, side, side)
 
 
-def sample_layout(env: Env, domain: str, rng: np.random.Generator) -> tuple[list[SceneObject], Camera]:
+def sample_layout(env: Env, domain: str,
+                  rng: np.random.Generator) -> tuple[list[SceneObject], Camera]:
     """Objects on the ground without appearance, no two touching, and a jittered camera."""
     counts, margins_m = CONTENT[DOMAINS[domain][0]]
     eye = np.array(EYE_WORLD) + rng.uniform(-CAMERA_JITTER_M, CAMERA_JITTER_M, 3)
@@ -56,7 +49,7 @@ def sample_layout(env: Env, domain: str, rng: np.random.Generator) -> tuple[list
     axes = predicate_axes(camera)
     across, along = axes["right"][:2], axes["behind"][:2]
     count, margin_m = rng.choice(counts), rng.uniform(*margins_m)
-    while True:  # the whole layout is drawn again when it does not fit, so that no object is favored
+    while True:  # rejection sampling of whole layouts, which favors no object
         labels = rng.integers(len(CATEGORIES), size=count)
         radii_m = rng.choice(RADII_M, size=count)
         positions = rng.uniform(-3, 3, (count, 2))
@@ -69,44 +62,59 @@ def sample_layout(env: Env, domain: str, rng: np.random.Generator) -> tuple[list
     yaws_rad = rng.uniform(0, 2 * np.pi, count)
     choices = [env.world.category_assets[label] for label in labels]
     assets = [str(rng.choice(names)) if len(names) > 1 else names[0] for names in choices]
-    return [SceneObject(int(label), asset, (float(x), float(y), 0.0), env.world.asset_sizes_m[asset][RADII_M.index(r)], float(yaw))
-            for label, asset, (x, y), r, yaw in zip(labels, assets, positions, radii_m, yaws_rad)], camera
+    sizes_m = [env.world.asset_sizes_m[asset][RADII_M.index(r)]
+               for asset, r in zip(assets, radii_m)]
+    rows = zip(labels, assets, positions, sizes_m, yaws_rad)
+    return [SceneObject(int(label), asset, (float(x), float(y), 0.0), extents_m, float(yaw_rad))
+            for label, asset, (x, y), extents_m, yaw_rad in rows], camera
 
 
-def sample_appearance(objects: list[SceneObject], camera: Camera, domain: str, randomize: str, rng: np.random.Generator) -> Scene:
-    """Colors, finish, lamps and ground. `strong` also varies what no scene graph holds, in the source's look only."""
+def sample_appearance(objects: list[SceneObject], camera: Camera, domain: str, randomize: str,
+                      rng: np.random.Generator) -> Scene:
+    """Colors, materials, lamps and ground."""
     look = DOMAINS[domain][1]
     palette, (metallic, roughness) = APPEARANCE[look]
     colors = [linear(palette[i]) for i in rng.integers(len(palette), size=len(objects))]
     materials = [Material(color, metallic, roughness) for color in colors]
-    lights = [Light(tuple(np.array(position) + rng.uniform(-LAMP_JITTER_M, LAMP_JITTER_M, 3)), (power,) * 3)
-              for position, power in LAMPS]
+    lights = [Light(tuple(np.array(position) + rng.uniform(-LAMP_JITTER_M, LAMP_JITTER_M, 3)),
+                    (power,) * 3) for position, power in LAMPS]
     ground, sky, exposure = Material(GROUND_RGB, roughness=1.0), (0.35,) * 3, 1.0
     if randomize == "strong" and look == "source":
-        materials = [Material(tuple(rng.uniform(0.02, 0.95, 3)), float(rng.uniform()), float(rng.uniform(0.2, 0.9)))
-                     for _ in objects]
-        lights = [Light(tuple(np.array(light.position_world) * rng.uniform(0.7, 1.5) + rng.uniform(-2, 2, 3) * (1, 1, 0)),
-                        tuple(light.intensity[0] * rng.uniform(0.2, 1.6) * rng.uniform(0.7, 1.3, 3)))
-                  for light in lights]
-        color, pattern = tuple(rng.uniform(0.05, 0.8) * rng.uniform(0.6, 1.0, 3)), tuple(rng.uniform(0.05, 0.95, 3))
-        amount, scale_m = float(rng.uniform(0, 0.8)), float(np.exp(rng.uniform(np.log(0.1), np.log(4))))
-        ground = Material(color, roughness=1.0, texture=Texture(str(rng.choice(PATTERNS)), pattern, scale_m, amount,
-                                                                 int(rng.integers(1 << 16))))
-        sky, exposure = tuple(rng.uniform(0.1, 0.6) * rng.uniform(0.7, 1.3, 3)), float(rng.uniform(0.5, 1.2))
+        materials = [Material(tuple(rng.uniform(0.02, 0.95, 3)), float(rng.uniform()),
+                              float(rng.uniform(0.2, 0.9))) for _ in objects]
+        lights = [strong_light(light, rng) for light in lights]
+        color = tuple(rng.uniform(0.05, 0.8) * rng.uniform(0.6, 1.0, 3))
+        second = tuple(rng.uniform(0.05, 0.95, 3))
+        amount = float(rng.uniform(0, 0.8))
+        scale_m = float(np.exp(rng.uniform(np.log(0.1), np.log(4))))
+        texture = Texture(str(rng.choice(PATTERNS)), second, scale_m, amount,
+                          int(rng.integers(1 << 16)))
+        ground = Material(color, roughness=1.0, texture=texture)
+        sky = tuple(rng.uniform(0.1, 0.6) * rng.uniform(0.7, 1.3, 3))
+        exposure = float(rng.uniform(0.5, 1.2))
     style_seed = int(rng.integers(1 << 16)) if look == "target" else None
     objects = [SceneObject(o.label, o.asset, o.position_world, o.size_m, o.yaw_rad, material)
                for o, material in zip(objects, materials)]
     return Scene(tuple(objects), camera, tuple(lights), Sky(sky, sky), ground, exposure, style_seed)
 
 
+def strong_light(light: Light, rng: np.random.Generator) -> Light:
+    """Another position, brightness and tint."""
+    position = np.array(light.position_world) * rng.uniform(0.7, 1.5)
+    position = position + rng.uniform(-2, 2, 3) * (1, 1, 0)
+    brightness = light.intensity[0] * rng.uniform(0.2, 1.6)
+    return Light(tuple(position), tuple(brightness * rng.uniform(0.7, 1.3, 3)))
+
+
 ENV = Env(
     name="clevr",
     vocabulary=Vocabulary(CATEGORIES, PREDICATES),
     presets={
-        "quick": Preset(image_size=(160, 120), source_images=1500, target_images=400, lifted_images=500,
-                         start_steps=400, steps=350, iterations=2, warmup=0.0),
-        "paper": Preset(image_size=(WIDTH, HEIGHT), source_images=1000, target_images=1600, lifted_images=1000,
-                         start_steps=10_000, steps=90_000, iterations=2, warmup=0.0),
+        "quick": Preset(image_size=(160, 120), source_images=1500, target_images=400,
+                        lifted_images=500, start_steps=400, steps=350, iterations=2, warmup=0.0),
+        "paper": Preset(image_size=(WIDTH, HEIGHT), source_images=1000, target_images=1600,
+                        lifted_images=1000, start_steps=10_000, steps=90_000, iterations=2,
+                        warmup=0.0),
     },
     domains=DOMAINS,
     threshold=0.5,
@@ -117,7 +125,8 @@ ENV = Env(
         rules=RelationRules({name: 0.2 for name in PREDICATES}),
         camera=look_at(EYE_WORLD, (0, 0, 0), FOCAL_PX, WIDTH, HEIGHT),
         assets={"cube": box_mesh(), "sphere": sphere_mesh(), "cylinder": cylinder_mesh()},
-        asset_sizes_m={name: tuple(size_m(label, r) for r in RADII_M) for label, name in enumerate(CATEGORIES)},
+        asset_sizes_m={name: tuple(size_m(label, r) for r in RADII_M)
+                       for label, name in enumerate(CATEGORIES)},
         category_assets=tuple((name,) for name in CATEGORIES),
         yaws_rad=(None,) * len(CATEGORIES),
         pitch_spread_rad=0.0,

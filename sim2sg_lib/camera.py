@@ -1,18 +1,19 @@
 """The pinhole camera, and every frame convention of the project.
 
-World   meters, right-handed, z up; the ground is the plane z = 0. Yaw: radians about world z, x to y.
-Camera  OpenCV: x right, y down, z forward (depth). x_camera = R x_world + t.
-Pixels  x right, y down; the center of the first pixel is (0.5, 0.5), so an image spans [0, width] x [0, height].
+World   meters, right-handed, z up; the ground is the plane z = 0. Yaw: radians about world z, x to
+y. Camera  OpenCV: x right, y down, z forward (depth). x_camera = R x_world + t. Pixels  x right, y
+down; the center of the first pixel is (0.5, 0.5), so an image spans [0, width] x [0, height].
         u = K00 x/z + K02, v = K11 y/z + K12 with K the 3 x 3 intrinsic matrix in pixels (no skew).
 Boxes   x0, y0, x1, y1 in float pixels, half-open.
 
-`Camera` is one view in numpy (files, lifting); `Cameras` is a batch in torch (rendering, gradients).
+`Camera` is one view in numpy, for files and lifting; `Cameras` a batch in torch, for rendering.
 """
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 FAR_M = 80.0  # rays are cut here if they meet the ground farther away, or never
 
@@ -37,7 +38,7 @@ class Camera:
         return -self.R.T @ self.t
 
     def project(self, points_world: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """(N, 3) world points -> (N, 2) pixels and (N,) depth in meters, positive in front of the camera."""
+        """(N, 3) world points -> (N, 2) pixels and (N,) depth in meters, positive in front."""
         points_camera = points_world @ self.R.T + self.t  # (N, 3)
         depth_m = points_camera[:, 2]
         points_px = points_camera[:, :2] / depth_m[:, None] * np.diag(self.K)[:2] + self.K[:2, 2]
@@ -49,9 +50,9 @@ class Camera:
         return self.R.T @ point_camera
 
     def ground_point(self, point_px: np.ndarray, height_m: float = 0.0) -> np.ndarray:
-        """(3,) where the ray through a pixel meets the plane z = height_m (Prakash et al. 2021, 4.1).
+        """(3,) where the ray through a pixel meets the plane z = height_m (section 4.1).
 
-        At or above the horizon, or beyond a depth of FAR_M: the point at FAR_M, dropped onto the plane.
+        At or above the horizon, or beyond FAR_M, the point at FAR_M is dropped onto the plane.
         """
         origin, ray = self.position_world, self.ray_world(point_px)
         drop = height_m - origin[2]
@@ -60,7 +61,7 @@ class Camera:
         return np.array([point[0], point[1], height_m])
 
     def ground_axes(self) -> tuple[np.ndarray, np.ndarray]:
-        """The ground frame of the camera: unit (3,) vectors `right` and `forward`, horizontal in the world."""
+        """The ground frame of the camera: unit (3,) world vectors `right` and `forward`, horizontal."""
         right, forward = self.R[0] * [1, 1, 0], self.R[2] * [1, 1, 0]
         return right / np.linalg.norm(right), forward / np.linalg.norm(forward)
 
@@ -74,10 +75,10 @@ class Camera:
         return replace(self, t=self.t - self.R[:, :2] @ np.asarray(offset_m))
 
     def offset_from(self, nominal: "Camera") -> np.ndarray:
-        """(2,) whole meters along x and y from `nominal`: where its world's origin lies in this camera's.
+        """(2,) whole meters along x and y from `nominal`: the origin of its world in this one.
 
-        The origin of a world is arbitrary, and environments place lamps, roads and walls by that of their
-        nominal camera. Rounded, so that cameras near the nominal one share its world.
+        The origin of a world is arbitrary, and environments place lamps, roads and walls by that of
+        their nominal camera. Rounded, so that cameras near the nominal one share its world.
         """
         return np.round((self.position_world - nominal.position_world)[:2])
 
@@ -87,7 +88,7 @@ class Camera:
 
 
 def look_at(eye_world, target_world, focal_px: float, width: int, height: int) -> Camera:
-    """An upright camera at `eye_world` (3,) that looks at `target_world` (3,), the image's center."""
+    """An upright camera at `eye_world` (3,) with `target_world` (3,) in the image center."""
     eye = np.asarray(eye_world, np.float64)
     forward = np.asarray(target_world, np.float64) - eye
     forward /= np.linalg.norm(forward)
@@ -105,31 +106,31 @@ class Cameras:
     K, R: (B, 3, 3) float.    t: (B, 3) float.    width, height: image size in pixels.
     """
 
-    K: torch.Tensor
-    R: torch.Tensor
-    t: torch.Tensor
+    K: Tensor
+    R: Tensor
+    t: Tensor
     width: int
     height: int
 
-    def project(self, points_world: torch.Tensor, view: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """(N, 3) world points, each seen by camera `view` (N,) -> (N, 2) pixels, (N,) depth in meters."""
+    def project(self, points_world: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
+        """(N, 3) world points, seen by cameras `view` (N,) -> (N, 2) pixels, (N,) depth in meters."""
         # not a matrix product, whose last digits would depend on the number of points
         points_camera = (self.R[view] * points_world[:, None, :]).sum(-1) + self.t[view]  # (N, 3)
         depth_m = points_camera[:, 2]
         focal_px = torch.stack([self.K[:, 0, 0], self.K[:, 1, 1]], -1)[view]  # (N, 2)
         return points_camera[:, :2] / depth_m[:, None] * focal_px + self.K[view, :2, 2], depth_m
 
-    def homogeneous_px(self, points_world: torch.Tensor, view: torch.Tensor) -> torch.Tensor:
+    def homogeneous_px(self, points_world: Tensor, view: Tensor) -> Tensor:
         """(N, 3) world points, each seen by camera `view` (N,) -> (N, 3) depth times (u, v, 1)."""
         points_camera = (self.R[view] * points_world[:, None, :]).sum(-1) + self.t[view]
         return (self.K[view] * points_camera[:, None, :]).sum(-1)
 
-    def positions_world(self) -> torch.Tensor:
+    def positions_world(self) -> Tensor:
         """(B, 3) optical centers, meters."""
         return -(self.R * self.t[:, :, None]).sum(1)
 
-    def rays_world(self, rows: tuple[int, int] | None = None) -> torch.Tensor:
-        """(B, H, W, 3) world directions through the pixels of all or some rows; one unit is 1 m of depth."""
+    def rays_world(self, rows: tuple[int, int] | None = None) -> Tensor:
+        """(B, H, W, 3) world directions through all pixels or rows; one unit is 1 m of depth."""
         like = {"dtype": self.K.dtype, "device": self.K.device}
         u = torch.arange(self.width, **like) + 0.5
         v = torch.arange(*(rows or (0, self.height)), **like) + 0.5

@@ -105,6 +105,23 @@ def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolde
     return ImageFolder(folder, names, dict(zip(names, sizes)), cameras)
 
 
+def open_graphs(path: Path, env: Env) -> tuple[list[SceneGraph], list[Camera]]:
+    """The graphs of any JSON Lines file and their cameras: of a cameras.jsonl beside it, or nominal.
+
+    Raises: InputError, also for a file without a graph.
+    """
+    graphs = read_graphs(path, env.vocabulary)
+    if not graphs:
+        raise InputError(f"{path}: no graph in it")
+    for graph in graphs:
+        check_aspect(f"{path}: {graph.image}", graph.width, graph.height, env.world.camera)
+    sizes = [(graph.width, graph.height) for graph in graphs]
+    if not (path.parent / "cameras.jsonl").exists():
+        return graphs, [env.world.camera.resized(*size) for size in sizes]
+    names = [graph.image for graph in graphs]
+    return graphs, read_cameras(safe_join(path.parent, "cameras.jsonl"), names, sizes)
+
+
 def find_images(paths: list[Path], env: Env) -> ImageFolder:
     """Image files, and the images of folders, each once, in this order, of any size.
 

@@ -46,17 +46,13 @@ class Mesh:
 
     verts:     (V, 3) float64.    normals: (V, 3) float64, unit, outward.
     faces:     (F, 3) int64, counter-clockwise from outside.
-    face_part: (F,) int64, index of the material of each face among those of the object; None for all 0.
+    face_part: (F,) int64, index of each face's material among those of the object; None for all 0.
     """
 
     verts: np.ndarray
     normals: np.ndarray
     faces: np.ndarray
     face_part: np.ndarray | None = None
-
-    def parts(self) -> np.ndarray:
-        """(F,) int64, face_part or its default."""
-        return np.zeros(len(self.faces), np.int64) if self.face_part is None else self.face_part
 
 
 @dataclass(frozen=True)
@@ -86,8 +82,8 @@ class Light:
     """A lamp, or with `directional` a sun.
 
     position_world: meters; of a sun, the direction towards it.
-    intensity:      linear RGB; irradiance of a lamp at one meter, which falls with the square of the
-                    distance, or of a sun everywhere.
+    intensity:      linear RGB; irradiance of a lamp at one meter, which falls with the square of
+                    the distance, or of a sun everywhere.
     """
 
     position_world: tuple[float, float, float]
@@ -100,8 +96,8 @@ class Sky:
     """Light from all directions above, and what is seen above the horizon.
 
     zenith, horizon: linear RGB overhead and at the horizon.
-    clouds:          cloudiness from 0 to 1: 0.3 covers an eighth of the sky, 0.5 half, 0.7 seven eighths.
-                     Clouds are seen and give no light.
+    clouds:          cloudiness from 0 to 1: 0.3 covers an eighth of the sky, 0.5 half, 0.7 seven
+                     eighths. Clouds are seen and give no light.
     seed:            of the shapes of the clouds.
     """
 
@@ -214,8 +210,8 @@ def predicate_axes(camera: Camera) -> dict[str, np.ndarray]:
 class RelationRules:
     """When the predicates of an environment hold.
 
-    margins_m:         spatial predicate -> minimum distance along its axis; `on` -> maximum gap in height.
-    required_category: the category that one end of every spatial relation must have; None for any pair.
+    margins_m:         minimum distance along a spatial predicate's axis; of `on`, maximum gap.
+    required_category: the category of one end of every spatial relation; None for any pair.
     supports:          category -> the category that it may stand `on`.
     reach_m:           objects farther ahead of the camera have no relations.
     """
@@ -241,8 +237,8 @@ def relations(objects: Sequence[SceneObject], camera: Camera, predicates: tuple[
               rules: RelationRules) -> np.ndarray:
     """All relations between N objects: (R, 3) int64 rows (s, p, o), ordered by s, then o, then p.
 
-    Spatial ones as in CLEVR (Johnson et al. 2017): <s, p, o> holds iff (position_s - position_o) . axis_p
-    > margin; the axes are horizontal.
+    Spatial ones as in CLEVR (Johnson et al. 2017): <s, p, o> holds iff (position_s - position_o) .
+    axis_p > margin; the axes are horizontal.
     """
     axes = predicate_axes(camera)
     positions = np.array([o.position_world for o in objects], np.float64).reshape(-1, 3)
@@ -271,7 +267,7 @@ def stands_on(upper: SceneObject, lower: SceneObject, gap_allowed_m: float) -> b
 
 
 def to_footprint(item: SceneObject, point_world: Sequence[float]) -> tuple[float, float]:
-    """x and y of a world point in the frame of an object, meters from the center of its footprint."""
+    """x and y of a world point in the frame of an object, from the center of its footprint."""
     dx, dy = point_world[0] - item.position_world[0], point_world[1] - item.position_world[1]
     cos, sin = math.cos(item.yaw_rad), math.sin(item.yaw_rad)
     return cos * dx + sin * dy, cos * dy - sin * dx

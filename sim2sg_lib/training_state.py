@@ -23,11 +23,12 @@ class TrainingLog:
     chance_losses: method with a discriminator -> that discriminator's loss at chance level.
     """
 
-    def __init__(self, path: Path, batch: int, start: float, chance_losses: dict = {}) -> None:
+    def __init__(self, path: Path, batch: int, start: float,
+                 chance_losses: dict[str, float] | None = None) -> None:
         self.file, self.batch, self.start = open_log(path), batch, start
         self.rows, self.step, self.since = [], 0, time.perf_counter()
         self.last_loss = float("nan")
-        self.chance_losses = dict(chance_losses)
+        self.chance_losses = dict(chance_losses or {})
 
     def add(self, step: int, row: dict[str, float]) -> None:
         """The losses (loss_*) and other numbers of one step."""

@@ -1,15 +1,16 @@
-"""`make bench`: how fast the quick preset is on this machine, each figure beside a peer's from the same run, and rendering.
+"""`make bench`: how fast the quick preset trains and renders on this machine.
 
-    training   one optimizer step of the whole network against torchvision's own Faster R-CNN with the same backbone,
-               anchors and numbers of proposals and RoIs, in turn, medians
-    rendering  `synthesize.py`, images written to disk a second: CLEVR's quick preset, the others at native size
+    training   one optimizer step of the whole network against torchvision's own Faster R-CNN with the
+               same backbone, anchors and numbers of proposals and RoIs; and one step with adaptation,
+               with the forward pass shared as it is, and with the RPN head run anew by each user of it
+    rendering  images that `synthesize.py` writes to disk per second: CLEVR's quick preset, the others
+               at native size
 """
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from collections import OrderedDict
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,13 +23,13 @@ from torchvision.models.detection.rpn import RPNHead
 from torchvision.ops import MultiScaleRoIAlign
 
 from envs.clevr import ENV
-from sim2sg_lib.adapt.sim2sg import Discriminators
+from sim2sg_lib import adapt
 from sim2sg_lib.net.backbone import quick_config
 from sim2sg_lib.net.detector import ASPECT_RATIOS, MIN_PRE_NMS, ROI_SIZE
-from sim2sg_lib.net.relations import SceneGraphNet
+from sim2sg_lib.net.network import Outputs, SceneGraphNet
 from sim2sg_lib.scene import SceneObject, relations
 
-BATCH, ROUNDS = 4, 15
+BATCH, ROUNDS, WARMUP_ROUNDS = 4, 12, 2
 
 
 def toy_batch(config):
@@ -40,25 +41,52 @@ def toy_batch(config):
         corner = torch.rand(4, 2, generator=generator) * torch.tensor([120.0, 80.0])
         boxes = torch.cat([corner, corner + 10 + 25 * torch.rand(4, 2, generator=generator)], 1)
         position = torch.rand(4, 3, generator=generator) * 6
-        things = [SceneObject(0, "cube", tuple(p), (1.0, 1.0, 1.0), 0.0) for p in position.tolist()]
-        rows = relations(things, ENV.world.camera, ENV.vocabulary.predicates, ENV.world.rules)
+        objects = [SceneObject(0, "cube", tuple(p), (1.0, 1.0, 1.0), 0.0) for p in position.tolist()]
+        rows = relations(objects, ENV.world.camera, ENV.vocabulary.predicates, ENV.world.rules)
         targets.append({"boxes": boxes, "labels": torch.randint(1, 4, (4,), generator=generator),
-                        "relations": torch.from_numpy(rows)})
+                        "ignore_boxes": torch.zeros(0, 4), "relations": torch.from_numpy(rows)})
     return images, targets
 
 
 def plain_faster_rcnn(config):
     """torchvision's own model around the same backbone."""
     levels = [str(i) for i in range(len(config.returned_layers))]
-    anchors = AnchorGenerator(tuple((s,) for s in config.anchor_sizes), (ASPECT_RATIOS,) * len(config.anchor_sizes))
+    sizes = tuple((size,) for size in config.anchor_sizes)
     return FasterRCNN(
         SceneGraphNet(config).detector.backbone, min_size=config.height, max_size=config.width,
-        rpn_anchor_generator=anchors, rpn_head=RPNHead(config.fpn_channels, len(ASPECT_RATIOS)),
-        rpn_pre_nms_top_n_train=max(config.proposals_train, MIN_PRE_NMS), rpn_post_nms_top_n_train=config.proposals_train,
+        rpn_anchor_generator=AnchorGenerator(sizes, (ASPECT_RATIOS,) * len(sizes)),
+        rpn_head=RPNHead(config.fpn_channels, len(ASPECT_RATIOS)),
+        rpn_pre_nms_top_n_train=max(config.proposals_train, MIN_PRE_NMS),
+        rpn_post_nms_top_n_train=config.proposals_train,
         box_roi_pool=MultiScaleRoIAlign(levels, ROI_SIZE, 2),
         box_head=TwoMLPHead(config.fpn_channels * ROI_SIZE ** 2, config.head_width),
         box_predictor=FastRCNNPredictor(config.head_width, config.categories + 1),
         box_batch_size_per_image=config.rois_per_image)
+
+
+def shared_losses(model, methods, images, targets, target_images):
+    """A step of train.py: two forward passes, of which the task and both methods share the parts."""
+    source, target = model(images), model(target_images)
+    losses = model.losses(source, targets)
+    for method in methods:
+        losses |= method.losses(model, source, target, 0.5)[0]
+    return losses
+
+
+def repeated_losses(model, methods, images, targets, target_images):
+    """The same without sharing: one batch of both domains, of whose features the task, D_a and D_c
+    each compute what they need themselves, so that the RPN head runs on each source image three
+    times and on each target image twice."""
+    features = model.features(torch.cat([images, target_images]))
+
+    def domains():
+        return (Outputs(model, {name: level[part] for name, level in features.items()})
+                for part in (slice(None, BATCH), slice(BATCH, None)))
+
+    losses = model.losses(next(domains()), targets)
+    for method in methods:
+        losses |= method.losses(model, *domains(), 0.5)[0]
+    return losses
 
 
 def stepper(model, losses):
@@ -75,53 +103,60 @@ def stepper(model, losses):
 
 
 def bench_training():
-    config = quick_config(len(ENV.vocabulary.categories), len(ENV.vocabulary.predicates), *ENV.presets["quick"].image_size)
+    size = ENV.presets["quick"].image_size
+    config = quick_config(len(ENV.vocabulary.categories), len(ENV.vocabulary.predicates), *size)
     images, targets = toy_batch(config)
-    ours, plain = SceneGraphNet(config).train(), plain_faster_rcnn(config).train()
-    aligned = SceneGraphNet(config).train()
-    judges = Discriminators(("appearance", "prediction"), config)
-
-    def aligned_losses():
-        features = aligned.features(torch.cat([images, images.flip(0)]))
-        own = {k: v[:BATCH] for k, v in features.items()}
-        return aligned.losses(own, targets) | judges(aligned, features, 0.2, 0.02)[0]
-
-    steps = OrderedDict([
-        ("plain Faster R-CNN", stepper(plain, lambda: plain(list(images), targets))),
-        ("whole network", stepper(ours, lambda: ours.losses(ours.features(images), targets))),
-        ("whole network, aligned", stepper(aligned, aligned_losses))])
+    plain, ours = plain_faster_rcnn(config).train(), SceneGraphNet(config).train()
+    adapted = SceneGraphNet(config).train()
+    knobs = adapt.choose_knobs("appearance,prediction", (), "quick")
+    methods = adapt.make(knobs, config).values()
+    batch = (adapted, methods, images, targets, images.flip(0))
+    steps = {
+        "plain Faster R-CNN": stepper(plain, lambda: plain(list(images), targets)),
+        "whole network": stepper(ours, lambda: ours.losses(ours(images), targets)),
+        "adapted, not shared": stepper(adapted, lambda: repeated_losses(*batch)),
+        "adapted, shared": stepper(adapted, lambda: shared_losses(*batch))}
     seconds = {name: [] for name in steps}
-    for round_ in range(ROUNDS + 2):
+    for round_ in range(WARMUP_ROUNDS + ROUNDS):
         for name, step in steps.items():
             elapsed = step()
-            if round_ >= 2:  # the first rounds warm up
+            if round_ >= WARMUP_ROUNDS:
                 seconds[name].append(elapsed)
-    base = statistics.median(seconds["plain Faster R-CNN"])
-    print(f"training step, {config.backbone} {config.width}x{config.height}, batch {BATCH}, {torch.get_num_threads()} threads")
-    for name, values in seconds.items():
-        print(f"  {name:<26}{1000 * statistics.median(values):8.1f} ms   {statistics.median(values) / base:5.2f} x")
+    medians = {name: statistics.median(values) for name, values in seconds.items()}
+    print(f"training step, {config.backbone} {config.width}x{config.height}, batch {BATCH}, "
+          f"{torch.get_num_threads()} threads")
+    for name, median in medians.items():
+        ratio = median / medians["plain Faster R-CNN"]
+        print(f"  {name:<26}{1000 * median:8.1f} ms   {ratio:5.2f} x")
+    ratios = [a / b for a, b in zip(seconds["adapted, not shared"], seconds["adapted, shared"])]
+    print(f"  a shared forward pass makes the adapted step {statistics.median(ratios):.2f} x as fast")
 
 
 def rendering_seconds(num, options):
     """Of one synthesize.py, start of Python and torch included."""
     root = Path(__file__).resolve().parents[1]
     with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, root / "synthesize.py", "--num", str(num), "--out", f"{folder}/x"]
         start = time.perf_counter()
-        subprocess.run([sys.executable, root / "synthesize.py", "--num", str(num), "--out", f"{folder}/x", *options],
-                       cwd=root, check=True, stdout=subprocess.DEVNULL)
+        subprocess.run([*command, *options], cwd=root, check=True, stdout=subprocess.DEVNULL)
         return time.perf_counter() - start
 
 
-def bench_rendering(num=1500, few=4, many=24):  # num is the loop's own number
-    print(f"synthesize.py --num {num}, written to disk, start of Python and torch included")
-    for name, options in (("source", []), ("source, strong", ["--randomize", "strong"]), ("target", ["--domain", "target"])):
-        rates = [num / rendering_seconds(num, options) for _ in range(3)]
-        print(f"  {name:<26}{statistics.median(rates):8.1f} images/s")
-    print(f"synthesize.py --preset paper --num {many}, at native size, less the time of --num {few}: start excluded")
-    for env, domain in (("dining", "source"), ("dining", "target"), ("drive", "source"), ("drive", "target")):
+def bench_rendering(num=500, few=2, many=14):
+    print("synthesize.py, images written to disk, without the time of starting")
+    start = statistics.median(rendering_seconds(1, []) for _ in range(3))
+    for name, options in (("source", []), ("source, strong", ["--randomize", "strong"]),
+                          ("target", ["--domain", "target"])):
+        rate = num / (rendering_seconds(num, options) - start)
+        print(f"  {'clevr, ' + name:<26}{rate:8.1f} images/s")
+    print("synthesize.py --preset paper, at native size, likewise")
+    for env, domain in (("dining", "source"), ("dining", "target"), ("drive", "source"),
+                        ("drive", "target")):
         options = ["--preset", "paper", "--env", env, "--domain", domain]
-        rates = [(many - few) / (rendering_seconds(many, options) - rendering_seconds(few, options)) for _ in range(3)]
-        print(f"  {env + ', ' + domain:<26}{statistics.median(rates):8.1f} images/s")
+        # three target images at least, one per split
+        first, last = (few + 1, many + 1) if domain == "target" else (few, many)
+        rate = (last - first) / (rendering_seconds(last, options) - rendering_seconds(first, options))
+        print(f"  {env + ', ' + domain:<26}{rate:8.1f} images/s")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""Scenes that Blender Cycles rendered, rebuilt: `python tests/blender.py FOLDER OUT.png` puts both renderers side by side.
+"""Scenes rendered by Blender Cycles, and here: `python tests/blender.py FOLDER OUT.png`.
 
-FOLDER holds images/ and scenes.json: of each image its objects (category, size, color, location of the center, yaw in
-degrees), relations, and Blender's camera matrices. Lamps are CLEVR's nominal ones, since the file does not say how they
-were jittered.
+FOLDER holds images/ and scenes.json: per image its objects (category, size, color, location of the
+center, yaw in degrees), relations, and Blender's camera matrices. Lamps are CLEVR's nominal ones,
+since the file does not contain their jitter.
 """
 import json
 import sys
@@ -28,12 +28,18 @@ def read_camera(item: dict) -> Camera:
     """Blender's matrices as our camera; Blender's looks along -z, y up."""
     pose, projection = np.array(item["camera"]["matrix_world"]), np.array(item["camera"]["projection"])
     R, width, height = (pose[:3, :3] * [1, -1, -1]).T, item["width"], item["height"]
-    K = np.array([[projection[0, 0] * width / 2, 0, width / 2], [0, projection[1, 1] * height / 2, height / 2], [0, 0, 1]])
+    K = np.array(
+        [
+            [projection[0, 0] * width / 2, 0, width / 2],
+            [0, projection[1, 1] * height / 2, height / 2],
+            [0, 0, 1],
+        ]
+    )
     return Camera(K, R, -R @ pose[:3, 3], width, height)
 
 
 def read_scenes(folder: Path) -> list[tuple[dict, Scene]]:
-    """What the file says of each image, and the same as a scene of ours in the target's look, not stylized."""
+    """The entry of each image in the file, and its scene in the look of the target, not stylized."""
     metallic, roughness = APPEARANCE["target"][1]
     lights = tuple(Light(position, (power,) * 3) for position, power in LAMPS)
     result = []
@@ -41,10 +47,28 @@ def read_scenes(folder: Path) -> list[tuple[dict, Scene]]:
         objects = []
         for o in item["objects"]:
             label = CATEGORIES.index(o["category"])
-            objects.append(SceneObject(label, o["category"], (*o["location"][:2], 0.0), size_m(label, RADIUS_M[o["size"]]),
-                                       np.radians(o["yaw"]), Material(linear(COLORS[o["color"]]), metallic, roughness)))
-        result.append((item, Scene(tuple(objects), read_camera(item), lights, Sky((0.35,) * 3, (0.35,) * 3),
-                                   Material(GROUND_RGB, roughness=1.0))))
+            objects.append(
+                SceneObject(
+                    label,
+                    o["category"],
+                    (*o["location"][:2], 0.0),
+                    size_m(label, RADIUS_M[o["size"]]),
+                    np.radians(o["yaw"]),
+                    Material(linear(COLORS[o["color"]]), metallic, roughness),
+                )
+            )
+        result.append(
+            (
+                item,
+                Scene(
+                    tuple(objects),
+                    read_camera(item),
+                    lights,
+                    Sky((0.35,) * 3, (0.35,) * 3),
+                    Material(GROUND_RGB, roughness=1.0),
+                ),
+            )
+        )
     return result
 
 

@@ -1,10 +1,11 @@
-"""Label alignment on real streets, as the paper's Figure 14: KITTI frames beside what their own 2-D labels lift to.
+"""Label alignment on real streets, as in the paper's Figure 14: KITTI frames, and their labels
+lifted.
 
     python tests/kitti_lift.py KITTI_FOLDER --out lifted.png
 
-The graphs are KITTI's labels (cars and pedestrians), so that the picture shows lifting alone. Printed: the
-depths of the lifted cars against the 3-D positions in label_2. KITTI's license does not allow to pass on its
-images, nor the picture.
+The graphs are KITTI's labels (cars and pedestrians), so that the picture shows lifting alone.
+Printed: the depths of the lifted cars against the 3-D positions in label_2. KITTI's license does
+not allow to pass on its images, nor the picture.
 """
 import sys
 from pathlib import Path
@@ -34,10 +35,14 @@ TILE_PX = 620, 187  # wide enough to see a car
 def main(folder: Path, out: Path, frames: int) -> None:
     images = open_images(folder, ENV)
     rows, depths = [], []
-    for name, camera, graph in list(zip(images.names, images.cameras, read_labels(images, ENV)))[:frames]:
+    for name, camera, graph in list(zip(images.names, images.cameras, read_labels(images, ENV)))[
+        :frames
+    ]:
         rng = np.random.default_rng(len(rows))
         lifted, kept = lift(graph, camera, ENV, rng)
-        depths += matched_depths(frame_objects(kitti_root(folder), Path(name).stem), lifted, kept, camera)
+        depths += matched_depths(
+            frame_objects(kitti_root(folder), Path(name).stem), lifted, kept, camera
+        )
         snapped = ENV.world.snap_to_context(lifted, kept.boxes_px, camera, rng)
         scene = ENV.world.sample_appearance(snapped, camera, "source", "paper", rng)
         photo = read_image(images.folder / name, camera.width, camera.height)
@@ -47,14 +52,20 @@ def main(folder: Path, out: Path, frames: int) -> None:
         print(f"{len(rows)} frames, no car in them -> {out}")
         return
     truth, plain, aligned = np.array(depths).T
-    medians, biases = ([np.median(of(depth - truth)) for depth in (plain, aligned)] for of in (abs, np.asarray))
-    print(f"{len(rows)} frames, {len(truth)} cars: median depth error {medians[0]:.2f} m where the bottom edge of "
-          f"the box meets the ground, {medians[1]:.2f} m lifted; bias {biases[0]:.2f} m and {biases[1]:.2f} m "
-          f"-> {out}")
+    medians, biases = (
+        [np.median(of(depth - truth)) for depth in (plain, aligned)] for of in (abs, np.asarray)
+    )
+    print(
+        f"{len(rows)} frames, {len(truth)} cars: median depth error {medians[0]:.2f} m where the "
+        f"bottom edge of the box meets the ground, {medians[1]:.2f} m lifted; "
+        f"bias {biases[0]:.2f} m and {biases[1]:.2f} m -> {out}"
+    )
 
 
 def matched_depths(labels, lifted, kept, camera) -> list[tuple[float, float, float]]:
-    """Per lifted car: labeled depth, depth of its box's bottom center on the ground, depth when lifted."""
+    """Per lifted car: labeled depth, depth of its box's bottom center on the ground, depth when
+    lifted.
+    """
     rows = []
     for item, box in zip(lifted, kept.boxes_px):
         label = min(labels, key=lambda other: np.abs(np.array(other.box_px) - box).sum())

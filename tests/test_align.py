@@ -6,7 +6,9 @@ from dataclasses import dataclass
 import pytest
 import torch
 
+import train
 from conftest import run
+from envs import clevr, dining
 from sim2sg_lib import adapt
 from sim2sg_lib.adapt.base import Adaptation
 from sim2sg_lib.adapt.sim2sg import (
@@ -214,6 +216,16 @@ class MeanFeatures(Adaptation):
         means = [outputs.features["0"].mean((0, 2, 3)) for outputs in (source, target)]
         loss = self.knobs.weight * (means[0] - means[1]).square().sum()
         return {"loss_means": loss}, {"progress": progress}
+
+
+@pytest.mark.parametrize("env, init, steps, warmup", [
+    (clevr.ENV, False, 400, 0.0), (clevr.ENV, True, 350, 0.0), (dining.ENV, False, 500, 0.0),
+    (dining.ENV, True, 350, 0.3)])
+def test_steps_and_warmup_are_the_environment_s(env, init, steps, warmup):
+    schedule = train.make_schedule(env.presets["quick"], "quick", init, None, None)
+    assert (schedule.steps, schedule.warmup, schedule.batch) == (steps, warmup, 4)
+    given = train.make_schedule(env.presets["paper"], "paper", init, 7, 0.0)
+    assert (given.steps, given.warmup, given.optimizer) == (7, 0.0, "sgd")
 
 
 TRAIN = ["--source", "data/sdr", "--steps", 10]

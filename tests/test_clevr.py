@@ -1,4 +1,5 @@
-"""CLEVR's domains against the appendix's numbers, and the labels of scenes whose answer is known."""
+"""CLEVR's domains against the appendix's numbers, and the labels of scenes whose answer is
+known."""
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,8 @@ from sim2sg_lib.sim.render import render_scenes
 from sim2sg_lib.scene import Material, Scene, SceneObject, Sky, predicate_axes
 from sim2sg_lib.cli import InputError
 
-SOURCE_RGB = {(42, 75, 215), (29, 125, 20), (210, 40, 180), (255, 238, 51)}  # blue, green, magenta, yellow
+# blue, green, magenta, yellow
+SOURCE_RGB = {(42, 75, 215), (29, 125, 20), (210, 40, 180), (255, 238, 51)}
 TARGET_RGB = {(242, 130, 160), (129, 74, 25), (235, 235, 235)}               # pink, brown, white
 
 
@@ -38,7 +40,7 @@ def smallest_gap(scene):
     ("target", {2, 3}, (0.8, 9.0), TARGET_RGB, 0.0, True),
     ("target-content", {2, 3}, (0.8, 9.0), SOURCE_RGB, 1.0, False),
     ("target-appearance", {4}, (0.3, 0.8), TARGET_RGB, 0.0, True)])
-def test_domains_are_the_appendix_s(domain, counts, margins_m, palette, metallic, stylized):
+def test_domains_match_the_appendix(domain, counts, margins_m, palette, metallic, stylized):
     scenes = draw(domain)
     assert {len(scene.objects) for scene in scenes} == counts
     gaps = [smallest_gap(scene) for scene in scenes]
@@ -50,9 +52,9 @@ def test_domains_are_the_appendix_s(domain, counts, margins_m, palette, metallic
     assert {ENV.vocabulary.categories[o.label] for o in things} == {"cube", "sphere", "cylinder"}
 
 
-def test_sizes_are_clevr_s():
-    widths = {name: {round(o.size_m[0], 4) for scene in draw("source") for o in scene.objects if o.asset == name}
-              for name in ENV.vocabulary.categories}
+def test_sizes_match_clevr():
+    widths = {name: {round(o.size_m[0], 4) for scene in draw("source") for o in scene.objects
+                     if o.asset == name} for name in ENV.vocabulary.categories}
     assert widths["sphere"] == widths["cylinder"] == {0.7, 1.0, 1.4}
     assert widths["cube"] == {0.495, 0.7071, 0.9899}  # scaled by 1 / sqrt 2
 
@@ -65,16 +67,18 @@ def test_camera_and_lamps_are_jittered():
     assert lamps.shape[1] == 3 and (lamps.std(0) > 0.4).all()
 
 
-def test_strong_randomizes_what_no_graph_holds_and_nothing_else():
+def test_strong_randomizes_everything_that_no_graph_holds_and_nothing_else():
     plain, strong = draw("source"), draw("source", randomize="strong")
     assert {o.material.metallic for scene in plain for o in scene.objects} == {1.0}
     assert len({o.material.metallic for scene in strong for o in scene.objects}) > 100
-    for value in (lambda s: s.exposure, lambda s: s.ground.color, lambda s: s.ground.texture, lambda s: s.sky,
-                  lambda s: s.lights[0].intensity):
-        assert len({value(scene) for scene in plain}) == 1 and len({value(scene) for scene in strong}) > 50
+    for value in (lambda s: s.exposure, lambda s: s.ground.color, lambda s: s.ground.texture,
+                  lambda s: s.sky, lambda s: s.lights[0].intensity):
+        assert len({value(scene) for scene in plain}) == 1 and len({value(scene)
+                                                                    for scene in strong}) > 50
     assert {len(scene.objects) for scene in strong} == {4}
     # the target's look is what it is
-    assert {o.material.metallic for scene in draw("target", randomize="strong") for o in scene.objects} == {0.0}
+    assert {o.material.metallic for scene in draw("target", randomize="strong")
+            for o in scene.objects} == {0.0}
 
 
 def test_a_copied_environment_needs_its_own_name(tmp_path, monkeypatch):
@@ -95,17 +99,19 @@ def label(*things):
     return render_scenes(ENV, [scene], ["x.png"], (100, 100), "cpu").graphs[0]
 
 
-def test_visible_share_of_an_occluded_object():
+def test_visible_fraction_of_an_occluded_object():
     alone = label((0.0, 2.0))
     assert alone.visible.tolist() == [1.0]
     half = label((0.0, 2.0), (0.5, -1.0))  # the nearer box hides the right half of the farther one
     assert half.visible.tolist() == pytest.approx([0.5, 1.0], abs=0.05)
-    assert half.boxes_px[0].tolist() == [*alone.boxes_px[0, :2], 50, alone.boxes_px[0, 3]]  # its box is what shows
+    # its box is what shows
+    assert half.boxes_px[0].tolist() == [*alone.boxes_px[0, :2], 50, alone.boxes_px[0, 3]]
     # one right behind another is no object of the image, nor has it relations
-    assert len(label((0.0, 2.0), (0.0, -2.0))) == 1 and len(label((0.0, 2.0), (0.0, -2.0)).relations) == 0
+    assert len(label((0.0, 2.0), (0.0, -2.0))) == 1 and len(label((0.0, 2.0),
+                                                                  (0.0, -2.0)).relations) == 0
 
 
-def test_truncated_share_of_an_object_at_the_border():
+def test_truncated_fraction_of_an_object_at_the_border():
     inside, cut = label((0.0, 0.0)), label((3.2, 0.0))
     assert inside.truncated.tolist() == [0.0]
     width = inside.boxes_px[0, 2] - inside.boxes_px[0, 0]

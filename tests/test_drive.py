@@ -1,4 +1,5 @@
-"""Drive-Sim: streets against the appendix's numbers, lanes and trees by hand, depths against KITTI's labels."""
+"""Drive-Sim: streets against the appendix's numbers, lanes and trees by hand, depths against
+KITTI's labels."""
 import csv
 import math
 import tarfile
@@ -34,21 +35,23 @@ def count(objects, label):
     return sum(o.label == label for o in objects)
 
 
-# --- content ----------------------------------------------------------------------------------------------------------
+# --- content --------------------------------------------------------------------------------------
 
-def test_the_source_s_streets_are_the_appendix_s():
+def test_source_streets_match_the_appendix():
     streets = draw("source")
     lanes_seen, places = set(), {1: 0, 2: 0}
     for objects in streets:
         xs = np.array([o.position_world[0] for o in objects if o.label == CAR])
         lanes, cars_in_lane = np.unique(xs.round(6), return_counts=True)
-        np.testing.assert_allclose(lanes / LANE_M, (lanes / LANE_M).round(), atol=1e-6)  # in the middle of lanes
-        np.testing.assert_allclose(np.diff(lanes), LANE_M)                               # and none is empty
+        # in the middle of lanes
+        np.testing.assert_allclose(lanes / LANE_M, (lanes / LANE_M).round(), atol=1e-6)
+        np.testing.assert_allclose(np.diff(lanes), LANE_M)  # and none is empty
         lanes_seen.add(len(lanes))
         for number in cars_in_lane:
             places[number] += 1
         left_of_us, right_of_us = round(-lanes[0] / LANE_M), round(lanes[-1] / LANE_M)
-        assert right_of_us >= 0 and left_of_us >= len(lanes) // 2  # the camera drives in the right half
+        # the camera drives in the right half
+        assert right_of_us >= 0 and left_of_us >= len(lanes) // 2
         for o in objects:
             if o.label == CAR:
                 with_us = round((o.position_world[0] - lanes[0]) / LANE_M) >= len(lanes) // 2
@@ -58,38 +61,44 @@ def test_the_source_s_streets_are_the_appendix_s():
     assert lanes_seen == {2, 3, 4, 5, 6} and min(places.values()) > 200
 
 
-def test_nothing_of_the_stand_in_stands_in_anything_else():
+def test_objects_of_the_stand_in_do_not_overlap():
     for objects in draw("target", 100):
         for i, a in enumerate(objects):
             for b in objects[:i]:
                 apart = [abs(a.position_world[k] - b.position_world[k])
-                         - (drive.along_street(a)[k] + drive.along_street(b)[k]) / 2 for k in (0, 1)]
+                         - (drive.ground_extents_m(a)[k] + drive.ground_extents_m(b)[k]) / 2
+                         for k in (0, 1)]
                 assert max(apart) >= -1e-9, (a, b)
 
 
-def test_the_stand_in_s_label_files_count_and_measure_as_kitti_s(tmp_path):
-    """Expected are the numbers of all 7,481 of KITTI's; ours are of what shows in 300 rendered frames."""
-    run(tmp_path, "synthesize.py", "--env", "drive", "--domain", "target", "--num", 300, "--seed", 5, "--export", "kitti",
-        "--out", "t")
+def test_label_files_of_the_stand_in_have_kitti_s_statistics(tmp_path):
+    """Expected are the numbers of all 7,481 of KITTI's; ours are of what shows in 300 rendered
+    frames."""
+    run(tmp_path, "synthesize.py", "--env", "drive", "--domain", "target", "--num", 300, "--seed",
+        5, "--export", "kitti", "--out", "t")
     found = {"Car": [], "Pedestrian": []}
     for path in (tmp_path / "t").glob("*/kitti/**/label_2/*.txt"):
         for item in read_objects(path):
             if item.type in found:
                 found[item.type].append((item.occluded, *item.size_m, *item.bottom_camera))
     for kind, frame, height_m, width_m, length_m, depth_m, aside_m, visible in (
-            ("Car", 3.84, 1.53, 1.63, 3.88, 25.4, (-6.6, 2.9), 0.47), ("Pedestrian", 0.60, 1.76, None, None, 14.7, (-3.7, 3.7), 0.59)):
+            ("Car", 3.84, 1.53, 1.63, 3.88, 25.4, (-6.6, 2.9), 0.47),
+            ("Pedestrian", 0.60, 1.76, None, None, 14.7, (-3.7, 3.7), 0.59)):
         rows = np.array(found[kind])
         assert len(rows) / 300 == pytest.approx(frame, rel=0.15 if kind == "Car" else 0.35)
         assert rows[:, 1].mean() == pytest.approx(height_m, rel=0.03)
-        assert width_m is None or rows[:, 2:4].mean(0) == pytest.approx([width_m, length_m], rel=0.03)
+        assert width_m is None or rows[:, 2:4].mean(0) == pytest.approx([width_m, length_m],
+                                                                        rel=0.03)
         assert np.median(rows[:, 6]) == pytest.approx(depth_m, rel=0.15)
         np.testing.assert_allclose(np.quantile(rows[:, 4], [0.25, 0.75]), aside_m, atol=1.3)
-        assert visible < (rows[:, 0] == 0).mean() < visible + 0.35  # what hides KITTI's, trees and poles, we have fewer of
+        # what hides KITTI's, trees and poles, we have fewer of
+        assert visible < (rows[:, 0] == 0).mean() < visible + 0.35
 
 
-def test_domains_take_content_and_assets_from_where_they_say():
+def test_domains_combine_content_and_assets():
     for domain, stock, focal_px in (("source", "source", 621.0), ("target", "target", 721.5377),
-                                    ("target-content", "source", 721.5377), ("target-appearance", "target", 621.0)):
+                                    ("target-content", "source", 721.5377),
+                                    ("target-appearance", "target", 621.0)):
         objects, camera = ENV.world.sample_layout(ENV, domain, np.random.default_rng(0))
         assert {o.asset.split()[0] for o in objects} == {stock}
         assert camera.K[0, 0] == focal_px
@@ -97,12 +106,14 @@ def test_domains_take_content_and_assets_from_where_they_say():
 
 @pytest.mark.parametrize("stock", [street.SOURCE, street.TARGET])
 def test_assets_are_solid_street_sized_and_many(stock):
-    tallest_m = {"car": (1.2, 2.1), "pedestrian": (1.2, 1.9), "house": (4.0, 14.0), "vegetation": (1.0, 11.0)}
+    tallest_m = {"car": (1.2, 2.1), "pedestrian": (1.2, 1.9), "house": (4.0, 14.0),
+                 "vegetation": (1.0, 11.0)}
     for category, kinds in stock.items():
         assert len(kinds) >= 5
         for name, (mesh, size_m) in kinds.items():
             corners = mesh.verts[mesh.faces] * size_m
-            volume = np.einsum("fi,fi->f", corners[:, 0], np.cross(corners[:, 1], corners[:, 2])).sum() / 6
+            volume = np.einsum("fi,fi->f", corners[:, 0],
+                               np.cross(corners[:, 1], corners[:, 2])).sum() / 6
             assert volume > 0, name  # faces wind outward
             np.testing.assert_allclose(mesh.verts.min(0), [-0.5, -0.5, 0], atol=1e-9)
             np.testing.assert_allclose(mesh.verts.max(0), [0.5, 0.5, 1], atol=1e-9)
@@ -111,9 +122,9 @@ def test_assets_are_solid_street_sized_and_many(stock):
     assert set(street.SOURCE["car"]).isdisjoint(street.TARGET["car"])
 
 
-# --- relations --------------------------------------------------------------------------------------------------------
+# --- relations ------------------------------------------------------------------------------------
 
-def test_relations_have_metres_for_margins_and_a_car_at_one_end():
+def test_relations_have_margins_in_meters_and_a_car_at_one_end():
     walker = SceneObject(PEDESTRIAN, "source man", (9.0, 30.0, 0.0), (0.5, 0.5, 1.8), 0.0)
     house = SceneObject(HOUSE, "source barn", (15.0, 40.0, 0.0), (9.0, 9.0, 7.0), 0.0)
     far = car(0.0, 85.0)
@@ -121,34 +132,40 @@ def test_relations_have_metres_for_margins_and_a_car_at_one_end():
     rows = relations(objects, ENV.world.camera, ENV.vocabulary.predicates, ENV.world.rules)
     found = {(int(s), ENV.vocabulary.predicates[p], int(o)) for s, p, o in rows}
     assert {row for row in found if row[0] < 3 and row[2] < 3} == {
-        (0, "left", 1), (1, "right", 0), (0, "left", 2), (0, "front", 2), (2, "right", 0), (2, "behind", 0),
+        (0, "left", 1), (1, "right", 0), (0, "left", 2), (0, "front", 2), (2, "right", 0),
+        (2, "behind", 0),
         (1, "right", 2), (1, "front", 2), (2, "left", 1), (2, "behind", 1)}
     assert not any({s, o} == {3, 4} for s, _, o in found)       # no car at either end
     assert {(4, "behind", 0), (0, "front", 4), (3, "right", 0)} <= found
     assert not any(5 in (s, o) for s, _, o in found)            # out of reach
 
 
-# --- lifting ----------------------------------------------------------------------------------------------------------
+# --- lifting --------------------------------------------------------------------------------------
 
-def test_cars_settle_in_lanes_and_a_wide_box_becomes_a_row_of_trees():
+def test_cars_snap_to_lanes_and_a_wide_box_becomes_a_row_of_trees():
     rng = np.random.default_rng(0)
     poplar = SceneObject(VEGETATION, "source poplar", (10.0, 20.0, 0.0), (2.6, 2.6, 9.0), 0.0)
     boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 10], [900, 0, 1141.5, 200], [0, 0, 10, 10]], float)
-    objects = [car(1.9, 12), car(-3.2, 12), poplar, SceneObject(HOUSE, "source barn", (30.0, 30.0, 0.0), (9, 9, 7), 0.0)]
+    objects = [car(1.9, 12), car(-3.2, 12), poplar,
+               SceneObject(HOUSE, "source barn", (30.0, 30.0, 0.0), (9, 9, 7), 0.0)]
     settled = drive.snap_to_context(objects, boxes, ENV.world.camera, rng)
     # 1.9 m is nearest to the lane at 3.5 m, 1.6 m off its middle of which 0.8 m are left
     assert [o.position_world[0] for o in settled if o.label == CAR] == pytest.approx([2.7, -3.2])
-    assert [o.yaw_rad for o in settled if o.label == CAR] == [math.pi / 2, -math.pi / 2]  # with us on the right, else towards us
+    # with us on the right, else towards us
+    assert [o.yaw_rad for o in settled if o.label == CAR] == [math.pi / 2, -math.pi / 2]
     # 241.5 px at 20 m and 621 px focal length are 7.78 m: three poplars of 2.6 m, 2.59 m apart
     trees = [o for o in settled if o.label == VEGETATION]
-    assert [o.position_world[0] for o in trees] == pytest.approx([10 - 2.5926, 10.0, 10 + 2.5926], abs=1e-3)
+    assert [o.position_world[0] for o in trees] == pytest.approx([10 - 2.5926, 10.0, 10 + 2.5926],
+                                                                 abs=1e-3)
     assert settled[-1] == objects[-1]
 
 
-def test_the_road_is_as_wide_as_the_cars_ask_for():
+def test_the_road_is_wide_enough_for_the_cars():
     rng = np.random.default_rng(0)
-    # lanes of the cars -> painted lanes from, to: always ours; six at most, two of them to the right of ours
-    for lanes, (low, high) in (((), (-1, 0)), ((0,), (-1, 0)), ((1,), (0, 1)), ((-1, 0, 2), (-1, 2)), ((-4, 5), (-3, 2))):
+    # lanes of the cars -> painted lanes from, to: always ours; six at most, two of them to the
+    # right of ours
+    for lanes, (low, high) in (((), (-1, 0)), ((0,), (-1, 0)), ((1,), (0, 1)),
+                               ((-1, 0, 2), (-1, 2)), ((-4, 5), (-3, 2))):
         _, strips = drive.road([car(lane * LANE_M, 20) for lane in lanes], "source", rng)
         pavement, asphalt = strips[:2]
         assert asphalt.position_world[0] == pytest.approx((low + high) / 2 * LANE_M)
@@ -170,11 +187,13 @@ def test_the_source_s_cars_drive_on_its_asphalt_and_its_walkers_walk_beside_it()
 
 
 def test_two_depths_are_weighed_by_their_errors():
-    """A car 20 m ahead whose box is a fifth too low: by hand 1.65 / (400 * pitch) against 1 / (depth * spread)."""
+    """A car 20 m ahead whose box is a fifth too low: by hand 1.65 / (400 * pitch) against 1 /
+    (depth * spread)."""
     camera, item = ENV.world.camera, car(0.0, 20.0)
     mesh = pose_mesh(ENV.world.assets[SALOON], item.position_world, item.size_m, item.yaw_rad)
     box = projected_box(mesh.verts, camera)
-    assert weigh_depths(item, box, camera, ENV).position_world == pytest.approx(item.position_world, abs=1e-9)
+    assert weigh_depths(item, box, camera, ENV).position_world == pytest.approx(item.position_world,
+                                                                                abs=1e-9)
     low = box.copy()
     low[1] = low[3] - (box[3] - box[1]) * 0.8
     near = (item.size_m[0] + item.size_m[1]) / 4
@@ -187,10 +206,12 @@ def test_two_depths_are_weighed_by_their_errors():
     assert weigh_depths(item, cut, camera, ENV) == item
 
 
-def test_lifted_cars_of_kitti_stand_nearer_to_where_they_were_measured(real_data):
-    """Median depth error over fully visible cars of every twelfth frame, from their own 2-D boxes."""
+def test_lifted_cars_of_kitti_are_closer_to_their_measured_positions(real_data):
+    """Median depth error over fully visible cars of every twelfth frame, from their own 2-D
+    boxes."""
     folder, errors = real_data("kitti") / "all_labels", []
-    cameras = [camera_of(read_calib(folder / f"calib_variant_{variant}.txt"), 1242, 375) for variant in range(4)]
+    cameras = [camera_of(read_calib(folder / f"calib_variant_{variant}.txt"), 1242, 375)
+               for variant in range(4)]
     rows = list(csv.reader((folder / "calib_variant_of_frame.csv").open()))[1:]
     camera_of_frame = {int(frame): cameras[int(variant)] for frame, variant in rows}
     rng = np.random.default_rng(0)
@@ -206,10 +227,12 @@ def test_lifted_cars_of_kitti_stand_nearer_to_where_they_were_measured(real_data
                     box = np.array(numbers[:4], float)
                     depth_m = float(numbers[9])
                     plain = camera.ground_point([(box[0] + box[2]) / 2, box[3]])[1]
-                    errors.append((plain - depth_m, lift_box(CAR, box, camera, ENV, rng).position_world[1] - depth_m))
+                    errors.append((plain - depth_m, lift_box(CAR, box, camera, ENV,
+                                                             rng).position_world[1] - depth_m))
     errors = np.array(errors)
     plain_m, lifted_m = np.median(np.abs(errors), 0)
-    print(f"\n{len(errors)} cars: median depth error {plain_m:.2f} m from the box's bottom edge, {lifted_m:.2f} m lifted; "
+    print(f"\n{len(errors)} cars: median depth error {plain_m:.2f} m from the box's bottom edge, "
+          f"{lifted_m:.2f} m lifted; "
           f"bias {np.median(errors[:, 0]):.2f} and {np.median(errors[:, 1]):.2f} m")
     assert len(errors) > 800
     assert 3.2 < plain_m < 4.2 and lifted_m < 0.6 * plain_m  # the specification measured 3.7 m
@@ -217,8 +240,10 @@ def test_lifted_cars_of_kitti_stand_nearer_to_where_they_were_measured(real_data
 
 
 def test_a_street_s_own_graph_lifts_to_the_street_again():
-    """Boxes of a rendered street of saloons, none hidden: they stand in the same lanes again, depths within 5 %."""
-    saloons = replace(ENV, world=replace(ENV.world, category_assets=((SALOON,), *ENV.world.category_assets[1:])))
+    """Boxes of a rendered street of saloons, none hidden: they stand in the same lanes again,
+    depths within 5 %."""
+    saloons = replace(
+        ENV, world=replace(ENV.world, category_assets=((SALOON,), *ENV.world.category_assets[1:])))
     rng = np.random.default_rng(1)
     objects = [car(0.0, 14.0), car(-3.5, 22.0, -math.pi / 2), car(3.5, 30.0)]
     scene = ENV.world.sample_appearance(objects, ENV.world.camera, "source", "paper", rng)
@@ -235,6 +260,9 @@ def test_a_street_s_own_graph_lifts_to_the_street_again():
 def test_an_empty_graph_is_an_empty_street():
     graph = make_graph("a.png", 1242, 375, [], np.zeros((0, 4)), np.zeros((0, 3), int))
     lifted, kept = lift(graph, ENV.world.camera, ENV, np.random.default_rng(0))
-    scene = ENV.world.sample_appearance(drive.snap_to_context(lifted, kept.boxes_px, ENV.world.camera, None), ENV.world.camera, "source", "paper",
-                      np.random.default_rng(0))
-    assert scene.objects == () and len(scene.strips) == 5  # sidewalk, asphalt, two edges, one row of dashes
+    scene = ENV.world.sample_appearance(drive.snap_to_context(lifted, kept.boxes_px,
+                                                              ENV.world.camera, None),
+                                        ENV.world.camera, "source", "paper",
+                                        np.random.default_rng(0))
+    # sidewalk, asphalt, two edges, one row of dashes
+    assert scene.objects == () and len(scene.strips) == 5

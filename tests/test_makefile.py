@@ -1,4 +1,5 @@
-"""`make loop`: its commands, what it skips and repeats, what it refuses. A stand-in for Python makes empty results."""
+"""`make loop`: its commands, what it skips and repeats, what it refuses. A stand-in for Python
+makes empty results."""
 import os
 import shutil
 import subprocess
@@ -11,12 +12,14 @@ from conftest import ENVIRONMENT, ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 
-# prints a preset, or appends its words to a file and makes what the command would; fails where FAIL_AT is in its words
+# prints a preset, or appends its words to a file and makes what the command would; fails where
+# FAIL_AT is in its words
 STAND_IN = """#!{python}
 import os, sys
+from pathlib import Path
 words = sys.argv[1:]
 if words[:2] == ["-m", "envs"]:
-    print("SOURCE_IMAGES=70\\nTARGET_IMAGES=40\\nLIFTED_IMAGES=50\\nSTART_STEPS=8\\nSTEPS=9\\nITERATIONS=2\\nWARMUP=0.5")
+    print("SOURCE_IMAGES=70\\nTARGET_IMAGES=40\\nLIFTED_IMAGES=50\\nSTART_STEPS=8\\nSTEPS=9\\nITERATIONS=2")
     sys.exit()
 with open({log!r}, "a") as file:
     print(" ".join(words), file=file)
@@ -29,9 +32,9 @@ if "--out" in words:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
 """
-STAGES = ["data/target", "data/sdr", "start", "start", "data/more", "sdr", "sdr", "data/label1", "label1", "label1",
-          "appearance1", "appearance1", "data/label2", "label2", "label2", "data/appearance2", "appearance2",
-          "appearance2", "full", "full"]
+STAGES = ["data/target", "data/sdr", "start", "start", "data/more", "sdr", "sdr", "data/label1",
+          "label1", "label1", "appearance1", "appearance1", "data/label2", "label2", "label2",
+          "data/appearance2", "appearance2", "appearance2", "full", "full"]
 
 
 @pytest.fixture
@@ -43,11 +46,13 @@ def python(tmp_path):
 
 
 def make(python, *options, code=0, **environment):
-    """Run make loop. Returns the commands that it ran and what it printed, or if it should fail, its errors."""
+    """Run make loop. Returns the commands that it ran and what it printed, or if it should fail,
+    its errors."""
     log = python.parent / "log.txt"
     log.unlink(missing_ok=True)
     result = subprocess.run(
-        ["make", "-C", ROOT, "-o", ".venv/ready", "loop", f"RUN={python}", f"OUT={python.parent}/loop", *options], text=True,
+        ["make", "-C", ROOT, "-o", ".venv/ready", "loop", f"RUN={python}",
+         f"OUT={python.parent}/loop", *options], text=True,
         capture_output=True, env=ENVIRONMENT | environment)
     assert result.returncode == code, result.stderr
     ran = log.read_text().splitlines() if log.exists() else []
@@ -56,7 +61,8 @@ def make(python, *options, code=0, **environment):
 
 def outs(python, commands):
     """Which folder each command writes, without those of the table and the report."""
-    return [line.split("--out ")[1].split()[0].removeprefix(f"{python.parent}/loop/") for line in commands if "--out" in line]
+    return [line.split("--out ")[1].split()[0].removeprefix(f"{python.parent}/loop/")
+            for line in commands if "--out" in line]
 
 
 def age(path, seconds):
@@ -66,33 +72,44 @@ def age(path, seconds):
 def test_a_dry_run_prints_the_commands_that_a_run_runs(python):
     nothing, plan = make(python, "-n")
     assert nothing == [] and not (python.parent / "loop").exists()
-    commands = [line.removeprefix(f"{python} ") for line in plan.splitlines() if line.startswith(f"{python} ")]
+    commands = [line.removeprefix(f"{python} ")
+                for line in plan.splitlines() if line.startswith(f"{python} ")]
     ran, printed = make(python)
     assert ran == commands and outs(python, ran) == STAGES
     assert [line.split()[1] for line in ran[-2:]] == ["--summary", "report"]
     lines = plan.splitlines()
-    assert all(before.startswith("# ") for before, line in zip(lines, lines[1:]) if line.startswith(str(python)))
+    assert all(before.startswith("# ")
+               for before, line in zip(lines, lines[1:]) if line.startswith(str(python)))
 
 
 def test_the_commands_of_algorithm_1(python):
-    folder, (ran, _) = f"{python.parent}/loop", make(python, "ITERATIONS=3", "PROTOCOL=strong", "LIFT_OPTIONS=--refine 20",
-                                                     "TRAIN_OPTIONS=--scratch", "SEED=5", "LIFTED_IMAGES=6")
+    folder, (ran, _) = f"{python.parent}/loop", make(python, "ITERATIONS=3", "PROTOCOL=strong",
+                                                     "LIFT_OPTIONS=--refine 20",
+                                                     "TRAIN_OPTIONS=--scratch", "SEED=5",
+                                                     "LIFTED_IMAGES=6")
     target, source, more, *lifts = [line for line in ran if "synthesize.py" in line]
     assert "--domain target --num 40 --seed 1 " in target and "--num 70 --seed 5 --randomize strong" in source
     assert "--num 6 --seed 1005 --randomize strong" in more
-    # each iteration's graphs are inferred by the last one's network, and both kinds of rows begin with the start's
+    # each iteration's graphs are inferred by the last one's network, and both kinds of rows begin
+    # with the start's
     reads = [(f"{folder}/{network}/model.pt", f"{folder}/data/{data}") for network, data in (
-        ("start", "label1"), ("label1", "label2"), ("appearance1", "appearance2"), ("label2", "label3"),
+        ("start", "label1"), ("label1", "label2"), ("appearance1", "appearance2"),
+        ("label2", "label3"),
         ("appearance2", "appearance3"))]
-    assert [(line.split("--checkpoint ")[1].split()[0], line.split("--out ")[1]) for line in lifts] == reads
-    assert all(f"--target {folder}/data/target/train --num 6 --seed 5 --randomize strong --refine 20 --out" in line
+    assert [(line.split("--checkpoint ")[1].split()[0], line.split("--out ")[1])
+            for line in lifts] == reads
+    words = f"--target {folder}/data/target/train --num 6 --seed 5 --randomize strong --refine 20 --out"
+    assert all(words in line
                for line in lifts)
     start, *rows = [line for line in ran if "train.py" in line]
     assert "--steps 8 " in start and "--init" not in start and len(rows) == 8
     for line in rows:
-        assert f"--init {folder}/start/model.pt --steps 9 " in line and "--seed 5 --overwrite --scratch --augment color" in line
-    second = [line.split("--source ")[2].split()[0].removeprefix(f"{folder}/data/") for line in rows]
-    assert second == ["more", "label1", "label1", "label2", "appearance2", "label3", "appearance3", "appearance3"]
+        assert f"--init {folder}/start/model.pt --steps 9 " in line
+        assert "--seed 5 --overwrite --scratch --augment color" in line
+    second = [line.split("--source ")[2].split()[0].removeprefix(f"{folder}/data/")
+              for line in rows]
+    assert second == ["more", "label1", "label1", "label2", "appearance2", "label3", "appearance3",
+                      "appearance3"]
     aligned = [line.split("--align ")[1].split()[0] for line in rows if "--align" in line]
     assert aligned == 3 * ["appearance"] + ["appearance,prediction"]
     assert all((" --target " in line) == (" --align " in line) for line in rows)
@@ -105,7 +122,8 @@ def test_a_finished_loop_only_prints_its_table(python):
     assert make(python, "-n")[1].count("--out") == 0
 
 
-@pytest.mark.parametrize("stop, left", [("--out {}/data/sdr", 19), ("--out {}/sdr", 15), ("report", 0)])
+@pytest.mark.parametrize("stop, left",
+                         [("--out {}/data/sdr", 19), ("--out {}/sdr", 15), ("report", 0)])
 def test_an_interrupted_loop_continues_where_it_stopped(python, stop, left):
     at = stop.format(f"{python.parent}/loop")
     if at == "report":  # the table counts: a report that cannot be drawn is no reason to fail
@@ -129,7 +147,8 @@ def test_what_is_made_anew_is_followed_by_what_depends_on_it(python):
         assert outs(python, commands) == ["data/more", "sdr", "sdr"]
     (loop / "label1/model.pt").touch()
     assert outs(python, make(python)[0]) == ["label1", "data/label2", "label2", "label2"]
-    shutil.rmtree(loop / "data/target")  # the stand-in is the test set of every row, and each iteration reads it
+    # the stand-in is the test set of every row, and each iteration reads it
+    shutil.rmtree(loop / "data/target")
     assert outs(python, make(python)[0]) == [
         "data/target", "start", "sdr", *STAGES[7:]]
 
@@ -138,27 +157,34 @@ def test_a_folder_is_bound_to_its_options_once_something_is_made(python):
     loop = python.parent / "loop"
     make(python, "DOMAIN=tagret", code=2, FAIL_AT="tagret")
     make(python, code=2, FAIL_AT="more")  # nothing was made with the other DOMAIN
-    written = ("ENV=clevr ITERATIONS=2 PRESET=quick SEED=0 TARGET= DOMAIN=target PROTOCOL=paper TRAIN_OPTIONS= LIFT_OPTIONS=")
+    written = ("ENV=clevr ITERATIONS=2 PRESET=quick SEED=0 TARGET= DOMAIN=target PROTOCOL=paper "
+               "TRAIN_OPTIONS= LIFT_OPTIONS=")
     assert (loop / "options.txt").read_text() == written + "\n"  # as earlier versions wrote it
-    for options in (["DOMAIN=target-content"], ["SEED=1"], ["CAMERA=paper", "-n"], ["LIFT_OPTIONS=--refine"]):
+    for options in (["DOMAIN=target-content"], ["SEED=1"], ["CAMERA=paper", "-n"],
+                    ["LIFT_OPTIONS=--refine"]):
         ran, errors = make(python, *options, code=2)
-        assert ran == [] and f"Error: {loop} was made with {written}; choose another OUT or remove it" in errors
+        assert ran == []
+        assert f"Error: {loop} was made with {written}; choose another OUT or remove it" in errors
     make(python, "DEVICE=cpu", "LIFTED_IMAGES=3")
 
 
 def test_targets_and_their_cameras(python, tmp_path):
     lines = make(python, "-n", "CAMERA=paper")[1].splitlines()
     for line in lines:
-        assert (" --camera paper " in line) == ("--data " in line or "synthesize.py" in line and "--checkpoint" in line)
+        assert (" --camera paper " in line) == ("--data " in line or "synthesize.py" in line
+                                                and "--checkpoint" in line)
     assert "--camera" not in make(python, "-n")[1]
-    for labels in ("graphs.jsonl", "label_2", "training/label_2"):  # a data set, and KITTI's folder in both forms
+    # a data set, and KITTI's folder in both forms
+    for labels in ("graphs.jsonl", "label_2", "training/label_2"):
         target = tmp_path / "with space" / labels.replace("/", "_")
         for split in ("train", "test"):
             (target / split / labels).mkdir(parents=True)
         ran, _ = make(python, f"TARGET={target}", f"OUT={tmp_path}/{target.name}")
-        assert {line.split("--data ")[1].split(" --out")[0] for line in ran if "--data" in line} == {
+        assert {line.split("--data ")[1].split(" --out")[0]
+                for line in ran if "--data" in line} == {
             str((target / "test" / labels).parent)}
-        assert {line.split("--target ")[1].split(" --")[0] for line in ran if "--target" in line} == {f"{target}/train"}
+        assert {line.split("--target ")[1].split(" --")[0]
+                for line in ran if "--target" in line} == {f"{target}/train"}
         assert not any("--domain" in line for line in ran)
     plain = tmp_path / "photos"
     plain.mkdir()
@@ -169,9 +195,12 @@ def test_targets_and_their_cameras(python, tmp_path):
 
 
 @pytest.mark.parametrize("option, words", [
-    ("ITERATIONS=0", "expected paper or strong"), ("ITERATIONS=x", "expected paper or strong"), ("SEED=-1", "expected paper"),
-    ("PROTOCOL=weak", "expected paper or strong"), ("PROTOCOL=", "expected paper or strong"), ("CAMERA=mine", "calib or paper"),
-    ("TARGET=nowhere", "no such folder, expected one of images"), ("ENV=mars", "expected a file of envs/ without its .py"),
+    ("ITERATIONS=0", "expected paper or strong"), ("ITERATIONS=x", "expected paper or strong"),
+    ("SEED=-1", "expected paper"),
+    ("PROTOCOL=weak", "expected paper or strong"), ("PROTOCOL=", "expected paper or strong"),
+    ("CAMERA=mine", "calib or paper"),
+    ("TARGET=nowhere", "no such folder, expected one of images"),
+    ("ENV=mars", "expected a file of envs/ without its .py"),
     ("PRESET=big", "expected a file of envs/ without its .py, and quick or paper")])
 def test_wrong_options_are_one_line_before_the_first_stage(python, option, words):
     ran, errors = make(python, option, code=2)
@@ -182,17 +211,22 @@ def test_wrong_options_are_one_line_before_the_first_stage(python, option, words
 
 def test_before_the_environment_is_built_a_dry_run_shows_names(tmp_path):
     plan = make(tmp_path / "nothing", "-n")[1]
-    assert "numbers are shown by their names" in plan and "--num SOURCE_IMAGES " in plan and "--steps START_STEPS " in plan
+    for words in ("numbers are shown by their names", "--num SOURCE_IMAGES ", "--steps START_STEPS "):
+        assert words in plan
 
 
 def test_python_m_envs_prints_presets():
     def ask(*words):
-        return subprocess.run([sys.executable, "-m", "envs", *words], cwd=ROOT, env=ENVIRONMENT, text=True, capture_output=True)
+        return subprocess.run([sys.executable, "-m", "envs", *words], cwd=ROOT, env=ENVIRONMENT,
+                              text=True, capture_output=True)
     preset = envs.find("dining").presets["paper"]
     assert ask("dining", "paper").stdout.splitlines() == [
-        "SOURCE_IMAGES=5000", "TARGET_IMAGES=8000", "LIFTED_IMAGES=5000", "START_STEPS=10000", "STEPS=70000", "ITERATIONS=6",
+        "SOURCE_IMAGES=5000", "TARGET_IMAGES=8000", "LIFTED_IMAGES=5000", "START_STEPS=10000",
+        "STEPS=70000", "ITERATIONS=6",
         f"WARMUP={preset.warmup}"]
     lines = ask().stdout.splitlines()
-    assert len(lines) == 6 and lines[0].startswith("clevr quick image_size=160x120 source_images=1500 ")
+    assert len(lines) == 6 and lines[
+        0].startswith("clevr quick image_size=160x120 source_images=1500 ")
     wrong = ask("mars", "quick")
-    assert wrong.returncode == 3 and wrong.stderr.startswith("Error: --env: 'mars' is not one of clevr, dining, drive")
+    assert wrong.returncode == 3
+    assert wrong.stderr.startswith("Error: --env: 'mars' is not one of clevr, dining, drive")

@@ -7,13 +7,18 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from PIL import Image
 from torchvision.ops import box_iou
 
+from envs.clevr import ENV
+from sim2sg_lib import checkpoint
 from sim2sg_lib.adapt.sim2sg import triplet_features
+from sim2sg_lib.dataset import open_images
+from sim2sg_lib.graph import Vocabulary, make_graph
 from sim2sg_lib.net.backbone import ModelConfig, local_edges, paper_config, quick_config
 from sim2sg_lib.net.detector import drop_ignored, in_ignore_region, pyramid_anchors, roi_align
 from sim2sg_lib.cli import InputError
-from sim2sg_lib.net.predict import to_graph
+from sim2sg_lib.net.predict import confident_graphs, predict_folder, to_graph
 from sim2sg_lib.net.network import Outputs, Prediction, SceneGraphNet
 from sim2sg_lib.net.relations import (
     GraphConvolution, Nodes, balanced_bce, box_geometry, image_index, match_nodes, object_edges,
@@ -247,6 +252,17 @@ def test_boxes_are_pooled_from_the_level_of_their_size(net):
     assert net.detector.pool(features, boxes).mean(1).tolist() == [0.0, 1.0, 0.0, 1.0]
 
 
+@pytest.mark.parametrize("numbers, nested", [((64, 32), True), ((400, 200), False), ((32, 64), False)])
+def test_proposals_of_test_time_are_shared_only_where_they_are_the_same(numbers, nested):
+    torch.manual_seed(0)
+    net = SceneGraphNet(dataclasses.replace(TINY, proposals_train=numbers[0], proposals_test=numbers[1]))
+    outputs = net(torch.rand(2, 3, 72, 96))
+    assert net.detector.nested_proposals == nested
+    expected = net.detector.proposals(outputs.anchors, training=False)
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(outputs.proposals, expected))
+    assert max(map(len, outputs.proposals)) <= numbers[1]
+
+
 def test_anchors_know_the_strides():
     """120 rows give 8 rows of stride 16, not 8 rows of stride 15."""
     anchors = pyramid_anchors(quick_config(3, 4, 160, 120))
@@ -342,9 +358,9 @@ def test_batch_prediction_equals_single_predictions(overfitted):
         assert {tuple(p) for p in together.pairs.tolist()} == {tuple(p) for p in alone.pairs.tolist()}
         for name in ("boxes_px", "scores"):
             assert torch.allclose(getattr(together, name), getattr(alone, name), atol=1e-3)
-        for name in ("predicate_probs", "relatedness"):  # rounding may swap pairs of nearly the same score
-            assert torch.allclose(getattr(together, name)[by_nodes(together)], getattr(alone, name)[by_nodes(alone)],
-                                  atol=1e-3)
+        # rounding may swap pairs of nearly the same score
+        assert torch.allclose(together.predicate_probs[by_nodes(together)], alone.predicate_probs[by_nodes(alone)],
+                              atol=1e-3)
 
 
 def by_nodes(prediction: Prediction) -> torch.Tensor:
@@ -377,7 +393,7 @@ def test_no_detection_gives_an_empty_prediction_and_no_triplet(net):
     outputs = blind(net)(torch.rand(2, 3, 72, 96))
     for prediction in net.predict(outputs.features):
         assert prediction.boxes_px.shape == (0, 4) and prediction.pairs.shape == (0, 2)
-        assert prediction.predicate_probs.shape == (0, 4) and prediction.relatedness.shape == (0,)
+        assert prediction.predicate_probs.shape == (0, 4)
         assert len(to_graph(prediction, "a.png", 96, 72, 0.05, 0.0)) == 0
     triplets = triplet_features(outputs)
     assert [t.shape for t in triplets] == [(0, 2 * (4 + 4) + 4)] * 2
@@ -525,7 +541,7 @@ def make_prediction() -> Prediction:
     boxes = torch.tensor([[10.0, 10, 40, 30], [-5.0, 50, 50, 90], [60.0, 20, 60, 40], [70.0, 5, 90, 15]])
     return Prediction(100, 80, boxes, torch.tensor([2, 0, 1, 1]), torch.tensor([0.9, 0.5, 0.8, 0.3]),
                       torch.tensor([[0, 1], [1, 0], [0, 2], [3, 0]]),
-                      torch.tensor([[0.7, 0.2], [0.5, 0.9], [0.9, 0.9], [0.8, 0.8]]), torch.ones(4))
+                      torch.tensor([[0.7, 0.2], [0.5, 0.9], [0.9, 0.9], [0.8, 0.8]]))
 
 
 def test_to_graph_scales_clips_and_filters():
@@ -543,6 +559,60 @@ def test_to_graph_keeps_everything_for_evaluation():
     graph = to_graph(make_prediction(), "images/7.png", 100, 80, 0.05, 0.0)
     assert len(graph) == 3 and len(graph.relations) == 3 * 2
     assert graph.relations[-1].tolist() == [2, 1, 0]
+
+
+def graphs_of(scores: list[list[float]]):
+    """One graph per list, with as many cubes in a row, each one to the left of the next."""
+    return [make_graph("a.png", 100, 100, [0] * len(own), [[10 * i, 0, 10 * i + 8, 9] for i in range(len(own))],
+                       [(i, LEFT, i + 1) for i in range(len(own) - 1)], own,
+                       relation_scores=own[1:]) for own in scores]
+
+
+@pytest.mark.parametrize("adaptive, cube_threshold, left", [(False, 0.5, [[0.6], [], []]),
+                                                            (True, 0.5 * 0.56, [[0.6, 0.3], [0.4], []])])
+def test_what_a_threshold_keeps(adaptive, cube_threshold, left):
+    """The best scores are 0.6, 0.4 and 0.2; their 0.9 quantile is 0.4 + 0.8 * 0.2 = 0.56."""
+    env = dataclasses.replace(ENV, adaptive=adaptive)
+    graphs, thresholds = confident_graphs(graphs_of([[0.6, 0.3], [0.4, 0.1], [0.2]]), env, 0.5)
+    assert thresholds == pytest.approx([cube_threshold, 0.5, 0.5])
+    assert [graph.scores.tolist() for graph in graphs] == left
+    assert [len(graph.relations) for graph in graphs] == [0, 0, 0]  # of 0.3 and 0.1
+    assert confident_graphs(graphs_of([[0.04]]), env, 0.5)[1][0] == (0.05 if adaptive else 0.5)
+    assert confident_graphs([], env, 0.5) == ([], [0.5] * 3)
+
+
+def test_an_environment_without_a_world_has_no_rules(net, tmp_path):
+    """Every predicate is predicted for every pair, also where a 3-D world would exclude it."""
+    Image.fromarray((three_objects()[0].permute(1, 2, 0) * 255).byte().numpy()).save(tmp_path / "a.png")
+    net.detector.roi_heads.box_predictor.cls_score.bias.data = torch.tensor([0.0, 1, 1, 1])
+    images = open_images(tmp_path, ENV)
+    flat = dataclasses.replace(ENV, world=None)
+    strict = dataclasses.replace(ENV, world=dataclasses.replace(
+        ENV.world, rules=dataclasses.replace(ENV.world.rules, required_category=0)))
+    free, bound = (predict_folder(net, images, env, 0.0, 0.0)[0] for env in (flat, strict))
+    assert len(free.relations) == 4 * min(len(free) * (len(free) - 1), TINY.pairs_test)
+    assert (bound.labels[bound.relations[:, [0, 2]]] == 0).any(1).all()
+
+
+def test_former_fields_of_the_configuration_are_read(net, tmp_path):
+    env = dataclasses.replace(ENV, vocabulary=Vocabulary(("a", "b", "c"), ("p", "q", "r", "s")))
+    options = {"source": ["data"], "target": None}
+    checkpoint.save(tmp_path / "new.pt", net, env, options)
+    content = checkpoint.read(tmp_path / "new.pt")
+    former = {"attention": "softmax", "pair_geometry": True, "semantic": True}
+    checkpoint.write(tmp_path / "old.pt", content | {"model": content["model"] | former})
+    loaded = checkpoint.load(tmp_path / "old.pt", env)
+    assert loaded.config == TINY
+    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in net.state_dict().items())
+    checkpoint.write(tmp_path / "other.pt", content | {"model": content["model"] | {"attention": "mean"}})
+    with pytest.raises(InputError, match="other.pt: model: .*attention"):
+        checkpoint.load(tmp_path / "other.pt", env)
+
+
+@pytest.mark.parametrize("name", ["banana", "cuda:99", "xla", "meta", "", "cuda:x"])
+def test_a_device_that_is_not_there_is_one_line(name):
+    with pytest.raises(InputError, match=f"device '{name}' is not available, expected auto, cpu or cuda"):
+        checkpoint.pick_device(name)
 
 
 def test_configuration_survives_a_checkpoint():

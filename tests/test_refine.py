@@ -42,14 +42,22 @@ def iou(a, b):
 def test_objects_that_were_pushed_find_back_to_their_boxes():
     """Three scenes of three objects, one partly hidden, off by up to 0.2 m and 15 % of size."""
     rng = np.random.default_rng(0)
-    true = [[thing(CUBE, -1.0, 1.5, 1.0, 0.3), thing(SPHERE, 1.0, -1.0, 1.4), thing(CYLINDER, 1.2, 1.6, 0.7)],
-            [thing(SPHERE, -0.4, 1.2, 1.0), thing(CYLINDER, 0.2, -0.2, 1.4), thing(SPHERE, 2.0, 2.0, 1.0)],
-            [thing(CYLINDER, 0.0, -2.0, 1.0), thing(CUBE, -2.0, 0.5, 0.5), thing(CUBE, 1.5, 1.0, 1.0)]]
+    true = [
+        [
+            thing(CUBE, -1.0, 1.5, 1.0, 0.3),
+            thing(SPHERE, 1.0, -1.0, 1.4),
+            thing(CYLINDER, 1.2, 1.6, 0.7),
+        ],
+        [thing(SPHERE, -0.4, 1.2, 1.0), thing(CYLINDER, 0.2, -0.2, 1.4), thing(SPHERE, 2.0, 2.0, 1.0)],
+        [thing(CYLINDER, 0.0, -2.0, 1.0), thing(CUBE, -2.0, 0.5, 0.5), thing(CUBE, 1.5, 1.0, 1.0)],
+    ]
 
     def push(o):
         x, y, z = o.position_world
         dx, dy = rng.uniform(-0.2, 0.2, 2)
-        return replace(o, position_world=(x + dx, y + dy, z), size_m=(o.size_m[0] * rng.uniform(0.85, 1.15),) * 3)
+        return replace(
+            o, position_world=(x + dx, y + dy, z), size_m=(o.size_m[0] * rng.uniform(0.85, 1.15),) * 3
+        )
 
     graphs = boxes_of(true)
     assert min(graph.visible.min() for graph in graphs) < 0.9  # somebody is hidden in part
@@ -69,7 +77,9 @@ def test_a_scene_that_fits_stays_and_no_object_is_no_crash():
     empty = boxes_of([[], row])[0]
     assert refine([[]], [empty], [ENV.world.camera], ENV.world.assets, 5) == [[]]
     nothing, moved = refine([[], row], [empty, graph], [ENV.world.camera] * 2, ENV.world.assets, 3)
-    assert nothing == [] and all(m.position_world[2] == 0 and m.asset == o.asset for m, o in zip(moved, row))
+    assert nothing == [] and all(
+        m.position_world[2] == 0 and m.asset == o.asset for m, o in zip(moved, row)
+    )
 
 
 def test_visible_coverage_splits_pixels_among_objects_by_depth():
@@ -78,7 +88,9 @@ def test_visible_coverage_splits_pixels_among_objects_by_depth():
     meshes = build(bare([row, row[:1]]), ENV.world.assets)
     shown = visible_coverage(meshes, stack_cameras([ENV.world.camera] * 2, 120, 90))
     assert shown.shape == (2, 2, 90, 120) and shown.min() >= 0 and shown.sum(1).max() < 1.01
-    hard = rasterize(meshes, stack_cameras([ENV.world.camera] * 2, 120, 90), cull_backfaces=True).pix_to_face[..., 0]
+    hard = rasterize(
+        meshes, stack_cameras([ENV.world.camera] * 2, 120, 90), cull_backfaces=True
+    ).pix_to_face[..., 0]
     for scene, slot, number in ((0, 0, 0), (0, 1, 1), (1, 0, 2)):
         mask = (hard[scene] >= 0) & (meshes.face_object[hard[scene].clamp(min=0)] == number)
         soft = shown[scene, slot]
@@ -106,7 +118,9 @@ def test_object_numbers_and_prior_by_hand():
     assert prior(start, start, none).tolist() == [0, 0]
     grown = Poses(start.position_world + torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.3, 0.0]]),
                   start.size_m * torch.tensor([[0.1], [0.0]]).exp(), start.yaw_rad + 1.0)
-    assert prior(grown, start, none).tolist() == pytest.approx([fit.SIZE_PRIOR * 0.01, fit.SHIFT_PRIOR * 0.09])
+    assert prior(grown, start, none).tolist() == pytest.approx(
+        [fit.SIZE_PRIOR * 0.01, fit.SHIFT_PRIOR * 0.09]
+    )
 
 
 def test_an_object_on_another_is_no_neighbor_of_it():
@@ -117,12 +131,24 @@ def test_an_object_on_another_is_no_neighbor_of_it():
 
 def test_a_scene_is_refined_alike_alone_and_in_company():
     """Objects that stand in one another included."""
-    rows = [[thing(CUBE, 0.1 * i, 0.0, 1.0), thing(SPHERE, 0.5, 0.4 - 0.1 * i, 1.0), thing(CYLINDER, -1.0, 1.0, 1.0)]
-            for i in range(12)]
-    graphs = boxes_of([[thing(CUBE, 0.0, -0.6, 1.0), thing(SPHERE, 0.5, 0.6, 1.0), thing(CYLINDER, -1.2, 1.0, 1.0)]] * 12)
+    rows = [
+        [
+            thing(CUBE, 0.1 * i, 0.0, 1.0),
+            thing(SPHERE, 0.5, 0.4 - 0.1 * i, 1.0),
+            thing(CYLINDER, -1.0, 1.0, 1.0),
+        ]
+        for i in range(12)
+    ]
+    graphs = boxes_of(
+        [[thing(CUBE, 0.0, -0.6, 1.0), thing(SPHERE, 0.5, 0.6, 1.0), thing(CYLINDER, -1.2, 1.0, 1.0)]]
+        * 12
+    )
     together = refine(rows, graphs, [ENV.world.camera] * 12, ENV.world.assets, 6)
     for i in (0, 7):
-        assert refine(rows[i:i + 1], graphs[i:i + 1], [ENV.world.camera], ENV.world.assets, 6) == together[i:i + 1]
+        assert (
+            refine(rows[i : i + 1], graphs[i : i + 1], [ENV.world.camera], ENV.world.assets, 6)
+            == together[i : i + 1]
+        )
     assert together[0] != rows[0]
 
 

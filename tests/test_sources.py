@@ -1,4 +1,5 @@
-"""Scene sources: what a scene depends on, what is lifted, how much is made; and a 2-D environment through the real command lines."""
+"""Scene sources: what a scene depends on, what is lifted, how much is made; and a 2-D environment
+through the real command lines."""
 import hashlib
 import json
 
@@ -23,7 +24,8 @@ def graph(*boxes):
 
 
 def lifted(graphs, seed=0, fit_steps=0):
-    return LiftedScenes(ENV, graphs, [ENV.world.camera] * len(graphs), "strong", fit_steps, seed, CPU)
+    return LiftedScenes(ENV, graphs, [ENV.world.camera] * len(graphs), "strong", fit_steps, seed,
+                        CPU)
 
 
 # --- random scenes --------------------------------------------------------------------------------
@@ -33,12 +35,14 @@ def test_scene_i_depends_on_the_seed_and_on_i_alone():
     scenes = source.scenes(range(6))
     for first, last in ((4, 6), (2, 3)):
         again = source.scenes(range(first, last))
-        assert [scene.to_json() for scene in again] == [scene.to_json() for scene in scenes[first:last]]
+        assert [scene.to_json() for scene in again] == [scene.to_json()
+                                                        for scene in scenes[first:last]]
     assert len({scene.objects for scene in scenes}) == 6
     assert scenes[0].objects != RandomScenes(ENV, "source", "paper", 4).scenes(range(1))[0].objects
     # another domain's scenes are not the same layouts again
     other = RandomScenes(ENV, "target-appearance", "paper", 3)
-    assert [o.position_world for o in other.scenes(range(1))[0].objects] != [o.position_world for o in scenes[0].objects]
+    assert [o.position_world for o in other.scenes(range(1))[0].objects] != [
+        o.position_world for o in scenes[0].objects]
 
 
 def test_a_target_is_split_in_order_and_a_source_is_not():
@@ -70,7 +74,8 @@ def test_the_fit_is_the_same_alone_and_in_a_batch():
 
 
 def fingerprint(folder):
-    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob("*") if path.suffix in (".png", ".jsonl")}
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest()
+            for path in folder.rglob("*") if path.suffix in (".png", ".jsonl")}
 
 
 def test_images_do_not_depend_on_the_number_of_threads(tmp_path):
@@ -81,8 +86,8 @@ def test_images_do_not_depend_on_the_number_of_threads(tmp_path):
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            run(tmp_path, "synthesize.py", "--graphs", "graphs.jsonl", "--refine", 3, "--randomize", "strong", "--num", 20,
-                "--out", f"set{count}")
+            run(tmp_path, "synthesize.py", "--graphs", "graphs.jsonl", "--refine", 3, "--randomize",
+                "strong", "--num", 20, "--out", f"set{count}")
             made.append(fingerprint(tmp_path / f"set{count}"))
     finally:
         torch.set_num_threads(threads)
@@ -109,7 +114,8 @@ def test_the_preset_says_how_many_images(tmp_path, monkeypatch, toy):
     monkeypatch.setattr(envs, "find", lambda name, where="": replace(ENV, presets={"quick": quick}))
     counts = {}
     for name, options in (("source", []), ("target", ["--domain", "target"]),
-                          ("lifted", ["--checkpoint", toy / "runs/0/model.pt", "--target", toy / "data/target/train"]),
+                          ("lifted", ["--checkpoint", toy / "runs/0/model.pt", "--target",
+                                      toy / "data/target/train"]),
                           ("graphs", ["--graphs", toy / "data/target/test/graphs.jsonl"])):
         run(tmp_path, "synthesize.py", *options, "--out", name)
         counts[name] = sum(1 for _ in (tmp_path / name).rglob("*.png"))
@@ -117,16 +123,18 @@ def test_the_preset_says_how_many_images(tmp_path, monkeypatch, toy):
 
 
 def test_records_name_their_inputs_absolutely(toy, tmp_path):
-    run(toy, "synthesize.py", "--checkpoint", "runs/0/model.pt", "--target", "data/../data/target/val", "--num", 1, "--out",
-        tmp_path / "set")
+    run(toy, "synthesize.py", "--checkpoint", "runs/0/model.pt", "--target",
+        "data/../data/target/val", "--num", 1, "--out", tmp_path / "set")
     info = json.loads((tmp_path / "set/dataset.json").read_text())
-    assert (info["graphs"], info["target"]) == (str(toy / "runs/0/model.pt"), str(toy / "data/target/val"))
+    assert (info["graphs"], info["target"]) == (str(toy / "runs/0/model.pt"),
+                                                str(toy / "data/target/val"))
     assert info["assets"] is None
 
 
 def test_chunks_fit_in_memory_and_results_come_in_order():
     assert cut_into_chunks(range(3, 21), (320, 240)) == [range(3, 19), range(19, 21)]
-    assert cut_into_chunks(range(2), (5000, 4000)) == [range(0, 1), range(1, 2)]  # one that is too large is rendered alone
+    # one that is too large is rendered alone
+    assert cut_into_chunks(range(2), (5000, 4000)) == [range(0, 1), range(1, 2)]
     assert list(in_parallel(len, cut_into_chunks(range(40), (160, 120)), CPU)) == [16, 16, 8]
     assert set(in_parallel(lambda chunk: torch.get_num_threads(), [range(1)] * 4, CPU)) == {1}
 
@@ -154,7 +162,8 @@ class Sprites:
 
 
 def sample(env, domain, randomize, rng):
-    boxes = tuple((x, y, x + 12, y + 9) for x, y in ((int(rng.integers(2, 18)), 5), (int(rng.integers(34, 50)), 30)))
+    corners = (int(rng.integers(2, 18)), 5), (int(rng.integers(34, 50)), 30)
+    boxes = tuple((x, y, x + 12, y + 9) for x, y in corners)
     return Sprites(boxes, tuple(map(int, rng.integers(2, size=2))), 250 if domain == "source" else 150)
 
 
@@ -168,8 +177,8 @@ def render(env, scenes, names, size, device, renderer):
     return Rendered(images, graphs, [[0, 1]] * len(scenes))
 
 
-PRESET = Preset(image_size=(64, 48), source_images=6, target_images=8, lifted_images=4, start_steps=2, steps=2, iterations=1,
-                warmup=0.0)
+PRESET = Preset(image_size=(64, 48), source_images=6, target_images=8, lifted_images=4,
+                start_steps=2, steps=2, iterations=1, warmup=0.0)
 ENV = Env("sprites", Vocabulary(("red", "green"), ("left", "right")), {"quick": PRESET, "paper": PRESET},
           {"source": ("source", "source"), "target": ("target", "target")}, 0.5, False, sample, render)
 '''
@@ -183,22 +192,29 @@ def sprites(tmp_path, monkeypatch):
 
 def test_a_2d_environment_is_synthesized_trained_on_and_predicted(sprites, tmp_path):
     run(tmp_path, "synthesize.py", "--env", "sprites", "--out", "sdr")
-    run(tmp_path, "synthesize.py", "--env", "sprites", "--domain", "target", "--export", "coco", "--out", "target")
-    assert {path.name for path in (tmp_path / "sdr").iterdir()} == {"dataset.json", "graphs.jsonl", "images", "scenes.jsonl"}
+    run(tmp_path, "synthesize.py", "--env", "sprites", "--domain", "target", "--export", "coco",
+        "--out", "target")
+    assert {path.name for path in (tmp_path / "sdr").iterdir()} == {"dataset.json", "graphs.jsonl",
+                                                                    "images", "scenes.jsonl"}
     rows = [json.loads(line) for line in (tmp_path / "sdr/graphs.jsonl").read_text().splitlines()]
     scenes = [json.loads(line) for line in (tmp_path / "sdr/scenes.jsonl").read_text().splitlines()]
-    assert len(rows) == 6 and [[o["box"] for o in row["objects"]] for row in rows] == [scene["boxes_px"] for scene in scenes]
+    assert len(rows) == 6 and [[o["box"] for o in row["objects"]]
+                               for row in rows] == [scene["boxes_px"] for scene in scenes]
     assert (tmp_path / "target/test/coco/annotations.json").exists()
-    run(tmp_path, "train.py", "--source", "sdr", "--target", "target/train", "--align", "appearance", "--steps", 1, "--out", "run")
-    run(tmp_path, "evaluate.py", "--checkpoint", "run/model.pt", "--data", "target/test", "--out", "scores")
+    run(tmp_path, "train.py", "--source", "sdr", "--target", "target/train", "--align",
+        "appearance", "--steps", 1, "--out", "run")
+    run(tmp_path, "evaluate.py", "--checkpoint", "run/model.pt", "--data", "target/test", "--out",
+        "scores")
     metrics = json.loads((tmp_path / "scores/metrics.json").read_text())
     assert metrics["images"] == 2 and set(metrics["ap50"]) == {"red", "green"}
-    printed = run(tmp_path, "synthesize.py", "--env", "sprites", "--preview", "--num", 3, "--out", "look")
+    printed = run(tmp_path, "synthesize.py", "--env", "sprites", "--preview", "--num", 3, "--out",
+                  "look")
     assert "3 samples" in printed
 
 
 @pytest.mark.parametrize("options", [
-    ["--graphs", "sdr/graphs.jsonl"], ["--checkpoint", "m.pt", "--target", "t"], ["--assets", "a"], ["--export", "kitti"]])
+    ["--graphs", "sdr/graphs.jsonl"], ["--checkpoint", "m.pt", "--target", "t"], ["--assets", "a"],
+    ["--export", "kitti"]])
 def test_a_2d_environment_refuses_what_needs_a_3d_world(sprites, tmp_path, options):
     line = run(tmp_path, "synthesize.py", "--env", "sprites", *options, "--out", "x", code=3)
     assert "--env sprites has no 3-D world" in line and not (tmp_path / "x").exists()
@@ -206,5 +222,6 @@ def test_a_2d_environment_refuses_what_needs_a_3d_world(sprites, tmp_path, optio
 
 def test_an_environment_in_a_file_of_another_name_is_refused(sprites, tmp_path):
     (tmp_path / "spirits.py").write_text(SPRITES)
-    with pytest.raises(InputError, match="^envs/spirits.py: ENV: name: 'sprites', expected 'spirits'$"):
+    with pytest.raises(InputError,
+                       match="^envs/spirits.py: ENV: name: 'sprites', expected 'spirits'$"):
         envs.find("spirits")

@@ -1,5 +1,4 @@
 """Adaptation methods: what a training step does with unlabeled target images."""
-import json
 import math
 from dataclasses import asdict, replace
 
@@ -39,15 +38,17 @@ def choose_knobs(align: str, settings: tuple[str, ...], preset: str) -> dict:
 
 
 def _parse(text: str, default: bool | float, setting: str) -> bool | float:
+    if type(default) is bool:
+        if text not in ("true", "false"):
+            raise InputError(f"--set {setting}: expected true or false")
+        return text == "true"
     try:
-        value = json.loads(text)
+        value = float(text)
     except ValueError:
-        value = None
-    if type(default) is bool and type(value) is not bool:
-        raise InputError(f"--set {setting}: expected true or false")
-    if type(default) is not bool and (type(value) not in (int, float) or not 0 <= value < math.inf):
+        value = math.nan
+    if not 0 <= value < math.inf:
         raise InputError(f"--set {setting}: expected a finite number from 0 on")
-    return value if type(default) is bool else float(value)
+    return value
 
 
 def make(knobs: dict, config: ModelConfig) -> nn.ModuleDict:

@@ -125,11 +125,7 @@ def drop_ignored(boxes: Tensor, target: dict[str, Tensor]) -> Tensor:
 
 
 class Detector(nn.Module):
-    """ResNet-FPN, RPN and box head.
-
-    pretrained: load ImageNet weights where the configuration asks for them; False where a
-    checkpoint is loaded afterwards.
-    """
+    """ResNet-FPN, RPN and box head; pretrained as in SceneGraphNet."""
 
     def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
         super().__init__()
@@ -137,12 +133,15 @@ class Detector(nn.Module):
         self.levels = [layer + 1 for layer in config.returned_layers]  # log2 of the stride
         self.backbone = make_backbone(config, pretrained)
         numbers = {"training": config.proposals_train, "testing": config.proposals_test}
+        pre_nms = {mode: max(number, MIN_PRE_NMS) for mode, number in numbers.items()}
+        # then the test-time proposals are the first of the training proposals
+        self.nested_proposals = (pre_nms["training"] == pre_nms["testing"]
+                                 and config.proposals_train >= config.proposals_test)
         self.rpn = RegionProposalNetwork(
             None,  # the anchors are self.anchors
             RPNHead(config.fpn_channels, len(ASPECT_RATIOS)),
             fg_iou_thresh=0.7, bg_iou_thresh=0.3, batch_size_per_image=256, positive_fraction=0.5,
-            pre_nms_top_n={mode: max(number, MIN_PRE_NMS) for mode, number in numbers.items()},
-            post_nms_top_n=numbers, nms_thresh=0.7)
+            pre_nms_top_n=pre_nms, post_nms_top_n=numbers, nms_thresh=0.7)
         self.roi_heads = RoIHeads(
             None,  # pooling is self.pool
             TwoMLPHead(config.fpn_channels * ROI_SIZE**2, config.head_width),
@@ -193,10 +192,9 @@ class Detector(nn.Module):
         finally:
             self.rpn.train(was_training)
 
-    def losses(self, features: dict[str, Tensor], anchors: AnchorOutputs,
+    def losses(self, features: dict[str, Tensor], anchors: AnchorOutputs, proposals: list[Tensor],
                targets: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Detections]:
         """The four losses of Faster R-CNN, and the detections of the sampled RoIs, detached."""
-        proposals = self.proposals(anchors, training=True)
         losses = self._rpn_losses(anchors, targets)
         boxes, labels, regression = self._sample_rois(proposals, targets)
         logits, deltas = self.roi_heads.box_predictor(self.box_features(features, boxes))

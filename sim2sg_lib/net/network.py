@@ -31,7 +31,6 @@ class Prediction:
     scores:          (N,) detection scores.
     pairs:           (K, 2) int64, subject node, object node.
     predicate_probs: (K, P) probability of each predicate by itself.
-    relatedness:     (K,) the relation proposal network's probability of any relation.
     """
 
     width: int
@@ -41,16 +40,14 @@ class Prediction:
     scores: Tensor
     pairs: Tensor
     predicate_probs: Tensor
-    relatedness: Tensor
 
 
 class SceneGraphNet(nn.Module):
     """ResNet-FPN and Faster R-CNN, then Graph R-CNN: images -> scene graphs.
 
-    pretrained: load ImageNet weights where the configuration asks for them; False where a
-    checkpoint is loaded afterwards.
+    pretrained: False leaves out the ImageNet weights, where a checkpoint is loaded afterwards.
 
-    Raises: InputError if ImageNet weights are wanted and cannot be loaded.
+    Raises: InputError if ImageNet weights are needed and cannot be loaded.
     """
 
     def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
@@ -62,10 +59,7 @@ class SceneGraphNet(nn.Module):
         self.graph = GraphNetwork(config)
 
     def features(self, images: Tensor) -> OrderedDict[str, Tensor]:
-        """phi: images (B, 3, H, W) in [0, 1] -> pyramid levels "0", "1", ..., "pool".
-
-        Each level is (B, fpn_channels, h, w). Raises: ValueError for a size other than configured.
-        """
+        """phi, see `Detector.features`."""
         return self.detector.features(images)
 
     def forward(self, images: Tensor) -> "Outputs":
@@ -79,7 +73,8 @@ class SceneGraphNet(nn.Module):
         predicate, object. R may be 0.
         """
         features = outputs.features
-        losses, detections = self.detector.losses(features, outputs.anchors, targets)
+        losses, detections = self.detector.losses(
+            features, outputs.anchors, outputs.train_proposals, targets)
         with torch.no_grad():  # relation losses reach the encoder through the union boxes alone
             found = [drop_ignored(*pair) for pair in zip(detections.boxes, targets)]
             nodes = self.nodes(features, [torch.cat([boxes, target["boxes"]])
@@ -115,11 +110,10 @@ class SceneGraphNet(nn.Module):
         counts = pairs_per_image(nodes, outputs.pairs)
         starts = torch.tensor([0, *nodes.counts]).cumsum(0).tolist()
         columns = (detections.boxes, detections.labels, detections.scores, starts,
-                   outputs.pairs.split(counts), outputs.predicate_logits.split(counts),
-                   outputs.relatedness_logits.split(counts))
+                   outputs.pairs.split(counts), outputs.predicate_logits.split(counts))
         return [Prediction(self.config.width, self.config.height, boxes, labels - 1, scores,
-                           pairs - start, predicates.sigmoid(), related.sigmoid())
-                for boxes, labels, scores, start, pairs, predicates, related in zip(*columns)]
+                           pairs - start, predicates.sigmoid())
+                for boxes, labels, scores, start, pairs, predicates in zip(*columns)]
 
     def nodes(self, features: dict[str, Tensor], boxes: list[Tensor]) -> Nodes:
         """The boxes (n, 4) of each image as graph nodes."""
@@ -130,7 +124,7 @@ class SceneGraphNet(nn.Module):
 
     def relate(self, features: dict[str, Tensor], nodes: Nodes, pairs: Tensor
                ) -> tuple[Tensor, Tensor]:
-        """Class logits (N, C + 1) and predicate logits (K, P) of the graph network; pairs (K, 2)."""
+        """Class logits (N, C + 1) and predicate logits (K, P) of the graph network."""
         unions = union_boxes(nodes.boxes[pairs[:, 0]], nodes.boxes[pairs[:, 1]])
         unions = unions.split(pairs_per_image(nodes, pairs))
         union_features = self.union_head(self.detector.pool(features, list(unions)))
@@ -169,14 +163,23 @@ class Outputs:
 
     @cached_property
     def objectness(self) -> dict[str, Tensor]:
-        """The RPN's highest objectness at each location: level -> (B, h * w) in [0, 1], detached."""
+        """Highest objectness per location: level -> (B, h * w) in [0, 1], detached."""
         return {name: logits.detach().sigmoid().amax(1).flatten(1)
                 for name, logits in zip(self.features, self.anchors.level_logits)}
 
     @cached_property
+    def train_proposals(self) -> list[Tensor]:
+        """RPN proposals (n, 4) px per image that the box head is trained on, detached."""
+        return self.model.detector.proposals(self.anchors, training=True)
+
+    @cached_property
     def proposals(self) -> list[Tensor]:
-        """RPN proposals (n, 4) px per image, detached."""
-        return self.model.detector.proposals(self.anchors, training=False)
+        """RPN proposals (n, 4) px per image at test time, detached."""
+        detector = self.model.detector
+        if detector.nested_proposals:
+            limit = detector.config.proposals_test
+            return [boxes[:limit] for boxes in self.train_proposals]
+        return detector.proposals(self.anchors, training=False)
 
     @cached_property
     def roi_features(self) -> Tensor:
@@ -199,23 +202,14 @@ class Outputs:
         return self.model.nodes(self.features, self.detections.boxes)
 
     @cached_property
-    def _related(self) -> tuple[Tensor, Tensor]:
+    def pairs(self) -> Tensor:
+        """(K, 2) subject and object node of the pairs most likely related, image after image."""
         nodes, candidates = self.nodes, ordered_pairs(self.nodes.image)
         if self.allowed is not None:  # first, so that impossible pairs take no place
             candidates = candidates[self._allowed(candidates).any(1)]
         scores = self.model.proposal(nodes.class_logits.softmax(1), nodes.boxes, candidates)
-        chosen = top_pairs(scores, pairs_per_image(nodes, candidates), self.max_pairs)
-        return candidates[chosen], scores[chosen]
-
-    @property
-    def pairs(self) -> Tensor:
-        """(K, 2) subject and object node of the pairs most likely related, image after image."""
-        return self._related[0]
-
-    @property
-    def relatedness_logits(self) -> Tensor:
-        """(K,) of the relation proposal network."""
-        return self._related[1]
+        counts = pairs_per_image(nodes, candidates)
+        return candidates[top_pairs(scores, counts, self.max_pairs)]
 
     @cached_property
     def predicate_logits(self) -> Tensor:

@@ -15,7 +15,7 @@ from sim2sg_lib.io.files import add_line, open_growing
 from sim2sg_lib.net.network import Prediction, SceneGraphNet
 
 BATCH, BATCH_PIXELS = 16, 2**22  # largest batch: images, and input pixels if more than one image
-MIN_THRESHOLD = 0.05  # an adaptive threshold is not lowered below this score, where detections are noise
+MIN_THRESHOLD = 0.05  # lowest adaptive threshold: detections below this score are noise
 SURE_QUANTILE = 0.9
 
 
@@ -43,7 +43,7 @@ def to_graph(prediction: Prediction, image: str, width: int, height: int, object
 
 def predict_folder(model: SceneGraphNet, images: ImageFolder, env: Env, object_threshold: float,
                    predicate_threshold: float, kept: Path | None = None) -> list[SceneGraph]:
-    """The network's scene graph of every image, in order; boxes in its own pixels.
+    """The predicted scene graph of every image, in order; boxes in the image's own pixels.
 
     Relations that the environment's rules exclude are left out (between two chairs, for instance,
     where one end must be a table). Without a 3-D world there are no rules.
@@ -56,7 +56,11 @@ def predict_folder(model: SceneGraphNet, images: ImageFolder, env: Env, object_t
     device = next(model.parameters()).device
     width, height = model.config.width, model.config.height
     batch = max(1, min(BATCH, BATCH_PIXELS // (width * height)))
-    allowed = _allowed_predicates(env, device)
+    allowed = None
+    if env.world:
+        table = env.world.rules.allowed_predicates(len(env.vocabulary.categories),
+                                                   env.vocabulary.predicates)
+        allowed = torch.from_numpy(table).to(device)
     file, rows = open_growing(kept) if kept else (None, [])
     graphs = [make_graph(**graph) for row in rows for graph in row["graphs"]]
     bar = progress(len(images.names), "predict", "image", leave=False, done=len(graphs))
@@ -75,14 +79,6 @@ def predict_folder(model: SceneGraphNet, images: ImageFolder, env: Env, object_t
             graphs += new
             bar.update(len(names))
     return graphs
-
-
-def _allowed_predicates(env: Env, device: torch.device) -> torch.Tensor | None:
-    if env.world is None:
-        return None
-    categories, predicates = env.vocabulary.categories, env.vocabulary.predicates
-    allowed = env.world.rules.allowed_predicates(len(categories), predicates)
-    return torch.from_numpy(allowed).to(device)
 
 
 def _unrounded(graph: SceneGraph) -> dict:
@@ -125,5 +121,6 @@ def confident(graph: SceneGraph, object_thresholds: list[float], relation_thresh
               ) -> SceneGraph:
     """The graph without objects below their category's threshold and relations below theirs."""
     graph = select_objects(graph, graph.scores >= np.array(object_thresholds)[graph.labels])
-    sure = graph.relation_scores >= relation_threshold
-    return replace(graph, relations=graph.relations[sure], relation_scores=graph.relation_scores[sure])
+    scores = graph.relation_scores
+    kept = scores >= relation_threshold
+    return replace(graph, relations=graph.relations[kept], relation_scores=scores[kept])

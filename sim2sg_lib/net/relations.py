@@ -77,7 +77,7 @@ def union_boxes(subjects: Tensor, objects: Tensor) -> Tensor:
 # --- relation proposal network --------------------------------------------------------------------
 
 def ordered_pairs(image: Tensor) -> Tensor:
-    """Every (i, j), i != j, of nodes in one image: image (N,) -> (E, 2), by image, then i, then j."""
+    """All (i, j), i != j, of nodes in one image, sorted: image (N,) -> (E, 2)."""
     same_image = image[:, None] == image[None, :]
     return same_image.fill_diagonal_(False).nonzero()
 

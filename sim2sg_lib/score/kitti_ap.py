@@ -67,10 +67,9 @@ class Frame:
 
 def kitti_score(truth: list[list[KittiObject]], found: list[list[KittiObject]], category: str,
                 difficulty: str) -> tuple[KittiScore | None, int]:
-    """The score of one class over a set of images, and the number of valid objects.
+    """The score of one class, None below MIN_OBJECTS valid objects, and the number of these.
 
-    truth, found: per image its label and its result lines. category: a key of MIN_OVERLAP.
-    difficulty: a key of DIFFICULTIES. The score is None below MIN_OBJECTS valid objects.
+    truth, found: label and result lines of each image.
     """
     frames = [make_frame(t, f, category, DIFFICULTIES[difficulty])
               for t, f in zip(truth, found, strict=True)]
@@ -107,7 +106,6 @@ def make_frame(truth: list[KittiObject], found: list[KittiObject], category: str
 
 
 def height_px(item: KittiObject) -> float:
-    """The height of a box in pixels."""
     return item.box_px[3] - item.box_px[1]
 
 
@@ -116,10 +114,7 @@ def _boxes(items: list[KittiObject]) -> np.ndarray:
 
 
 def match_by_score(frame: Frame) -> list[float]:
-    """Pass 1, all detections: each ground truth takes the free one of the highest score.
-
-    Returns the scores of the hits.
-    """
+    """Pass 1: each ground truth takes the free detection of highest score. Scores of the hits."""
     free, hits = np.ones(len(frame.scores), bool), []
     for overlap, valid in zip(frame.overlap, frame.valid):
         candidates = np.flatnonzero(free & (overlap > 0))

@@ -121,10 +121,7 @@ def match_detections(overlap: np.ndarray, ignored: np.ndarray, reusable: np.ndar
 
 
 def detection_overlap(detections: np.ndarray, boxes: np.ndarray, region: np.ndarray) -> np.ndarray:
-    """(D, G) IoU of detections (D, 4) and ground truth (G, 4).
-
-    For ignore regions, region (G,) bool, it is the fraction of the detection inside the region.
-    """
+    """(D, G) IoU; for ignore regions, region (G,) bool, the fraction of the detection inside."""
     area = np.maximum(box_area(detections), np.finfo(float).tiny)[:, None]
     inside = box_intersection(detections, boxes) / area
     return np.where(region, inside, box_iou(detections, boxes))
@@ -134,11 +131,10 @@ def match_class(truth: SceneGraph, predicted: SceneGraph, category: int, level: 
                 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Match one image's detections of one category.
 
-    Two kinds of ground truth count neither as false negative nor turn a detection into a false
-    positive. Objects outside the level, among them all ignored objects, match one detection, by
-    IoU. Ignore regions match any number of detections of their category that lie at least half
-    inside, which is COCO's rule for crowds and KITTI's for DontCare. Unmatched detections below the
-    level's height are left out, too.
+    Two kinds of ground truth cause neither false negatives nor false positives. Objects outside the
+    level, among them ignored objects, match one detection, by IoU. Ignore regions match any number
+    of detections of their category that lie at least half inside: COCO's rule for crowds, KITTI's
+    for DontCare. Unmatched detections below the level's height do not count either.
     Returns scores (D,) and true_positive (D,) bool of the detections that count, and the number of
     valid objects.
     """
@@ -173,10 +169,8 @@ def detection_scores(truth: list[SceneGraph], predicted: list[SceneGraph], vocab
                      level: Level = LEVELS["all"]) -> dict:
     """AP at IoU 0.5 over a set of images; truth[i] and predicted[i] belong to one image.
 
-    Returns
-        map50                mean of ap50 over the categories that have one; None if none has
-        ap50                 {category: AP, None without valid ground truth}
-        precision_at_recall  {category: the 101 precisions whose mean is ap50; None as there}
+    Returns ap50 {category: AP, None without valid ground truth}, map50 (their mean; None if there
+    are none) and precision_at_recall {category: the 101 precisions whose mean is the AP}.
     """
     ap50, curves = {}, {}
     for index, category in enumerate(vocabulary.categories):
@@ -349,7 +343,7 @@ class MatchedGraph:
 
 
 def without_labels(graph: SceneGraph) -> MatchedGraph:
-    """A prediction that there are no labels to compare with."""
+    """A prediction on an image without labels."""
     return MatchedGraph(graph, [PREDICTED] * len(graph), [PREDICTED] * len(graph.relations))
 
 
@@ -357,9 +351,8 @@ def match_graphs(truth: SceneGraph, predicted: SceneGraph) -> tuple[MatchedGraph
     """True and false positives of a prediction; found (TP) and missed (FN) parts of the labels.
 
     truth, predicted: of one image; every predicted relation counts, so apply the threshold first.
-    Objects are matched as for AP, at most one detection per object; relations as for recall, where
-    one hit is enough. Both graphs are returned without ignore regions, ignored objects and the
-    detections matched to them.
+    Objects are matched as for AP, relations as for recall. Both graphs are returned without ignore
+    regions, ignored objects and the detections matched to them.
     """
     overlap = detection_overlap(predicted.boxes_px, truth.boxes_px, truth.ignore)
     overlap = np.where(predicted.labels[:, None] == truth.labels[None, :], overlap, -1.0)
@@ -383,9 +376,8 @@ def match_graphs(truth: SceneGraph, predicted: SceneGraph) -> tuple[MatchedGraph
 def lifting_iou(predicted: list[SceneGraph], rendered: list[SceneGraph]) -> dict[str, float] | None:
     """How well rendered scenes match the predictions they were lifted from.
 
-    For each predicted box, the best IoU with a rendered box of the same category in the same image,
-    0 if there is none; the images may differ in size. Returns median, 10th percentile and mean over
-    all predicted boxes; None if there are none.
+    For each predicted box, the best IoU with a rendered box of the same category or 0; the images
+    may differ in size. Returns median, 10th percentile and mean over all boxes; None without boxes.
     """
     if not any(map(len, predicted)):
         return None

@@ -79,10 +79,7 @@ def read_curves(run: Path) -> dict:
 
 
 def read_fields(path: Path, shapes: dict, writer: str) -> dict:
-    """A JSON object whose fields, as far as they are there, have the given shapes.
-
-    Raises: InputError.
-    """
+    """A JSON object, its fields checked against `shapes` where present. Raises: InputError."""
     fields = read_json(path)
     for name, shape in shapes.items():
         if name in fields and not has_shape(fields[name], shape):
@@ -113,10 +110,7 @@ def has_shape(value, shape) -> bool:
 
 
 def read_log(run: Path) -> dict[str, np.ndarray]:
-    """Name of a logged quantity -> (n, 2) steps and values; empty without log.jsonl.
-
-    Raises: InputError.
-    """
+    """Logged quantity -> (n, 2) steps and values; empty without log.jsonl. Raises: InputError."""
     path, points = run / "log.jsonl", {}
     for line, row in read_json_lines(path) if path.exists() else []:
         for name, value in row.items():

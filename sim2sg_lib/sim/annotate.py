@@ -16,9 +16,9 @@ def annotate(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: lis
     """The graphs of B rendered scenes, and for each graph which objects of its scene its rows are.
 
     fragments: of the same views, finer by a whole factor; boxes are in the pixels of the cameras.
-    Objects that show in less than env.world.min_visible_fraction of the image are left out, with their
-    relations. `visible` is the fraction of an object's pixels that nothing hides, `truncated` the
-    fraction of its projected box outside the image.
+    Objects that show in less than env.world.min_visible_fraction of the image are left out, with
+    their relations. `visible` is the fraction of an object's pixels that nothing hides, `truncated`
+    the fraction of its projected box outside the image.
     """
     width, height = cameras.width, cameras.height
     fine = fragments.pix_to_face.shape[2] // width
@@ -34,15 +34,16 @@ def annotate(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: lis
         rows = slice(first, first + len(scene.objects))
         first = rows.stop
         found = relations(scene.objects, scene.camera, env.vocabulary.predicates, env.world.rules)
-        graph = make_graph(image, width, height, [o.label for o in scene.objects], boxes[rows] / fine,
-                           found, visible=visible[rows], truncated=truncated[rows])
+        labels = [o.label for o in scene.objects]
+        graph = make_graph(image, width, height, labels, boxes[rows] / fine, found,
+                           visible=visible[rows], truncated=truncated[rows])
         graphs.append(select_objects(graph, labeled[rows]))
         object_rows.append(np.flatnonzero(labeled[rows]).tolist())
     return graphs, object_rows
 
 
 def visible_boxes(fragments: Fragments, meshes: Meshes) -> tuple[np.ndarray, np.ndarray]:
-    """(O,) tight boxes (O, 4) float64 in pixels of the fragments, and how many pixels each object shows in."""
+    """Tight boxes (O, 4) float64 in pixels of the fragments, and pixel counts (O,)."""
     b, row, column = torch.nonzero(fragments.pix_to_face[..., 0] >= 0, as_tuple=True)
     object_index = meshes.face_object[fragments.pix_to_face[b, row, column, 0]]
     count = len(meshes.object_scene)
@@ -64,8 +65,8 @@ def truncated_fractions(meshes: Meshes, cameras: Cameras) -> np.ndarray:
     corners = cameras.homogeneous_px(meshes.verts_world, meshes.vert_scene)[meshes.faces]
     ends, drawn = edges_px(corners)  # (F, E, 2, 2)
     seen, index = drawn[..., None, None], meshes.face_object[:, None].expand(-1, 2)
-    low, high = (torch.where(seen, ends, torch.inf).amin((1, 2)),
-                 torch.where(seen, ends, -torch.inf).amax((1, 2)))
+    low = torch.where(seen, ends, torch.inf).amin((1, 2))
+    high = torch.where(seen, ends, -torch.inf).amax((1, 2))
     blank = ends.new_zeros(len(meshes.object_scene), 2)
     low = blank.scatter_reduce(0, index, low, "amin", include_self=False)
     high = blank.scatter_reduce(0, index, high, "amax", include_self=False)

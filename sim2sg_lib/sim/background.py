@@ -60,7 +60,7 @@ def background_points(cameras: Cameras, light: Lighting, rows: tuple[int, int]) 
 
 def irradiance(meshes: Meshes, light: Lighting, scene: Tensor, points: Tensor, normal: Tensor,
                blur: Callable[[Tensor], Tensor] | None = None) -> Tensor:
-    """(N, 3) at points (N, 3) of ground and walls with normals (N, 3); `blur` softens shadows (N,)."""
+    """(N, 3) at points (N, 3) with normals (N, 3) of ground and walls; `blur` softens shadows (N,)."""
     # half of the light of the sky comes from near the horizon
     visible = ambient_occlusion(meshes, scene, points)[:, None]
     total = rows_of(light.zenith + light.horizon, scene) / 2 * visible
@@ -73,7 +73,7 @@ def irradiance(meshes: Meshes, light: Lighting, scene: Tensor, points: Tensor, n
 
 
 def shadow_blur(lit: Tensor, shape: tuple[int, int, int], columns: int) -> Callable[[Tensor], Tensor]:
-    """A box filter, PENUMBRA_PX rows by `columns`, of values at the pixels `lit` of images (B, H, W)."""
+    """A box filter, PENUMBRA_PX by `columns`, of values at the pixels `lit` of images (B, H, W)."""
     def blur(visible: Tensor) -> Tensor:
         image = visible.new_ones(math.prod(shape)).index_copy(0, lit, visible).view(shape)  # 1 in the sky
         padding = (PENUMBRA_PX // 2, columns // 2)
@@ -90,7 +90,7 @@ def surface_colors(seen: BackgroundPoints, cameras: Cameras, light: Lighting) ->
     return texture_walls(color, seen.points, seen.scene, seen.wall.nonzero()[:, 0], light)
 
 
-# --- ground -------------------------------------------------------------------------------------------
+# --- ground ---------------------------------------------------------------------------------------
 
 def ground_colors(points: Tensor, rays: Tensor, scene: Tensor, light: Lighting, cameras: Cameras) -> Tensor:
     """(N, 3) reflectance of the ground at points (N, 3), with anti-aliased strips painted on it."""
@@ -133,7 +133,7 @@ def strip_coverage(strip: Strip, along: Tensor, across: Tensor, pixel_m: Tensor,
                    ahead: Tensor) -> Tensor:
     """(N,) fraction of each pixel that a strip covers, at points along and across it (N,).
 
-    pixel_m: (N,) meters that a pixel spans across the view; along `ahead` (N, 2), `slant` (N,) times more.
+    pixel_m: (N,) meters that a pixel spans across the view; `slant` (N,) times more `ahead` (N, 2).
     """
     cos, sin = math.cos(strip.yaw_rad), math.sin(strip.yaw_rad)
     along_m, across_m = (pixel_m * (1 + (slant - 1) * (ahead @ ahead.new_tensor(axis)).abs())
@@ -151,17 +151,17 @@ def strip_coverage(strip: Strip, along: Tensor, across: Tensor, pixel_m: Tensor,
     return fraction
 
 
-# --- walls and sky ------------------------------------------------------------------------------------
+# --- walls and sky --------------------------------------------------------------------------------
 
 def raise_walls(points: Tensor, eye: Tensor, rays: Tensor, light: Lighting) -> tuple[Tensor, Tensor, Tensor]:
-    """Points (N, 3) on the ground, or on a wall in front of it; normals (N, 3); (N,) bool on a wall."""
+    """Points (N, 3) on ground or, in front of it, walls; normals (N, 3); (N,) bool on a wall."""
     normal = torch.zeros_like(points) + points.new_tensor([0.0, 0.0, 1.0])
     wall = torch.zeros(len(points), dtype=torch.bool, device=points.device)
     size = len(points) // len(light.scenes)
     for b, room in enumerate(one.room for one in light.scenes):
         if room is None:
             continue
-        ray, steps = rays[b * size:(b + 1) * size], []  # steps to the wall ahead along x and along y
+        ray, steps = rays[b * size:(b + 1) * size], []  # steps to the walls ahead along x and y
         for axis in (0, 1):
             limit = torch.where(ray[:, axis] > 0, room.high_m[axis], room.low_m[axis])
             step = (limit - eye[b, axis]) / ray[:, axis]

@@ -1,8 +1,9 @@
-"""Refinement by gradient: lifted objects move, turn and grow until they show where the predicted boxes are.
+"""Refinement by gradient: lifted objects move, turn and grow to fit the predicted boxes.
 
-Lifting (lift.py) treats one object at a time and does not know which hides which. Here all objects of a
-batch of scenes are rendered together by the soft rasterizer, each in a channel of its own; the columns and
-rows in which an object shows are compared with its box, and its pose follows the gradient.
+Lifting (lift.py) treats one object at a time and does not know which hides which. Here all objects
+of a batch of scenes are rendered together by the soft rasterizer, each in a channel of its own; the
+columns and rows in which an object shows are compared with its box, and its pose follows the
+gradient.
 """
 from dataclasses import replace
 
@@ -28,10 +29,10 @@ SIZE_PRIOR, SHIFT_PRIOR, OVERLAP_PRIOR = 2.0, 0.2, 10.0
 def refine(objects: list[list[SceneObject]], graphs: list[SceneGraph], cameras: list[Camera],
            assets: dict[str, Mesh], steps: int = 30,
            device: torch.device | str = "cpu") -> list[list[SceneObject]]:
-    """The lifted objects of B scenes, fitted to the boxes of their graphs, which are in the same order.
+    """The lifted objects of B scenes, fitted to the boxes of their graphs, in the same order.
 
-    Objects keep category, asset and height above the ground; priors keep them near their start and apart.
-    Each scene takes the best of all steps, the start included.
+    Objects keep category, asset and height above the ground; priors keep them near their start and
+    apart. Each scene takes the best of all steps, the start included.
     """
     if not any(objects):
         return objects
@@ -40,7 +41,7 @@ def refine(objects: list[list[SceneObject]], graphs: list[SceneGraph], cameras: 
     black = Sky((0.0, 0.0, 0.0), (0.0, 0.0, 0.0))
     scenes = [Scene(tuple(row), camera, (), black, Material()) for row, camera in zip(objects, cameras)]
     meshes, start = build(scenes, assets, device), object_poses(scenes, device)
-    boxes = np.concatenate([g.boxes_px * ([WIDTH_PX / g.width, height_px / g.height] * 2) for g in graphs])
+    boxes = np.concatenate([graph.resized(WIDTH_PX, height_px).boxes_px for graph in graphs])
     boxes = torch.from_numpy(boxes).to(device, torch.float32)
     pairs = neighbors(objects).to(device)
 
@@ -73,22 +74,22 @@ def refine(objects: list[list[SceneObject]], graphs: list[SceneGraph], cameras: 
 
 
 def visible_coverage(meshes: Meshes, cameras: Cameras) -> Tensor:
-    """(B, M, H, W) fraction of each pixel in which each object shows, M the most objects of a scene."""
+    """(B, M, H, W) fraction of each pixel that each of at most M objects per scene shows in."""
     coverage, depth_m = object_coverage(meshes, cameras, EDGE_PX, BLUR_PX)
     shown = []
     for i in range(coverage.shape[1]):
-        clear = torch.where(depth_m < depth_m[:, i, None], 1 - coverage, 1.0).prod(1)  # of nearer objects
+        clear = torch.where(depth_m < depth_m[:, i, None], 1 - coverage, 1.0).prod(1)
         shown.append(coverage[:, i] * clear)
     return torch.stack(shown, 1)
 
 
 def box_errors(shown: Tensor, object_scene: Tensor, boxes_px: Tensor) -> Tensor:
-    """(O,) squared differences of the columns and rows in which objects show and those of their boxes (O, 4)."""
-    own = shown[object_scene, object_numbers(object_scene, len(shown))]  # (O, H, W)
+    """(O,) squared differences between the columns and rows of objects and their boxes (O, 4)."""
+    channels = shown[object_scene, object_numbers(object_scene, len(shown))]  # (O, H, W)
     total = 0.0
     for axis, low, high in ((1, 0, 2), (2, 1, 3)):
-        profile = own.amax(axis)  # (O, W) or (O, H); a union over the line would widen soft edges
-        line = torch.arange(profile.shape[1], device=own.device)
+        profile = channels.amax(axis)  # (O, W) or (O, H); a union over the line would widen soft edges
+        line = torch.arange(profile.shape[1], device=channels.device)
         span = boxes_px[:, high, None].minimum(line + 1) - boxes_px[:, low, None].maximum(line)
         total = total + ((profile - span.clamp(0, 1)) ** 2).sum(1)
     return total

@@ -1,8 +1,9 @@
 """A second, faster shading of large images, where its approximations are too small to be seen.
 
-`shade_large` does what shading.shade does, with three savings: samples of one pixel and face share their
-shading, ground and walls are lit in every other column and interpolated, and background pixels that
-objects hide are skipped. 1.4 times as fast at 1242x375; differences are below 0.1/255 on average.
+`shade_large` does what shading.shade does, with three savings: samples of one pixel and face share
+their shading, ground and walls are lit in every other column and interpolated, and background
+pixels that objects hide are skipped. 1.4 times as fast at 1242x375; differences are below 0.1/255
+on average.
 """
 from dataclasses import replace
 
@@ -13,12 +14,7 @@ from torch import Tensor
 from sim2sg_lib.camera import Cameras
 from sim2sg_lib.scene import Scene
 from sim2sg_lib.sim.background import (
-    add_sky,
-    background_points,
-    irradiance,
-    shadow_blur,
-    surface_colors,
-)
+    add_sky, background_points, irradiance, shadow_blur, surface_colors)
 from sim2sg_lib.sim.lighting import Lighting, pack_lighting
 from sim2sg_lib.sim.meshes import Meshes
 from sim2sg_lib.sim.rasterizer import Fragments
@@ -49,7 +45,7 @@ def shade_large(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: 
 
 
 def share_samples(face: Tensor, pixel: Tensor, pixels: int) -> tuple[Tensor, Tensor]:
-    """Which of N samples to shade (M,), and for each sample (N,) which of these it takes its color from.
+    """Which of N samples to shade (M,), and for each sample (N,) which of these gives its color.
 
     Samples that see the same face as the first sample of their pixel take its color.
     """
@@ -67,8 +63,9 @@ def shade_background(meshes: Meshes, cameras: Cameras, light: Lighting, hidden: 
     """(B, H, W, 3) radiance of the background; black at the pixels `hidden` (B, H, W) bool."""
     coarse, step = coarse_irradiance(meshes, cameras, light), max(BAND_PIXELS // cameras.width, 1)
     bands = [(low, min(low + step, cameras.height)) for low in range(0, cameras.height, step)]
-    return torch.cat([shade_band(meshes, cameras, light, (low, high), coarse[:, low:high], hidden[:, low:high])
-                      for low, high in bands], 1)
+    return torch.cat([
+        shade_band(meshes, cameras, light, (low, high), coarse[:, low:high], hidden[:, low:high])
+        for low, high in bands], 1)
 
 
 def shade_band(meshes: Meshes, cameras: Cameras, light: Lighting, rows: tuple[int, int], coarse: Tensor,

@@ -1,11 +1,12 @@
-"""Label alignment's geometry: a predicted SceneGraph becomes 3-D objects (Prakash et al. 2021, 4.1 and A.2).
+"""Label alignment: a predicted SceneGraph becomes 3-D objects (Prakash et al. 2021, 4.1 and A.2).
 
-The camera is known and the ground is flat. The ray through the bottom center of a box meets the ground where
-the nearest edge of the object stands, not its center. So the asset itself is projected, and the aim is
-corrected until the bottom center of its projection is that of the box; size and yaw are those whose projection
-fits the box best.
+The camera is known and the ground is flat. The ray through the bottom center of a box meets the
+ground where the nearest edge of the object stands, not its center. So the asset itself is
+projected, and the aim is corrected until the bottom center of its projection is that of the box;
+size and yaw are those whose projection fits the box best.
 """
 from dataclasses import dataclass, replace
+from itertools import product
 
 import numpy as np
 
@@ -15,20 +16,21 @@ from sim2sg_lib.graph import SceneGraph, select_objects
 from sim2sg_lib.scene import SceneObject, from_footprint, predicate_axes, to_footprint
 from sim2sg_lib.sim.meshes import pose_mesh
 
-YAW_DRAWS = 12            # random yaws tried per size: a box says little about yaw, so it stays random
+YAW_DRAWS = 12            # random yaws tried per size: boxes say little about yaw, so it stays random
 AIM_STEPS = 4             # projections per asset; each but the last corrects the aim about tenfold
 NEAREST_M = 1.0           # an object nearer to the camera is a false detection
 RELATION_SWEEPS = 50      # maximum rounds of corrections by the relations
-DUPLICATE_FRACTION = 0.5  # two solids cannot stand closer than this fraction of the sum of their radii
+DUPLICATE_FRACTION = 0.5  # minimum distance of two solids as a fraction of the sum of their radii
 CONTACT_M = 1e-6          # overlap that counts as contact
 
 
 def lift(graph: SceneGraph, camera: Camera, env: Env,
          rng: np.random.Generator) -> tuple[list[SceneObject], SceneGraph]:
-    """Objects without appearance, in the world of the camera, and the sub-graph of which they are the objects.
+    """Objects without appearance, in the world of the camera, and the sub-graph of these objects.
 
-    graph:  boxes in pixels of graph.width x graph.height; no thresholding is applied here. Ignore regions and
-            neutral objects (`visible` 0), which training and scoring leave out, are left out here, too.
+    graph:  boxes in pixels of graph.width x graph.height; no thresholding is applied here. Ignore
+            regions and neutral objects (`visible` 0), which training and scoring leave out, are
+            left out here, too.
     camera: its view, of any pixel size.
     """
     graph = select_objects(graph, graph.is_ground_truth)
@@ -45,11 +47,11 @@ def lift(graph: SceneGraph, camera: Camera, env: Env,
     return refine_by_relations(objects, graph, support, predicate_axes(camera), env), graph
 
 
-# --- boxes --------------------------------------------------------------------------------------------------
+# --- boxes ----------------------------------------------------------------------------------------
 
 def lift_box(label: int, box_px: np.ndarray, camera: Camera, env: Env, rng: np.random.Generator,
              height_m: float = 0.0) -> SceneObject:
-    """The asset, size, yaw and position at a height whose projection fits a box (4,) best, yaws being random."""
+    """The object whose projection fits a box (4,) best, of all sizes and random yaws."""
     asset = str(rng.choice(env.world.category_assets[label]))
     best, best_error = None, np.inf
     for size_m in env.world.asset_sizes_m[asset]:
@@ -65,10 +67,11 @@ def lift_box(label: int, box_px: np.ndarray, camera: Camera, env: Env, rng: np.r
 
 
 def weigh_depths(item: SceneObject, box_px: np.ndarray, camera: Camera, env: Env) -> SceneObject:
-    """Move an object along its line of sight, to a mean of two depths: by the bottom edge and by the height of its box.
+    """Move an object along its line of sight to the mean of two depths, by bottom and height of its box.
 
-    Weighted by inverse variances. Where the ground is not level, the error of the first grows with the square of
-    the depth; that of the second is the spread of sizes. Boxes cut off by the image tell no height.
+    Weighted by inverse variances. Where the ground is not level, the error of the first grows with
+    the square of the depth; that of the second is the spread of sizes. Boxes cut off by the image
+    tell no height.
     """
     if box_px[1] <= 1 or box_px[3] >= camera.height - 1:
         return item
@@ -89,7 +92,7 @@ def weigh_depths(item: SceneObject, box_px: np.ndarray, camera: Camera, env: Env
 
 def aim(verts_m: np.ndarray, box_px: np.ndarray, camera: Camera,
         height_m: float = 0.0) -> tuple[np.ndarray, np.ndarray]:
-    """Move vertices (V, 3) on the plane z = height_m until their projected box has the bottom center of a box (4,).
+    """Move vertices (V, 3) on the plane z = height_m to the bottom center of a box (4,).
 
     Returns the position (3,) in the world and the projected box (4,), clipped to the image.
     """
@@ -103,7 +106,7 @@ def aim(verts_m: np.ndarray, box_px: np.ndarray, camera: Camera,
 
 
 def projected_box(verts_world: np.ndarray, camera: Camera) -> np.ndarray:
-    """(4,) the box of projected points (V, 3), clipped to the image; points behind the camera are moved before it."""
+    """(4,) box of projected points (V, 3), clipped to the image; depths are at least 1 cm."""
     points_camera = verts_world @ camera.R.T + camera.t
     depth_m = np.maximum(points_camera[:, 2:], 1e-2)
     points_px = points_camera[:, :2] / depth_m * np.diag(camera.K)[:2] + camera.K[:2, 2]
@@ -111,10 +114,10 @@ def projected_box(verts_world: np.ndarray, camera: Camera) -> np.ndarray:
     return np.concatenate([points_px.min(0).clip(0, size), points_px.max(0).clip(0, size)])
 
 
-# --- supports -----------------------------------------------------------------------------------------------
+# --- supports -------------------------------------------------------------------------------------
 
 def find_supports(graph: SceneGraph, env: Env) -> np.ndarray:
-    """(N,) int64, the object that each one stands on by its most certain `on` relation, -1 for the ground.
+    """(N,) int64, what each object stands on by its most certain `on` relation, -1 for the ground.
 
     In a cycle, such as two books on each other, the least certain relation does not count.
     """
@@ -123,19 +126,20 @@ def find_supports(graph: SceneGraph, env: Env) -> np.ndarray:
     for row in np.argsort(-graph.relation_scores, kind="stable"):
         s, p, o = graph.relations[row]
         stands = predicates[p] == "on" and allowed[p, graph.labels[s], graph.labels[o]]
-        if stands and graph.relation_scores[row] > 0 and support[s] < 0 and s not in support_chain(o, support):
+        stands = stands and graph.relation_scores[row] > 0 and support[s] < 0
+        if stands and s not in support_chain(o, support):
             support[s] = o
     return support
 
 
 def bottom_up(support: np.ndarray) -> list[int]:
-    """The objects that stand on another, each after its support; support (N,) as from find_supports."""
+    """The objects that stand on another, each after its support; support (N,): see find_supports."""
     held = np.flatnonzero(support >= 0).tolist()
     return sorted(held, key=lambda i: len(support_chain(i, support)))
 
 
 def support_chain(i: int, support: np.ndarray) -> list[int]:
-    """An object and those under it, down to the ground; support (N,) as from find_supports."""
+    """An object and those under it, down to the ground; support (N,): see find_supports."""
     chain = [i]
     while support[chain[-1]] >= 0:
         chain.append(support[chain[-1]])
@@ -146,7 +150,7 @@ def lift_onto(lower: SceneObject, label: int, box_px: np.ndarray, camera: Camera
               rng: np.random.Generator) -> SceneObject:
     """An object on the top of the lower one, where its box (4,) says, but never beyond the edge.
 
-    The ray of a box on a table meets the ground far behind it: only the height of the table tells the place.
+    The ray of a box on a table meets the ground far behind it; its own plane is the table's top.
     """
     height_m = lower.position_world[2] + lower.size_m[2]
     upper = lift_box(label, box_px, camera, env, rng, height_m)
@@ -155,9 +159,10 @@ def lift_onto(lower: SceneObject, label: int, box_px: np.ndarray, camera: Camera
     return replace(upper, position_world=(*from_footprint(lower, x, y), height_m))
 
 
-# --- solids -------------------------------------------------------------------------------------------------
+# --- solids ---------------------------------------------------------------------------------------
 
-def plausible(graph: SceneGraph, objects: list[SceneObject], support: np.ndarray, camera: Camera) -> np.ndarray:
+def plausible(graph: SceneGraph, objects: list[SceneObject], support: np.ndarray,
+              camera: Camera) -> np.ndarray:
     """(N,) bool: not at the camera, and not the less certain of two solids in one place."""
     keep = np.zeros(len(objects), bool)
     for i in np.argsort(-graph.scores, kind="stable"):
@@ -185,12 +190,12 @@ def radius_m(item: SceneObject) -> float:
 
 
 def overlapping(a: SceneObject, b: SceneObject) -> bool:
-    """Whether the upright boxes of two objects intersect, by the separating axes of their footprints."""
+    """Whether the boxes of two objects intersect, by the separating axes of their footprints."""
     if not side_by_side(a, b):
         return False
     for item, other in ((a, b), (b, a)):
         half_m = np.array(other.size_m[:2]) / 2
-        corners_world = [from_footprint(other, *half_m * sign) for sign in ((1, 1), (-1, 1), (-1, -1), (1, -1))]
+        corners_world = (from_footprint(other, *half_m * sign) for sign in product((-1, 1), repeat=2))
         corners_m = np.array([to_footprint(item, corner) for corner in corners_world])
         reach_m = np.array(item.size_m[:2]) / 2 - CONTACT_M
         if ((corners_m.min(0) > reach_m) | (corners_m.max(0) < -reach_m)).any():
@@ -198,11 +203,11 @@ def overlapping(a: SceneObject, b: SceneObject) -> bool:
     return True
 
 
-# --- relations ----------------------------------------------------------------------------------------------
+# --- relations ------------------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Constraint:
-    """A relation on the ground: (position of s - position of o) . axis > margin_m. score: its certainty."""
+    """A relation on the ground: (position of s - position of o) . axis > margin_m."""
 
     s: int
     o: int
@@ -217,10 +222,11 @@ class Constraint:
 
 def refine_by_relations(objects: list[SceneObject], graph: SceneGraph, support: np.ndarray,
                         axes: dict[str, np.ndarray], env: Env) -> list[SceneObject]:
-    """Move objects along the ground until the relations of their graph hold where the positions contradict them.
+    """Move objects along the ground until the relations of their graph hold.
 
-    No two solids are moved into each other. Relations that cannot hold together, a cycle for instance, or without
-    an overlap are dropped, the least certain first. What stands on another object, support (N,), moves with it.
+    No two solids are moved into each other. Relations that cannot hold together, a cycle for
+    instance, or without an overlap are dropped, the least certain first. What stands on another
+    object, support (N,), moves with it.
     """
     start = np.array([o.position_world for o in objects]).reshape(-1, 3)
     constraints = ground_constraints(graph, support, axes, env)
@@ -228,28 +234,41 @@ def refine_by_relations(objects: list[SceneObject], graph: SceneGraph, support: 
     if not is_consistent(objects, moved, constraints):
         moved, kept = start, []
         for constraint in sorted(constraints, key=lambda c: -c.score):
-            candidate = satisfy(moved, [*kept, constraint], support)
-            if is_consistent(objects, candidate, [*kept, constraint]):
-                moved, kept = candidate, [*kept, constraint]
+            for tried in (constraint, clear_of_overlap(constraint, objects)):
+                candidate = satisfy(moved, [*kept, tried], support)
+                if is_consistent(objects, candidate, [*kept, tried]):
+                    moved, kept = candidate, [*kept, tried]
+                    break
     return move_to(objects, moved)
 
 
 def ground_constraints(graph: SceneGraph, support: np.ndarray, axes: dict[str, np.ndarray],
                        env: Env) -> list[Constraint]:
-    """The spatial relations between objects on the ground, of contradicting ones on a pair the most certain."""
+    """Relations between objects on the ground; of contradictions on a pair, the most certain."""
     chosen = {}
-    for (s, p, o), score in sorted(zip(map(tuple, graph.relations), graph.relation_scores), key=lambda row: row[1]):
+    for row in np.argsort(graph.relation_scores, kind="stable"):
+        s, p, o = graph.relations[row]
         name = env.vocabulary.predicates[p]
         if name == "on" or support[s] >= 0 or support[o] >= 0:
             continue
         # <s, left, o> and <o, right, s> say the same and share a key
         line = int(np.argmax([abs(axes[name] @ other) for other in axes.values()]))
-        chosen[min(s, o), max(s, o), line] = Constraint(s, o, axes[name], env.world.rules.margins_m[name], score)
+        chosen[min(s, o), max(s, o), line] = Constraint(
+            s, o, axes[name], env.world.rules.margins_m[name], graph.relation_scores[row])
     return list(chosen.values())
 
 
+def clear_of_overlap(constraint: Constraint, objects: list[SceneObject]) -> Constraint:
+    """The constraint with a margin at which its two objects cannot overlap."""
+    reach_m = 0.0
+    for item in (objects[constraint.s], objects[constraint.o]):
+        along, across = to_footprint(item, np.add(item.position_world, constraint.axis))
+        reach_m += (item.size_m[0] * abs(along) + item.size_m[1] * abs(across)) / 2
+    return replace(constraint, margin_m=max(constraint.margin_m, reach_m))
+
+
 def satisfy(start: np.ndarray, constraints: list[Constraint], support: np.ndarray) -> np.ndarray:
-    """Positions (N, 3) after rounds in which both ends of each violated constraint give way by half."""
+    """Positions (N, 3) after rounds in which both ends of each violated constraint move by half."""
     positions = start.copy()
     for _ in range(RELATION_SWEEPS):
         done = True
@@ -266,8 +285,9 @@ def satisfy(start: np.ndarray, constraints: list[Constraint], support: np.ndarra
     return positions
 
 
-def is_consistent(objects: list[SceneObject], positions: np.ndarray, constraints: list[Constraint]) -> bool:
-    """Whether all constraints hold at positions (N, 3), and no two objects overlap more than before."""
+def is_consistent(objects: list[SceneObject], positions: np.ndarray,
+                  constraints: list[Constraint]) -> bool:
+    """Whether all constraints hold at positions (N, 3) and no objects overlap more than before."""
     if any(constraint.missing_m(positions) > 0 for constraint in constraints):
         return False
     moved = move_to(objects, positions)
@@ -283,4 +303,4 @@ def is_consistent(objects: list[SceneObject], positions: np.ndarray, constraints
 
 def move_to(objects: list[SceneObject], positions: np.ndarray) -> list[SceneObject]:
     """The objects at positions (N, 3)."""
-    return [replace(o, position_world=tuple(map(float, position))) for o, position in zip(objects, positions)]
+    return [replace(o, position_world=tuple(position)) for o, position in zip(objects, positions.tolist())]

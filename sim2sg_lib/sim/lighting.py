@@ -1,8 +1,8 @@
 """Lamps, suns, sky and shadows: the light that reaches a point.
 
 Units: `intensity` is a lamp's irradiance at one meter; a white diffuse surface reflects all of it as
-radiance (irradiance is divided by pi here). Every sum runs over a fixed number of terms, so that a scene
-renders to the same bytes alone and in any batch.
+radiance (irradiance is divided by pi here). Every sum runs over a fixed number of terms, so that a
+scene renders to the same bytes alone and in any batch.
 """
 from dataclasses import dataclass, replace
 
@@ -46,7 +46,7 @@ class Lighting:
 
 
 def pack_lighting(scenes: list[Scene], meshes: Meshes, like: Tensor) -> Lighting:
-    """Light and ground of the scenes as tensors like `like`, and their shadow maps, without gradient."""
+    """Light and ground of the scenes as tensors like `like`, and shadow maps, without gradient."""
     lamps = max([len(scene.lights) for scene in scenes] + [1])
     dark = Light((0.0, 0.0, 1.0), (0.0, 0.0, 0.0))
     rows = [[*scene.lights, *[dark] * (lamps - len(scene.lights))] for scene in scenes]
@@ -69,7 +69,7 @@ def pack_lighting(scenes: list[Scene], meshes: Meshes, like: Tensor) -> Lighting
 
 
 def incoming(light: Lighting, lamp: int, scene: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit directions (N, 3) from points (N, 3) of scenes (N,) to a lamp, and its irradiance (N, 3) there.
+    """Unit directions (N, 3) from points (N, 3) of scenes (N,) to a lamp, and its irradiance (N, 3).
 
     For surfaces that face the lamp, without shadows.
     """
@@ -96,15 +96,15 @@ def ground_light(light: Lighting, scene: Tensor, points: Tensor) -> Tensor:
     return rows_of(light.ground_color, scene) * total
 
 
-# --- shadows ----------------------------------------------------------------------------------------
+# --- shadows --------------------------------------------------------------------------------------
 
 @torch.no_grad()
 def shadow_maps(meshes: Meshes, lamp_world: Tensor, is_sun: Tensor,
                 size: int) -> list[tuple[Cameras, Tensor]]:
     """For each of L lamps, B cameras at the lamp and the depth that they see, inf for nothing.
 
-    Back faces are drawn, so that lit surfaces need no depth bias. The depth is
-    (B, 2 + size + 3, 2 + size + 3): a margin of inf surrounds the map.
+    Back faces are drawn, so that lit surfaces need no depth bias. The depth is (B, 2 + size + 3, 2
+    + size + 3): a margin of inf surrounds the map.
     """
     batch, lamps = is_sun.shape
     backs, maps = replace(meshes, faces=meshes.faces.flip(1)), []
@@ -123,16 +123,17 @@ def shadow_maps(meshes: Meshes, lamp_world: Tensor, is_sun: Tensor,
 
 
 def bounding_spheres(meshes: Meshes, batch: int) -> tuple[Tensor, Tensor]:
-    """Centers (B, 3) and radii (B,) of spheres around the objects of each scene; of a default if none."""
+    """Centers (B, 3) and radii (B,) of spheres around the objects of each scene."""
     low, high = bounding_boxes(meshes.verts_world.detach(), meshes.vert_scene, batch)
     return (low + high) / 2, ((high - low).norm(dim=-1) / 2 + 0.1).clamp(min=0.5)
 
 
 def bounding_boxes(points: Tensor, owner: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Lowest and highest corners (count, 3) of the points (N, 3) of each owner (N,); 0 if it has none."""
-    index, blank = owner[:, None].expand(-1, 3), points.new_zeros(count, 3)
-    return (blank.scatter_reduce(0, index, points, "amin", include_self=False),
-            blank.scatter_reduce(0, index, points, "amax", include_self=False))
+    """Lowest and highest corners (count, 3) of the points (N, 3) of each owner (N,); 0 for none."""
+    index, blank = owner[:, None].expand(-1, 3), points.new_full((count, 3), torch.inf)
+    low = blank.scatter_reduce(0, index, points, "amin")
+    high = (-blank).scatter_reduce(0, index, points, "amax")
+    return (torch.where(low < torch.inf, low, 0.0), torch.where(high > -torch.inf, high, 0.0))
 
 
 def looking_at(center: Tensor, radius: Tensor, eye: Tensor, size: int) -> Cameras:
@@ -153,18 +154,19 @@ def looking_at(center: Tensor, radius: Tensor, eye: Tensor, size: int) -> Camera
 def shadow_visibility(shadow: tuple[Cameras, Tensor], scene: Tensor, points: Tensor) -> Tensor:
     """(N,) in [0, 1], how visible a lamp is from points (N, 3); 1 beyond its shadow map.
 
-    Percentage-closer filtering (Reeves et al. 1987): the four texels around each point are compared with
-    its depth and interpolated, so that edges are soft.
+    Percentage-closer filtering (Reeves et al. 1987): the four texels around each point are compared
+    with its depth and interpolated, so that edges are soft.
     """
     cameras, depth = shadow
     # one affine map per scene, gathered coefficient by coefficient: long rows suit the cache
-    turned, moved = (cameras.K[..., None] * cameras.R[:, None]).sum(2), (cameras.K * cameras.t[:, None]).sum(2)
+    turned = (cameras.K[..., None] * cameras.R[:, None]).sum(2)
+    moved = (cameras.K * cameras.t[:, None]).sum(2)
     affine = torch.cat([turned.flatten(1), moved], 1)  # (B, 12)
     m = affine.T.contiguous()
     m = m.expand(-1, len(scene)) if len(affine) == 1 else m.index_select(1, scene)
     x, y, z = points.T.contiguous()
     point_depth = m[6] * x + m[7] * y + m[8] * z + m[11]
-    scale = 1 / point_depth.clamp(min=1e-6)  # points behind the lamp end up beyond the map or nearest: lit
+    scale = 1 / point_depth.clamp(min=1e-6)  # points behind the lamp end up lit
     column = ((m[0] * x + m[1] * y + m[2] * z + m[9]) * scale - 0.5).clamp(-2, cameras.width + 1)
     row = ((m[3] * x + m[4] * y + m[5] * z + m[10]) * scale - 0.5).clamp(-2, cameras.width + 1)
     left, above, width = column.floor(), row.floor(), depth.shape[2]

@@ -28,7 +28,7 @@ class Part:
 
 
 def compose(parts: list[Part]) -> tuple[Mesh, tuple[float, float, float]]:
-    """One unit mesh of several parts, and the extents (x, y, z) in meters that restore their sizes."""
+    """One unit mesh of several parts, and its extents (x, y, z) in meters."""
     verts, normals, faces, numbers, first = [], [], [], [], 0
     for part in parts:
         turn = Rotation.from_euler("xyz", part.turn_rad).as_matrix()
@@ -37,12 +37,12 @@ def compose(parts: list[Part]) -> tuple[Mesh, tuple[float, float, float]]:
         faces.append(part.mesh.faces + first)
         numbers.append(np.full(len(part.mesh.faces), part.number))
         first += len(part.mesh.verts)
-    return to_unit(np.concatenate(verts), np.concatenate(normals), np.concatenate(faces), np.concatenate(numbers))
+    return to_unit(*map(np.concatenate, (verts, normals, faces, numbers)))
 
 
 def to_unit(verts: np.ndarray, normals: np.ndarray, faces: np.ndarray,
             face_part: np.ndarray | None = None) -> tuple[Mesh, tuple[float, float, float]]:
-    """Vertices (V, 3) in meters with normals (V, 3) of any length -> a unit mesh, its extents in meters."""
+    """Vertices (V, 3) with normals (V, 3) of any length -> a unit mesh, its extents in meters."""
     low, high = verts.min(0), verts.max(0)
     size = np.maximum(high - low, 1e-6)  # a flat asset keeps a minimal thickness
     unit = (verts - [*(low + high)[:2] / 2, low[2]]) / size
@@ -53,21 +53,16 @@ def to_unit(verts: np.ndarray, normals: np.ndarray, faces: np.ndarray,
 
 def box_mesh() -> Mesh:
     """The unit box: 24 vertices, four per side for flat normals; 12 faces."""
-    verts, normals, faces = [], [], []
+    sides = []
     for axis in range(3):
+        u, v = np.roll(np.eye(3), 1, 0)[axis], np.roll(np.eye(3), 2, 0)[axis]
         for sign in (-1.0, 1.0):
-            normal = np.zeros(3)
-            normal[axis] = sign
-            u, v = np.roll(np.eye(3), 1, 0)[axis], np.roll(np.eye(3), 2, 0)[axis]
-            # u x v is +-axis: choose the order of corners that is counter-clockwise from outside
+            normal = sign * np.eye(3)[axis]
             corners = [(-1, -1), (1, -1), (1, 1), (-1, 1)]
-            if np.dot(np.cross(u, v), normal) < 0:
+            if np.dot(np.cross(u, v), normal) < 0:  # counter-clockwise from outside
                 corners = corners[::-1]
-            first = len(verts)
-            verts += [0.5 * (normal + a * u + b * v) + [0, 0, 0.5] for a, b in corners]
-            normals += [normal] * 4
-            faces += [[first, first + 1, first + 2], [first, first + 2, first + 3]]
-    return Mesh(np.array(verts), np.array(normals), np.array(faces, np.int64))
+            sides.append([0.5 * (normal + a * u + b * v) + [0, 0, 0.5] for a, b in corners])
+    return flat_mesh(sides)
 
 
 def sphere_mesh(subdivisions: int = 3) -> Mesh:
@@ -130,7 +125,7 @@ def cylinder_mesh(segments: int = 48, top: float = 1.0) -> Mesh:
 def prism_mesh(outline: list[tuple[float, float]], top: float = 1.0) -> Mesh:
     """A side view (x, z), extruded along y, with flat sides.
 
-    outline: (N, 2) points, counter-clockwise with x to the right and z up, star-shaped around their mean.
+    outline: (N, 2) points, counter-clockwise with z up, star-shaped around their mean.
     top:     width along y at the upper end as a fraction of the lower.
     """
     points = np.array(outline, np.float64)
@@ -159,7 +154,7 @@ def flat_mesh(polygons: list[list[tuple[float, float, float]]]) -> Mesh:
     return Mesh(np.array(verts), np.array(normals), np.array(faces, np.int64))
 
 
-# --- batches of scenes --------------------------------------------------------------------------------
+# --- batches of scenes ----------------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Textures:
@@ -182,7 +177,7 @@ class Textures:
 
 @dataclass(frozen=True)
 class Poses:
-    """Where O objects stand: position_world (O, 3), size_m (O, 3), yaw_rad (O,); see scene.SceneObject."""
+    """Of O objects: position_world (O, 3), size_m (O, 3), yaw_rad (O,); see scene.SceneObject."""
 
     position_world: Tensor
     size_m: Tensor
@@ -191,10 +186,10 @@ class Poses:
 
 @dataclass(frozen=True)
 class Meshes:
-    """The objects of B scenes, O in all with M materials, packed. Indices count through the whole batch.
+    """The O objects of B scenes with M materials, packed. Indices count through the whole batch.
 
     verts_unit, normals_unit:   (V, 3) float64 in the unit boxes of the assets.
-    verts_object:               (V, 3) float, meters in the frame of the object, where its texture lives.
+    verts_object:               (V, 3) float, meters in the object's frame, for its texture.
     verts_world, normals_world: (V, 3) float.
     vert_object:                (V,) int64.
     faces:                      (F, 3) int64 into verts.
@@ -230,15 +225,16 @@ class Meshes:
 
 def build(scenes: list[Scene], assets: dict[str, Mesh], device: torch.device | str = "cpu",
           dtype: torch.dtype = torch.float32) -> Meshes:
-    """Pack the assets of all objects, unit meshes by name, and place them in their scenes' worlds."""
+    """Pack the assets (unit meshes by name) of all objects and place them in their worlds."""
     objects = [o for scene in scenes for o in scene.objects]
     units = [assets[o.asset] for o in objects]
     materials = [material for o in objects for material in (o.material, *o.part_materials)]
     first_vert = np.cumsum([0, *(len(mesh.verts) for mesh in units)])
     first_material = np.cumsum([0, *(1 + len(o.part_materials) for o in objects)])
     # a part without a material takes that of the first part
-    part_materials = [np.where(mesh.parts() <= len(o.part_materials), mesh.parts(), 0)
-                      for mesh, o in zip(units, objects)]
+    parts = [np.zeros(len(mesh.faces), np.int64) if mesh.face_part is None else mesh.face_part
+             for mesh in units]
+    parts = [np.where(part <= len(o.part_materials), part, 0) for part, o in zip(parts, objects)]
 
     def floats(rows, *shape, kind=dtype):
         stacked = np.concatenate([np.zeros((0, *shape)), *(np.reshape(row, (-1, *shape)) for row in rows)])
@@ -254,7 +250,7 @@ def build(scenes: list[Scene], assets: dict[str, Mesh], device: torch.device | s
         vert_object=indices([np.full(len(mesh.verts), i) for i, mesh in enumerate(units)]),
         faces=indices([mesh.faces + first for mesh, first in zip(units, first_vert)], 3),
         face_object=indices([np.full(len(mesh.faces), i) for i, mesh in enumerate(units)]),
-        face_material=indices([part + first for part, first in zip(part_materials, first_material)]),
+        face_material=indices([part + first for part, first in zip(parts, first_material)]),
         object_scene=indices([np.full(len(scene.objects), b) for b, scene in enumerate(scenes)]),
         scenes=len(scenes),
         color=floats([m.color for m in materials], 3),
@@ -274,7 +270,8 @@ def object_poses(scenes: list[Scene], device: torch.device | str = "cpu") -> Pos
 def place(meshes: Meshes, poses: Poses) -> Meshes:
     """Scale every object to its size, turn it about z by its yaw and move it to its position.
 
-    Gradients reach the poses. Computed in float64; the result has the floating type of the materials.
+    Gradients reach the poses. Computed in float64; the result has the floating type of the
+    materials.
     """
     owner, dtype = meshes.vert_object, meshes.color.dtype
     position, size_m = poses.position_world.double()[owner], poses.size_m.double()[owner]

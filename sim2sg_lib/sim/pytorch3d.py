@@ -1,4 +1,4 @@
-"""PyTorch3D's MeshRasterizer (Ravi et al. 2020), if installed, with the interface of rasterizer.rasterize."""
+"""PyTorch3D's MeshRasterizer (Ravi et al. 2020), if installed, as rasterizer.rasterize."""
 import torch
 
 from sim2sg_lib.camera import Cameras
@@ -33,7 +33,7 @@ def rasterize(meshes: Meshes, cameras: Cameras, blur_radius: float = 0.0, faces_
         faces_per_pixel=faces_per_pixel, cull_backfaces=cull_backfaces, z_clip_value=NEAR_M, bin_size=None)
     verts, faces, first = [], [], 0
     face_scene = meshes.object_scene[meshes.face_object]
-    for scene in range(meshes.scenes):  # both packings are ordered by scene, so faces keep their indices
+    for scene in range(meshes.scenes):  # as here, faces are packed scene after scene
         verts.append(meshes.verts_world[meshes.vert_scene == scene])
         faces.append(meshes.faces[face_scene == scene] - first)
         first += len(verts[-1])

@@ -1,15 +1,15 @@
 """The rasterizer, in pure torch: which faces a pixel sees, how deep, and how far from their edges.
 
-Pairs of face and pixel are enumerated row by row between each face's (blurred) edges, so that work and
-memory grow with the area that faces cover and never with faces x pixels. Which pairs count is decided
-without gradient; what they contribute is computed once more, with gradient. Fragments mean what
-PyTorch3D's mean (Ravi et al. 2020). The rows of the batch are processed in bands that fit a memory
-budget; its size changes no bit of the result. Soft images are in soft.py.
+Pairs of face and pixel are enumerated row by row between each face's (blurred) edges, so that work
+and memory grow with the area that faces cover and never with faces x pixels. Which pairs count is
+decided without gradient; what they contribute is computed once more, with gradient. Fragments mean
+what PyTorch3D's mean (Ravi et al. 2020). The rows of the batch are processed in bands that fit a
+memory budget; its size changes no bit of the result. Soft images are in soft.py.
 
-A face with corners q_i = z_i (u_i, v_i, 1), z depth and u, v pixels, covers the pixel h = (u, v, 1) with
-barycentrics b_i / sum(b), b = h M^-1, M the matrix of rows q_i, at depth 1 / sum(b) (Olano and Greer
-1997). b is affine in the pixel and needs no division by a corner's depth, so faces that cross the
-camera's plane need no special case.
+A face with corners q_i = z_i (u_i, v_i, 1), z depth and u, v pixels, covers the pixel h = (u, v, 1)
+with barycentrics b_i / sum(b), b = h M^-1, M the matrix of rows q_i, at depth 1 / sum(b) (Olano and
+Greer 1997). b is affine in the pixel and needs no division by a corner's depth, so faces that cross
+the camera's plane need no special case.
 """
 import math
 from dataclasses import dataclass, replace
@@ -35,8 +35,8 @@ class Fragments:
 
     pix_to_face: (B, H, W, K) int64, the K nearest faces; -1 where there are fewer.
     zbuf:        (B, H, W, K) float, depth in meters; -1 where empty.
-    bary_coords: (B, H, W, K, 3) float, perspective-correct barycentric coordinates, clipped to the face
-                 beyond its edges; -1 where empty.
+    bary_coords: (B, H, W, K, 3) float, perspective-correct barycentric coordinates, clipped to the
+                 face beyond its edges; -1 where empty.
     dists:       (B, H, W, K) float, squared distance to the nearest edge of the face on the screen,
                  negative inside, in NDC (the short side of the image is 2 long); -1 where empty.
     """
@@ -55,16 +55,15 @@ def scale_cameras(cameras: Cameras, factor: int) -> Cameras:
 
 @dataclass(frozen=True)
 class ScreenFaces:
-    """F faces as their cameras see them. Offsets are in pixels from the center of a face's first pixel.
+    """F faces as their cameras see them. Offsets: pixels from the center of a face's first pixel.
 
     face:    (F,) int64, index into Meshes.faces.
     depth_m: (F, 3) of the corners, negative behind the camera.
-    first:   (F, 2) int64, column and row of the first pixel; rows count through the whole batch:
-             scene * H + row.
-    span:    (F, 2) int64, columns and rows of the blurred bounding box inside the image, at least 1.
-    inverse: (F, 3, 3), inverse[:, :, i] dotted with (x, y, 1) is the unnormalized barycentric of corner i.
-    ends:    (F, E, 2, 2), offsets of both ends of the three edges and, if any face of the batch crosses
-             the near plane, of the cut along it.
+    first:   (F, 2) int64, column and row of the first pixel; rows of all images: scene * H + row.
+    span:    (F, 2) int64, columns and rows of the blurred box inside the image, at least 1.
+    inverse: (F, 3, 3), inverse[:, :, i] . (x, y, 1) is the unnormalized barycentric of corner i.
+    ends:    (F, E, 2, 2), offsets of both ends of the three edges and, if any face of the batch
+             crosses the near plane, of the cut along it.
     drawn:   (F, E) bool, whether any part of the edge is beyond the near plane.
     """
 
@@ -77,12 +76,13 @@ class ScreenFaces:
     drawn: Tensor
 
 
-# --- faces on the screen ------------------------------------------------------------------------------
+# --- faces on the screen --------------------------------------------------------------------------
 
 def screen_faces(meshes: Meshes, cameras: Cameras, blur_px: float, cull_backfaces: bool) -> ScreenFaces:
     """All faces with a pixel within `blur_px`, except those without area on the screen.
 
-    In single precision, faces smaller than the rounding of their corners, 1e-5 pixels, have no area.
+    In single precision, faces smaller than the rounding of their corners, 1e-5 pixels, have no
+    area.
     """
     verts = cameras.homogeneous_px(meshes.verts_world, meshes.vert_scene)  # (V, 3): z u, z v, z
     with torch.no_grad():
@@ -105,7 +105,7 @@ def screen_faces(meshes: Meshes, cameras: Cameras, blur_px: float, cull_backface
 
 
 def pixel_boxes(verts: Tensor, faces: Tensor, blur_px: float, cameras: Cameras) -> tuple[Tensor, Tensor]:
-    """First pixel and number of pixels (F, 2), float (column, row), of blurred boxes inside the image."""
+    """First pixels and sizes (F, 2), float (column, row), of blurred boxes inside the image."""
     size = verts.new_tensor([cameras.width, cameras.height])
     front = verts[:, 2] > NEAR_M
     px = verts[:, :2] / torch.where(front, verts[:, 2], 1.0)[:, None]
@@ -124,12 +124,12 @@ def pixel_boxes(verts: Tensor, faces: Tensor, blur_px: float, cameras: Cameras) 
 
 
 def shift(corners: Tensor, origin_px: Tensor) -> Tensor:
-    """(F, 3, 3) corners z (u, v, 1) relative to pixel origins (F, 2), against cancellation later."""
+    """(F, 3, 3) corners z (u, v, 1) relative to pixel origins (F, 2), against cancellation."""
     return torch.cat([corners[..., :2] - corners[..., 2:] * origin_px[:, None], corners[..., 2:]], -1)
 
 
 def invert(corners: Tensor) -> tuple[Tensor, Tensor]:
-    """(F, 3, 3) -> inverses (F, 3, 3), and (F,) signed volumes of the normalized corners, 0 if edge-on.
+    """(F, 3, 3) -> inverses, and signed volumes (F,) of the normalized corners, 0 if edge-on.
 
     In double precision, or thin faces would lose their sign.
     """
@@ -144,7 +144,7 @@ def invert(corners: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def edges_px(corners: Tensor) -> tuple[Tensor, Tensor]:
-    """Edges of faces (F, 3, 3), clipped to the near plane: ScreenFaces.ends in pixels, and `drawn`."""
+    """Edges of faces (F, 3, 3), clipped to the near plane: `ends` and `drawn` of ScreenFaces."""
     depth = corners[..., 2]
     front = depth > NEAR_M
     if front.all():
@@ -165,7 +165,7 @@ def edges_px(corners: Tensor) -> tuple[Tensor, Tensor]:
     return ends[..., :2] / torch.where(drawn[..., None], ends[..., 2], 1.0)[..., None], drawn
 
 
-# --- pairs of face and pixel --------------------------------------------------------------------------
+# --- pairs of face and pixel ----------------------------------------------------------------------
 
 @dataclass(frozen=True)
 class Pairs:
@@ -189,8 +189,8 @@ class Pairs:
 
 
 def row_bands(faces: ScreenFaces, rows: int, memory_mb: float) -> list[tuple[int, int]]:
-    """Split the rows of the batch into bands whose pairs fit the memory budget, at least one row each."""
-    change = torch.zeros(rows + 1, dtype=torch.int64, device=faces.first.device)  # pairs that start or end
+    """Split the rows of the batch into bands whose pairs fit the memory budget."""
+    change = torch.zeros(rows + 1, dtype=torch.int64, device=faces.first.device)
     change.index_add_(0, faces.first[:, 1], faces.span[:, 0])
     change.index_add_(0, faces.first[:, 1] + faces.span[:, 1], -faces.span[:, 0])
     total = change.cumsum(0).cumsum(0)[:rows].cpu()  # pairs in the rows up to each one
@@ -204,7 +204,7 @@ def row_bands(faces: ScreenFaces, rows: int, memory_mb: float) -> list[tuple[int
 
 
 def covered(faces: ScreenFaces, band: tuple[int, int], width: int, blur_px: float) -> Pairs:
-    """The pairs of a band of rows whose pixel lies in the face or nearer than `blur_px` to its edges.
+    """The pairs of a band of rows whose pixel is in the face or within `blur_px` of its edges.
 
     Ordered by octave of the size of the face, face, row and column: independent of the bands.
     """
@@ -235,8 +235,8 @@ def row_columns(faces: ScreenFaces, face: Tensor, y: Tensor, width: int, blur_px
                 ) -> tuple[Tensor, Tensor]:
     """First column (R,) and the one after the last, of the pixels in rows y (R,) of the faces (R,).
 
-    Without blur exactly, to the bit, the columns at which no barycentric is negative: even rounded, each
-    is monotonic along a row, so that two columns show where its sign changes. With blur, a superset.
+    Without blur exactly, to the bit, the columns at which no barycentric is negative. Even rounded,
+    each is monotonic along a row, so two columns show where its sign changes. With blur, a superset.
     """
     begin, end = torch.zeros_like(y), faces.span[:, 0].to(y.dtype).index_select(0, face)
     affine = faces.inverse + 0.0  # turns negative zeros into positive ones
@@ -260,7 +260,7 @@ def barycentrics(faces: ScreenFaces, pairs: Pairs) -> tuple[Tensor, Tensor, Tens
 
 
 def of_face(values: Tensor, pairs: Pairs) -> list[Tensor]:
-    """The C columns (P,) of values (F, C) at the faces of pairs; single columns are faster than rows."""
+    """The C columns (P,) of values (F, C) at the faces of pairs: faster than rows."""
     return [column.index_select(0, pairs.face) for column in values.unbind(1)]
 
 
@@ -285,11 +285,11 @@ def squared_distance_px(faces: ScreenFaces, pairs: Pairs) -> Tensor:
 
 
 def depth_and_barycentrics(faces: ScreenFaces, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """(P,) meters and (P, 3) of the point of the face at each pixel, clipped to the face as in PyTorch3D."""
+    """(P,) meters and (P, 3) of the face at each pixel, clipped to the face as in PyTorch3D."""
     bary = [values.clamp(min=0) for values in barycentrics(faces, pairs)]
     total = bary[0] + bary[1] + bary[2]
     bary = [values / total.clamp(min=1e-12) for values in bary]
-    lost = total == 0  # beyond the vanishing line of a face that reaches behind the camera: farthest
+    lost = total == 0  # beyond the vanishing line of the face: its farthest corner
     if lost.any():
         farthest = of_face(F.one_hot(faces.depth_m.argmax(1), 3).to(total.dtype), pairs)
         bary = [torch.where(lost, far, values) for far, values in zip(farthest, bary)]
@@ -297,16 +297,16 @@ def depth_and_barycentrics(faces: ScreenFaces, pairs: Pairs) -> tuple[Tensor, Te
     return (a + b + c).clamp(min=NEAR_M), torch.stack(bary, 1)
 
 
-# --- which faces a pixel sees -------------------------------------------------------------------------
+# --- which faces a pixel sees ---------------------------------------------------------------------
 
 def rasterize(meshes: Meshes, cameras: Cameras, blur_radius: float = 0.0, faces_per_pixel: int = 1,
               cull_backfaces: bool = False, memory_mb: float = 512) -> Fragments:
-    """The nearest `faces_per_pixel` faces that cover each pixel's center or come within the blur radius.
+    """The nearest `faces_per_pixel` faces that cover a pixel's center or are within the blur radius.
 
     blur_radius:    squared NDC distance up to which a face is seen beyond its edges.
     cull_backfaces: skip faces whose corners run clockwise, seen from the camera.
-    memory_mb:      approximate memory of the pairs, without the result and what autograd keeps. The result
-                    does not depend on it; the gradient only by the order of its sums.
+    memory_mb:      approximate memory of the pairs, without the result and what autograd keeps. The
+                    result does not depend on it; the gradient only by the order of its sums.
     """
     blur_px = math.sqrt(blur_radius) * min(cameras.width, cameras.height) / 2
     faces = screen_faces(meshes, cameras, blur_px, cull_backfaces)
@@ -343,7 +343,7 @@ def in_band(work, band: tuple[int, int], faces: ScreenFaces, bands: int):
 
 
 def k_nearest(pixel: Tensor, depth_m: Tensor, count: int, pixels: int) -> tuple[Tensor, Tensor]:
-    """Of P pairs the `count` nearest per pixel: indices, and ranks from 0. Ties go to the first pair."""
+    """Of P pairs the `count` nearest per pixel: indices, ranks from 0. Ties go to the first."""
     if depth_m.dtype == torch.float32:
         order = depth_m.view(torch.int32).long()  # the bits of positive floats sort like the floats
     else:
@@ -371,7 +371,7 @@ def signed_distance(faces: ScreenFaces, pairs: Pairs, cameras: Cameras) -> Tenso
 @torch.no_grad()
 def depth_map(meshes: Meshes, cameras: Cameras, cull_backfaces: bool = False,
               memory_mb: float = 512) -> Tensor:
-    """(B, H, W) meters to the nearest face at each pixel's center, inf for none; without gradient."""
+    """(B, H, W) meters to the nearest face at each pixel's center, inf for none."""
     faces = screen_faces(meshes, cameras, 0.0, cull_backfaces)
     depth_m = faces.depth_m.new_full((meshes.scenes * cameras.height, cameras.width), torch.inf)
     for low, high in row_bands(faces, len(depth_m), memory_mb):

@@ -1,4 +1,4 @@
-"""`Env.sample` and `Env.render` of a 3-D world: a random scene, and scenes with images and exact labels."""
+"""`Env.sample` and `Env.render` of a 3-D world."""
 import numpy as np
 import torch
 

@@ -1,7 +1,8 @@
 """From fragments to an image: materials of the objects, tone and style, in pure torch.
 
-Every sum runs over a fixed number of terms, so that a scene renders to the same bytes alone and in any
-batch. background.py shades what is behind the objects; large_images.py is faster on large images.
+Every sum runs over a fixed number of terms, so that a scene renders to the same bytes alone and in
+any batch. background.py shades what is behind the objects; large_images.py is faster on large
+images.
 """
 from dataclasses import dataclass
 
@@ -13,13 +14,7 @@ from sim2sg_lib.camera import Cameras
 from sim2sg_lib.scene import Scene
 from sim2sg_lib.sim.background import shade_background
 from sim2sg_lib.sim.lighting import (
-    Lighting,
-    ground_light,
-    incoming,
-    pack_lighting,
-    shadow_visibility,
-    sky,
-)
+    Lighting, ground_light, incoming, pack_lighting, shadow_visibility, sky)
 from sim2sg_lib.sim.meshes import Meshes
 from sim2sg_lib.sim.rasterizer import Fragments
 from sim2sg_lib.sim.soft import soft_blend
@@ -32,14 +27,16 @@ DIELECTRIC = 0.04  # specular reflectance of non-metals at normal incidence
 SHOULDER = 0.8     # display value from which highlights are compressed, so that none clips
 
 
-# --- the image ----------------------------------------------------------------------------------------
+# --- the image ------------------------------------------------------------------------------------
 
 def shade(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[Scene],
           light: Lighting | None = None) -> Tensor:
     """(B, 3, H, W) images in [0, 1] at the size of the cameras.
 
-    fragments: of the same views, finer by a whole factor. Objects are shaded per sample, the background,
-    which is smooth, per pixel. Gradients reach lamps, sky, ground and exposure of a given `light`.
+    fragments: of the same views, finer by a whole factor.
+
+    Objects are shaded per sample, the background, which is smooth, per pixel. Gradients reach lamps,
+    sky, ground and exposure of a given `light`.
     """
     light = light or pack_lighting(scenes, meshes, cameras.K)
     background = tone_map(shade_background(meshes, cameras, light), light.exposure[:, None, None, None])
@@ -68,7 +65,7 @@ class Samples:
 
 
 def object_samples(fragments: Fragments, cameras: Cameras) -> Samples:
-    """The samples of fragments, finer than the cameras by a whole factor, whose nearest face exists."""
+    """The samples of fragments, finer than the cameras by a whole factor, that see a face."""
     _, fine_height, fine_width, _ = fragments.pix_to_face.shape
     fine, nearest = fine_width // cameras.width, fragments.pix_to_face[..., 0].reshape(-1)
     hit = torch.nonzero(nearest >= 0)[:, 0]
@@ -99,10 +96,12 @@ def composite(background: Tensor, objects: Tensor, samples: Samples) -> Tensor:
 
 def shade_soft(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[Scene], sigma: float,
                gamma: float, light: Lighting | None = None) -> Tensor:
-    """(B, 3, H, W) images with soft edges: each pixel blends its K faces and the ground (SoftRas, eq. 2).
+    """(B, 3, H, W) images in which pixels blend their K faces and the background (SoftRas, eq. 2).
 
-    fragments: at the size of the cameras. Not stylized. Gradients reach poses and vertices, materials,
-    textures, cameras, and lamps, sky, ground and exposure of a given `light`; shadow maps are constants.
+    fragments: at the size of the cameras.
+
+    Not stylized. Gradients reach poses and vertices, materials, textures, cameras, and lamps, sky,
+    ground and exposure of a given `light`; shadow maps are constants.
     """
     light = light or pack_lighting(scenes, meshes, cameras.K)
     hit = torch.nonzero(fragments.pix_to_face.reshape(-1) >= 0)[:, 0]
@@ -125,10 +124,10 @@ def tone_map(radiance: Tensor, exposure: Tensor) -> Tensor:
     return torch.where(value < SHOULDER, value, compressed)
 
 
-# --- materials ----------------------------------------------------------------------------------------
+# --- materials ------------------------------------------------------------------------------------
 
 def shade_objects(face: Tensor, bary: Tensor, meshes: Meshes, cameras: Cameras, light: Lighting) -> Tensor:
-    """(N, 3) radiance of points on faces (N,) at barycentrics (N, 3), from surroundings and lamps."""
+    """(N, 3) radiance of points on faces (N,) at barycentrics (N, 3)."""
     corner, material_index, object_index = pick(face, meshes.faces, meshes.face_material, meshes.face_object)
     scene = meshes.object_scene.index_select(0, object_index)
 
@@ -193,14 +192,14 @@ def ggx(normal: Tensor, view: Tensor, to_lamp: Tensor, specular_f0: Tensor, roug
     return facets * unshadowed(view) * unshadowed(to_lamp) * fresnel / 4
 
 
-# --- style --------------------------------------------------------------------------------------------
+# --- style ----------------------------------------------------------------------------------------
 
 def stylize(images: Tensor, seeds: list[int | None]) -> Tensor:
     """Procedural stylization of (B, 3, H, W) finished images, one seed or None each.
 
-    It replaces the neural style transfer of the paper, whose weights cannot be shipped: mixed channels
-    with a warm cast, a flattened tone curve, and brush-like noise along a slowly turning direction. The
-    strokes scale with the image.
+    It replaces the neural style transfer of the paper, whose weights cannot be shipped, by mixed
+    channels with a warm cast, a flattened tone curve, and brush-like noise along a slowly turning
+    direction. The strokes scale with the image.
     """
     chosen = [i for i, seed in enumerate(seeds) if seed is not None]
     if not chosen:

@@ -1,4 +1,4 @@
-"""Soft images of the rasterizer's faces, with gradients to vertices and cameras (SoftRas: Liu et al. 2019)."""
+"""Soft images, with gradients to vertices and cameras (SoftRas: Liu et al. 2019)."""
 import math
 
 import torch
@@ -8,23 +8,17 @@ from torch import Tensor
 from sim2sg_lib.camera import Cameras
 from sim2sg_lib.sim.meshes import Meshes
 from sim2sg_lib.sim.rasterizer import (
-    Fragments,
-    covered,
-    depth_and_barycentrics,
-    in_band,
-    row_bands,
-    screen_faces,
-    signed_distance,
-    squared_distance_px,
-)
+    Fragments, covered, depth_and_barycentrics, in_band, row_bands, screen_faces,
+    signed_distance, squared_distance_px)
 
 OPAQUE = 1e-4  # a face is cut off where it adds less than this to a silhouette
 
 
 def silhouette(meshes: Meshes, cameras: Cameras, sigma: float, memory_mb: float = 512) -> Tensor:
-    """(B, H, W) fraction of each pixel that objects cover: 1 - prod(1 - D) over ALL faces (eq. 1 and 3).
+    """(B, H, W) coverage of each pixel: 1 - prod(1 - D) over ALL faces (eq. 1 and 3).
 
-    D = sigmoid(-d / sigma), d the signed squared NDC distance to the face. The hard mask as sigma -> 0.
+    D = sigmoid(-d / sigma), d the signed squared NDC distance to the face. The hard mask as sigma
+    -> 0.
     """
     blur_px = math.sqrt(sigma * math.log(1 / OPAQUE - 1)) * min(cameras.width, cameras.height) / 2
     faces = screen_faces(meshes, cameras, blur_px, cull_backfaces=False)
@@ -56,10 +50,12 @@ def soft_blend(colors: Tensor, fragments: Fragments, background: Tensor, sigma: 
     return blended / (weight.sum(-1, keepdim=True) + behind)
 
 
-def object_coverage(meshes: Meshes, cameras: Cameras, edge_px: float, blur_px: float) -> tuple[Tensor, Tensor]:
-    """(B, M, H, W) twice, M the most objects of a scene: the soft mask of each object alone, and meters to it.
+def object_coverage(meshes: Meshes, cameras: Cameras, edge_px: float,
+                    blur_px: float) -> tuple[Tensor, Tensor]:
+    """Soft masks and depths in meters of objects alone: (B, M, H, W), at most M objects per scene.
 
-    edge_px: width of the soft edges.    blur_px: distance at which they end; the depth is inf beyond it.
+    edge_px: width of the soft edges.    blur_px: where they end, and depths become inf.
+
     Where covered by half, an object's mask is that of all its faces together, elsewhere that of the
     nearest face: together, the many faces of a fine mesh would widen its outline.
     """

@@ -1,9 +1,9 @@
 """Scene sources: where the scenes that `synthesize.py` renders come from.
 
-A source has a `method` (its name in dataset.json), the `graphs` that it lifts, `splits(num)` (subfolder ->
-images) and `scenes(indices)`, the scenes of those images. Scene i depends on the source's fields and on i
-alone, so that any order, any chunks and any number of threads give the same bytes.
-"""
+A source has a `method` (its name in dataset.json), the `graphs` that it lifts, `splits(num)`
+(subfolder -> images) and `scenes(indices)`, the scenes of those images. Scene i depends on the
+source's fields and on i alone, so that any order, any chunks and any number of threads give the
+same bytes. """
 import zlib
 from dataclasses import dataclass
 from typing import ClassVar
@@ -38,12 +38,14 @@ class RandomScenes:
         return "sdr" if self.domain == "source" else self.domain
 
     def splits(self, num: int) -> dict[str, range]:
-        """Subfolder -> images. Of a target: a quarter to test, an eighth to validate, the rest to adapt to."""
+        """Subfolder -> images. Of a target: a quarter to test, an eighth to validate, the rest to
+        adapt to."""
         if self.domain == "source":
             return {".": range(num)}
         test, val = -(-num // 4), -(-num // 8)
         train = num - test - val
-        return {"train": range(train), "val": range(train, train + val), "test": range(train + val, num)}
+        return {"train": range(train), "val": range(train, num - test),
+                "test": range(num - test, num)}
 
     def scenes(self, indices: range) -> list:
         return [self.env.sample(self.env, self.domain, self.randomize, rng)
@@ -52,7 +54,8 @@ class RandomScenes:
 
 @dataclass(frozen=True)
 class LiftedScenes:
-    """Label alignment (section 4.1): 3-D scenes of given graphs, in a random look of the source domain.
+    """Label alignment (section 4.1): 3-D scenes of given graphs, in a random look of the source
+    domain.
 
     graphs:    what is lifted; scene i shows graph i modulo their number.
     cameras:   one per graph, of any pixel size.

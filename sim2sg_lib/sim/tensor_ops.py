@@ -1,4 +1,4 @@
-"""Small tensor operations of the renderer, each a faster spelling of a plain one, same to the bit."""
+"""Small tensor operations, each a faster spelling of a plain one, the same to the bit."""
 import torch
 from torch import Tensor
 
@@ -9,7 +9,7 @@ def pick(rows: Tensor, *values: Tensor) -> list[Tensor]:
 
 
 def rows_of(values: Tensor, index: Tensor) -> Tensor:
-    """values[index] of values (K, ...) and an index (N,): (N, ...); a view without copy if K is 1."""
+    """values[index] of values (K, ...) and an index (N,); a view without copy if K is 1."""
     if len(values) == 1:
         return values.expand(len(index), *values.shape[1:])
     return values.index_select(0, index)
@@ -27,7 +27,7 @@ def mix(start: Tensor, end: Tensor, weight: Tensor) -> Tensor:
 
 
 def ragged_arange(counts: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) counts -> for each of their sum, the index of its owner and its number among the owner's."""
+    """(N,) counts -> owner and number within its owner of each of their sum."""
     owner = torch.arange(len(counts), device=counts.device).repeat_interleave(counts)
     first = counts.cumsum(0) - counts
     return owner, torch.arange(len(owner), device=counts.device) - first.index_select(0, owner)

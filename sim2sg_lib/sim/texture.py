@@ -1,4 +1,4 @@
-"""Procedural textures: patterns in [0, 1] at points in an object's space, which blend in a second color."""
+"""Procedural textures: patterns in [0, 1] that blend in a second color."""
 import math
 
 import torch
@@ -37,7 +37,7 @@ def noise(points: Tensor, seed: Tensor) -> Tensor:
 
 def checks(points: Tensor, seed: Tensor) -> Tensor:
     """A board of unit squares, on every side of a solid."""
-    return (points + 1e-4).floor().sum(-1) % 2  # sides that lie on the lattice belong to the cells outside
+    return (points + 1e-4).floor().sum(-1) % 2  # sides on the lattice belong to the cells outside
 
 
 def wood(points: Tensor, seed: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ def wood(points: Tensor, seed: Tensor) -> Tensor:
 
 
 def brick(points: Tensor, seed: Tensor) -> Tensor:
-    """Mortar between unevenly fired bricks, 1 unit long and 1/3 high; every other row is offset by half."""
+    """Mortar between bricks of 1 by 1/3 units; every other row is offset by half."""
     row = (points[:, 2] * 3).floor()
     along = points[:, 0] + points[:, 1] + 0.5 * (row % 2)
     joint = ((along % 1) < 0.06) | ((points[:, 2] * 3 % 1) < 0.15)
@@ -71,7 +71,7 @@ PATTERN = {"noise": noise, "checks": checks, "wood": wood, "brick": brick, "asph
 
 
 def value_noise(points: Tensor, seed: Tensor) -> Tensor:
-    """(N, 3) points, (N,) seeds -> (N,) in [0, 1]: random values on a lattice, blended by smoothstep."""
+    """(N, 3) points, (N,) seeds -> (N,) in [0, 1]: lattice noise, blended by smoothstep."""
     cell, blend = [], []
     for along in points.movedim(-1, 0).contiguous():
         cell.append(along.floor())

@@ -120,9 +120,8 @@ def default_style() -> Iterator[None]:
 def draw_objects(axes, image: np.ndarray, matched: MatchedGraph, vocabulary: Vocabulary) -> None:
     """The image (H, W, 3) uint8, of any size, with the graph's boxes and node numbers.
 
-    axes: matplotlib's, of the image's aspect ratio. A box has the color of its category and the
-    line style of its match. Crowded boxes keep only their number, or no text if even that would
-    hide another text.
+    axes: matplotlib's, of the image's aspect ratio. Color shows the category, line style the match.
+    Crowded boxes keep only their number, or no text if even that would hide another text.
     """
     from matplotlib.patches import Rectangle
     from matplotlib.patheffects import withStroke
@@ -173,9 +172,8 @@ def find_text_place(box: np.ndarray, width: float, height: float, graph: SceneGr
 def draw_relations(axes, matched: MatchedGraph, vocabulary: Vocabulary) -> None:
     """The graph: one circle per object, arrows from subject to object with their predicates.
 
-    axes: matplotlib's, square. A circle has the color of its category; outlines and arrows show how
-    they were matched. At most MAX_ARROWS per style are drawn, and none whose text would hide a
-    circle or another text; the number of relations that are left out is written below.
+    axes: matplotlib's, square. At most MAX_ARROWS per style are drawn, and none whose text would
+    hide a circle or another text; the number of relations that are left out is written below.
     """
     graph, positions = matched.graph, node_positions(matched.graph)
     axes.set(xlim=(-AXES_LIMIT, AXES_LIMIT), ylim=(-AXES_LIMIT, AXES_LIMIT), aspect="equal")

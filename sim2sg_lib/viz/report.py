@@ -73,8 +73,8 @@ def write_report(loop: Path, table: dict[str, dict], env: Env, images: ImageFold
     shown, thresholds = confident_graphs(predicted, env, env.threshold)
     recall = (curves.get(last, {}).get("recall_per_image") or {}).get("20") or []
     if recall and len(recall) != len(predicted):
-        raise InputError(f"{loop / last}/curves.json: recall_per_image: {len(recall)} images, but "
-                         f"predictions.jsonl has {len(predicted)}; run evaluate.py --overwrite again")
+        raise InputError(f"{loop / last}/curves.json: recall_per_image: {len(recall)} images, "
+                         f"predictions.jsonl has {len(predicted)}: run evaluate.py on it again")
     lowest = sorted((value, -len(truth[i].relations), i) for i, value in enumerate(recall)
                     if truth and value is not None)
 
