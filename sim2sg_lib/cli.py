@@ -1,4 +1,7 @@
-"""What the command lines print and how they end. Neither torch nor numpy is loaded, so that --help answers at once."""
+"""What the command lines print and how they end.
+
+Neither torch nor numpy is loaded, so that --help answers at once.
+"""
 import json
 import math
 import os
@@ -16,13 +19,15 @@ LOG_SECONDS = 30.0  # between two updates of a progress bar when stderr is not a
 
 
 class InputError(click.ClickException):
-    """An error in the user's input: printed as one line (what, where, what was expected), exit status 3."""
+    """An error in the user's input: one line (what, where, what was expected), exit status 3."""
 
     exit_code = 3
 
     def format_message(self) -> str:
         """The message as one printable line of bounded length, since it may quote a file."""
-        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in self.message)
+        line = "".join(
+            c if c.isprintable() else c.encode("unicode_escape").decode() for c in self.message
+        )
         return line if len(line) <= 600 else f"{line[:400]} ... {line[-195:]}"
 
 
@@ -36,16 +41,23 @@ class FloatRange(click.FloatRange):
         return number
 
 
-# --- output -----------------------------------------------------------------------------------------------------------
+# --- output ---------------------------------------------------------------------------------------
 
 def output_options(command):
-    """Adds --quiet and --json, which `log_info`, `print_json` and `progress` read, and --version."""
+    """Adds --version, and --quiet and --json for `log_info`, `print_json` and `progress`."""
     def keep(context, option, value):
-        context.meta[option.name] = value or context.meta.get(option.name)  # given before or after a subcommand's name
+        # given before or after a subcommand's name
+        context.meta[option.name] = value or context.meta.get(option.name)
 
-    for names, text in ((("-q", "--quiet"), "Print errors only."),
-                        (("--json",), "Print one JSON object on standard output, everything else on standard error.")):
-        command = click.option(*names, is_flag=True, expose_value=False, callback=keep, help=text)(command)
+    for names, text in (
+        (("-q", "--quiet"), "Print errors only."),
+        (
+            ("--json",),
+            "Print one JSON object on standard output, everything else on standard error."),
+    ):
+        command = click.option(*names, is_flag=True, expose_value=False, callback=keep, help=text)(
+            command
+        )
     return click.version_option(__version__, prog_name="Sim2SG")(command)
 
 
@@ -72,16 +84,21 @@ def progress(total: int, title: str, unit: str, leave: bool = True, done: int = 
 
     done: steps of an earlier, interrupted process; they do not count for the speed.
     """
-    seconds = {} if sys.stderr.isatty() else {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS, "delay": LOG_SECONDS}
-    return tqdm(total=total, desc=title, unit=unit, leave=leave, initial=done, disable=chosen("quiet"), dynamic_ncols=True,
-                **seconds)
+    seconds = (
+        {}
+        if sys.stderr.isatty()
+        else {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS, "delay": LOG_SECONDS}
+    )
+    return tqdm(
+        total=total, desc=title, unit=unit, leave=leave, initial=done, disable=chosen("quiet"),
+        dynamic_ncols=True, **seconds)
 
 
 class TolerantStream:
-    """Standard output or error whose reader may be gone: what cannot be printed is no reason to fail.
+    """Standard output or error whose reader may be gone: a failed write is not an error.
 
-    After the first write that fails, the file descriptor leads to the null device. Characters that the encoding lacks
-    become question marks.
+    After the first write that fails, the file descriptor leads to the null device. Characters that
+    the encoding lacks become question marks.
     """
 
     def __init__(self, stream, descriptor: int) -> None:
@@ -114,7 +131,7 @@ class TolerantStream:
 
 
 def tolerate_closed_streams() -> None:
-    """Make standard output and error tolerant, and occupy their descriptors, which a file would get otherwise."""
+    """Make standard output and error tolerant; no file may get the descriptor of a closed one."""
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         try:
             os.fstat(descriptor)
@@ -126,14 +143,17 @@ def tolerate_closed_streams() -> None:
         setattr(sys, name, TolerantStream(getattr(sys, name), descriptor))
 
 
-# --- how it ends ------------------------------------------------------------------------------------------------------
+# --- how it ends ----------------------------------------------------------------------------------
 
 class Stopped(BaseException):
     """SIGTERM: an end like Ctrl-C, not caught by `except Exception`."""
 
 
 def command_line(main: click.Command) -> None:
-    """Run a click command as the program: an error is one line; interruptions end with 130 (Ctrl-C) or 143 (SIGTERM)."""
+    """Run a click command as the program.
+
+    An error is one line; interruptions end with 130 (Ctrl-C) or 143 (SIGTERM).
+    """
     def stop(number, frame):
         raise Stopped
 
@@ -141,13 +161,16 @@ def command_line(main: click.Command) -> None:
     signal.signal(signal.SIGTERM, stop)
     try:
         code = main(standalone_mode=False)
-        for number in (signal.SIGINT, signal.SIGTERM):  # the work is done: while Python shuts down, nothing is interrupted
+        # the work is done: while Python shuts down, nothing is interrupted
+        for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
     except click.ClickException as error:
         error.show(sys.stderr)
         code = error.exit_code
     except OSError as error:  # a full disk, a folder that was removed
-        print(f"Error: {error.filename or 'input or output'}: {error.strerror or error}", file=sys.stderr)
+        print(
+            f"Error: {error.filename or 'input or output'}: {error.strerror or error}",
+            file=sys.stderr)
         code = 3
     except (click.Abort, KeyboardInterrupt, Stopped) as end:
         code = 143 if isinstance(end, Stopped) else 130
@@ -157,7 +180,10 @@ def command_line(main: click.Command) -> None:
 
 @contextmanager
 def stop_request() -> Iterator[list]:
-    """A list to which SIGINT and SIGTERM append the exception to raise after the current step; a second signal raises."""
+    """A list to which SIGINT and SIGTERM append the exception to raise after the current step.
+
+    A second signal raises.
+    """
     asked: list = []
 
     def ask(number, frame):
@@ -165,7 +191,11 @@ def stop_request() -> Iterator[list]:
         if len(asked) > 1:
             raise asked[-1]
 
-    handled = [number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN]
+    handled = [
+        number
+        for number in (signal.SIGINT, signal.SIGTERM)
+        if signal.getsignal(number) != signal.SIG_IGN
+    ]
     before = {number: signal.signal(number, ask) for number in handled}
     try:
         yield asked

@@ -3,12 +3,13 @@
     FOLDER/dataset.json    what it is: environment, method, seed, size, count; written last
     FOLDER/images/         000000.png ...
     FOLDER/graphs.jsonl    one SceneGraph per line, in image order; absent for an unlabeled target
-    FOLDER/cameras.jsonl   one camera per line; absent where the environment's nominal camera holds, or has none
+    FOLDER/cameras.jsonl   one camera per line; absent for nominal cameras and 2-D worlds
     FOLDER/scenes.jsonl    the scene behind each synthetic image
-    FOLDER/predicted.jsonl the graphs that were lifted, one per target image; only where there were some
+    FOLDER/predicted.jsonl the graphs that were lifted, if any, one per target image
 
-Any folder of PNG or JPEG files is a valid unlabeled target, and so is a KITTI folder (see io/kitti.py), with or without
-labels. Opening images never opens labels: what `train.py` and `synthesize.py` read of a target cannot depend on them.
+Any folder of PNG or JPEG files is a valid unlabeled target, and so is a KITTI folder (io/kitti.py),
+with or without labels. Opening images never opens labels, so `train.py` and `synthesize.py` cannot
+depend on a target's labels.
 """
 import os
 import warnings
@@ -30,7 +31,7 @@ from sim2sg_lib.io.reading import MAX_PIXELS, is_int, read_json, safe_join
 from sim2sg_lib.scene import Scene
 
 FORMAT = 1  # of dataset.json and the files beside it
-warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # there is MAX_PIXELS, and errors are one line
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS bounds images
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ImageFolder:
 
 
 def list_images(folder: Path, env: Env) -> tuple[list[str], list[tuple[int, int]]]:
-    """The images of a data set, a KITTI folder or any other folder: paths relative to it, sorted, and (width, height) px.
+    """The images of a folder: paths relative to it, sorted, and their (width, height) in pixels.
 
     A data set must be whole; elsewhere files that are no images are skipped, see `readable_images`.
     Raises: InputError (missing, empty, another environment, sizes).
@@ -61,7 +62,8 @@ def list_images(folder: Path, env: Env) -> tuple[list[str], list[tuple[int, int]
     if os.path.lexists(folder / "dataset.json"):
         info, names = read_info(folder, env), image_names(folder)
         if info["count"] != len(names):
-            raise InputError(f"{folder}: {len(names)} images, but dataset.json says {info['count']}")
+            raise InputError(f"{folder}: {len(names)} images, but dataset.json says "
+                             f"{info['count']}")
         sizes = {name: open_image(safe_join(folder, name)).size for name in names}
         for name, (width, height) in sizes.items():
             if (width, height) != (info["width"], info["height"]):
@@ -78,16 +80,19 @@ def list_images(folder: Path, env: Env) -> tuple[list[str], list[tuple[int, int]
 def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolder:
     """The images of list_images and their cameras; the nominal camera is resized to each image.
 
-    camera: for KITTI only, "calib" (if None) for the calibration of each image, "paper" for the paper's assumption.
+    camera: for KITTI only, "calib" (if None) for the calibration of each image, "paper" for the
+    paper's assumption.
     Raises: InputError, also for cameras that are missing or broken.
     """
     folder = Path(folder)
     names, sizes = list_images(folder, env)
     kitti = kitti_root(folder)
     if folder.name == "image_2" and (folder.parent / "calib").is_dir():
-        raise InputError(f"{folder}: holds the images of a KITTI folder without their cameras, expected {folder.parent}")
+        raise InputError(f"{folder}: holds the images of a KITTI folder without their cameras, "
+                         f"expected {folder.parent}")
     if camera and not kitti:
-        raise InputError(f"{folder}: --camera {camera} is for a KITTI folder, expected image_2/ or training/image_2/ in it")
+        raise InputError(f"{folder}: --camera {camera} is for a KITTI folder, expected image_2/ or "
+                         "training/image_2/ in it")
     if env.world is None:
         cameras = []
     elif kitti:
@@ -118,9 +123,10 @@ def open_graphs(path: Path, env: Env) -> tuple[list[SceneGraph], list[Camera]]:
 
 
 def find_images(paths: list[Path], env: Env) -> ImageFolder:
-    """Image files, and the images of folders, each once and in this order; names are paths, and any size will do.
+    """Image files, and the images of folders, each once, in this order, of any size.
 
-    The cameras only know their width and height. Raises: InputError (missing, no image, unreadable file).
+    Names are paths; of the cameras only width and height are meaningful.
+    Raises: InputError (missing, no image, unreadable file).
     """
     sizes = {}
     for path in map(Path, paths):
@@ -138,15 +144,21 @@ def find_images(paths: list[Path], env: Env) -> ImageFolder:
 def input_files(folder: Path) -> list[Path]:
     """The files that `open_images` and the pixels depend on, for `digest`. Raises: InputError."""
     kitti, names = kitti_root(folder), image_names(folder)
-    cameras = [kitti / f"calib/{Path(name).stem}.txt" for name in names] if kitti else [folder / "cameras.jsonl"]
+    cameras = (
+        [kitti / f"calib/{Path(name).stem}.txt" for name in names]
+        if kitti
+        else [folder / "cameras.jsonl"]
+    )
     return [*(folder / name for name in names), *cameras]
 
 
 def check_aspect(where: Path | str, width: int, height: int, camera: Camera) -> None:
     """Raises: InputError if width : height is not the camera's, within one percent."""
     if abs(width * camera.height / (height * camera.width) - 1) > 0.01:
-        raise InputError(f"{where}: {width}x{height} pixels, the camera expects {camera.width}x{camera.height} or its aspect "
-                         "ratio")
+        raise InputError(
+            f"{where}: {width}x{height} pixels, the camera expects {camera.width}x{camera.height} "
+            "or its aspect ratio"
+        )
 
 
 def read_info(folder: Path, env: Env | None) -> dict:
@@ -159,12 +171,14 @@ def read_info(folder: Path, env: Env | None) -> dict:
         if not is_int(info.get(name)) or info[name] <= 0:
             raise InputError(f"{path}: {name}: {info.get(name)!r}, expected a positive integer")
     if info["width"] * info["height"] > MAX_PIXELS:
-        raise InputError(f"{path}: width: {info['width']}x{info['height']} pixels, expected {MAX_PIXELS} at most")
+        raise InputError(f"{path}: width: {info['width']}x{info['height']} pixels, expected "
+                         f"{MAX_PIXELS} at most")
     if env and info.get("env") != env.name:
         raise InputError(f"{path}: env: {info.get('env')!r}, expected {env.name!r}")
     for name in ("categories", "predicates") if env else ():
         if info.get(name) != list(getattr(env.vocabulary, name)):
-            raise InputError(f"{path}: {name}: {info.get(name)}, expected {list(getattr(env.vocabulary, name))}")
+            raise InputError(f"{path}: {name}: {info.get(name)}, expected "
+                             f"{list(getattr(env.vocabulary, name))}")
     return info
 
 
@@ -184,7 +198,8 @@ def read_labels(images: ImageFolder, env: Env, van: str | None = None) -> list[S
         from sim2sg_lib.io.kitti import frame_graphs
         return frame_graphs(kitti, images.names, images.cameras, env, van)
     if van:
-        raise InputError(f"{images.folder}: --van {van} is for a KITTI folder, expected image_2/ or training/image_2/ in it")
+        raise InputError(f"{images.folder}: --van {van} is for a KITTI folder, expected image_2/ "
+                         "or training/image_2/ in it")
     path = safe_join(images.folder, "graphs.jsonl")
     by_image = {graph.image: graph for graph in read_graphs(path, env.vocabulary, images.folder)}
     for name in images.names:
@@ -192,15 +207,18 @@ def read_labels(images: ImageFolder, env: Env, van: str | None = None) -> list[S
         if graph is None:
             raise InputError(f"{path}: no graph for {name}")
         if (graph.width, graph.height) != (width, height):
-            raise InputError(f"{path}: {name}: {graph.width}x{graph.height} pixels, the image has {width}x{height}")
+            raise InputError(f"{path}: {name}: {graph.width}x{graph.height} pixels, the image has "
+                             f"{width}x{height}")
     return [by_image[name] for name in images.names]
 
 
-# --- writing ----------------------------------------------------------------------------------------------------------
+# --- writing --------------------------------------------------------------------------------------
 
 
-def write_labels(folder: Path, graphs: list[SceneGraph], scenes: list[Scene], env: Env, info: dict) -> None:
-    """graphs.jsonl, cameras.jsonl, scenes.jsonl and, last, dataset.json of a folder whose images are written.
+def write_labels(
+    folder: Path, graphs: list[SceneGraph], scenes: list[Scene], env: Env, info: dict
+) -> None:
+    """Write graphs.jsonl, cameras.jsonl, scenes.jsonl and, last, dataset.json.
 
     info: fields of dataset.json besides the vocabulary and the count.
     """
@@ -208,47 +226,58 @@ def write_labels(folder: Path, graphs: list[SceneGraph], scenes: list[Scene], en
     write_graphs(folder / "graphs.jsonl", graphs, env.vocabulary)
     if env.world:
         size = info["width"], info["height"]
-        write_json_lines(folder / "cameras.jsonl", [{"image": g.image, **s.camera.resized(*size).to_json()}
-                                                    for g, s in zip(graphs, scenes)])
-    write_json_lines(folder / "scenes.jsonl", [{"image": g.image, **s.to_json()} for g, s in zip(graphs, scenes)])
+        write_json_lines(
+            folder / "cameras.jsonl",
+            [
+                {"image": g.image, **s.camera.resized(*size).to_json()}
+                for g, s in zip(graphs, scenes)
+            ],
+        )
+    write_json_lines(
+        folder / "scenes.jsonl", [{"image": g.image, **s.to_json()} for g, s in zip(graphs, scenes)]
+    )
     write_json(folder / "dataset.json", {
         "format": FORMAT, "env": env.name, **info, "categories": list(env.vocabulary.categories),
         "predicates": list(env.vocabulary.predicates), "count": len(graphs)})
 
 
 class Rendered:
-    """What a growing data set holds so far: rendered.jsonl, a line a chunk of images, in order.
+    """The journal of a growing data set: rendered.jsonl, one line per chunk of images, in order.
 
-    Opening it after an interruption drops whatever was not written whole, images included.
+    Opening it after an interruption drops incomplete chunks.
     graphs:   the labels of the images so far.
-    labeled: for each of them which of its scene's objects they label; empty where nobody needs to know.
+    labeled:  per image, the index of the scene's object behind each row; empty if not needed.
     chunks:   how many chunks there were when it was opened.
     """
 
     def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
-        def images_are_written(row: dict) -> bool:
-            return all(zlib.crc32((folder / name).read_bytes()) == crc for name, crc in row["crcs"].items())
+        def images_are_complete(row: dict) -> bool:
+            return all(
+                zlib.crc32((folder / name).read_bytes()) == crc for name, crc in row["crcs"].items()
+            )
 
         self.path, self.vocabulary = Path(folder) / "rendered.jsonl", vocabulary
         self.graphs: list[SceneGraph] = []
         self.labeled: list[list[int]] = []
-        self.file, rows = open_growing(self.path, images_are_written)
+        self.file, rows = open_growing(self.path, images_are_complete)
         for row in rows:
             self._keep(row)
         self.chunks = len(rows)
 
     def add(self, graphs: list[SceneGraph], labeled: list[list[int]], crcs: dict[str, int]) -> None:
-        """A chunk whose images, by name with their CRCs, are written."""
-        row = {"graphs": [to_json(graph, self.vocabulary) for graph in graphs], "labeled": labeled, "crcs": crcs}
+        """Add a chunk; crcs: the CRC of each written image by its name."""
+        row = {
+            "graphs": [to_json(graph, self.vocabulary) for graph in graphs], "labeled": labeled,
+            "crcs": crcs}
         add_line(self.file, row)
         self._keep(row)
 
     def _keep(self, row: dict) -> None:
-        # read from JSON in both cases, so that an interruption changes no digit
+        # decoded from JSON in both cases, so that an interruption changes no digit
         self.graphs += [from_json(graph, self.vocabulary) for graph in row["graphs"]]
         self.labeled += row["labeled"]
 
     def close(self) -> None:
-        """All that is known is in the files that a data set keeps."""
+        """Delete the journal: the data set is complete."""
         self.file.close()
         self.path.unlink()

@@ -1,7 +1,8 @@
 """Scene graphs: what the network predicts and what the renderer labels.
 
 A box is `x0, y0, x1, y1` in float pixels, half-open: x right, y down, the center of the first pixel
-at (0.5, 0.5). A relation (s, p, o) reads "object s is predicate p of object o": <laptop, on, table>.
+at (0.5, 0.5). A relation (s, p, o) reads "object s is predicate p of object o": <laptop, on,
+table>.
 Several predicates may hold for one ordered pair. Arrays are numpy: graphs are read without torch.
 """
 from dataclasses import dataclass, replace
@@ -31,10 +32,10 @@ class SceneGraph:
     boxes_px:        (N, 4) float64, x0 y0 x1 y1, inside the image.
     scores:          (N,) float64 in [0, 1]; 1 for exact labels.
     visible:         (N,) float64 in [0, 1], visible fraction of the object's in-image pixels; 1 if
-                     unknown. 0 marks an ignored object (KITTI's Van beside car): one detection of it
-                     counts neither as a true nor as a false positive.
-    truncated:       (N,) float64 in [0, 1], fraction of the object's full box outside the image;
-                     0 if unknown.
+                     unknown. 0 marks an ignored object (KITTI's Van beside car): one detection of
+                     it counts neither as a true nor as a false positive.
+    truncated:       (N,) float64 in [0, 1], fraction of the object's full box outside the image; 0
+                     if unknown.
     ignore:          (N,) bool, an ignore region (KITTI's DontCare): it counts neither as false
                      negative nor, however many detections lie in it, as false positive.
     relations:       (R, 3) int64, subject index, predicate, object index.
@@ -58,7 +59,10 @@ class SceneGraph:
 
     @property
     def is_ground_truth(self) -> np.ndarray:
-        """(N,) bool, the objects that count as ground truth: no ignore regions, no ignored objects."""
+        """(N,) bool, the objects that count as ground truth.
+
+        No ignore regions, no ignored objects.
+        """
         return ~self.ignore & (self.visible > 0)
 
     def resized(self, width: int, height: int) -> "SceneGraph":

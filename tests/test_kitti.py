@@ -125,7 +125,7 @@ def test_a_line_field_by_field(tmp_path):
 
 @pytest.mark.parametrize("column, word, words", [
     (14, "", "14 columns, expected 15 (type, truncated,"), (14, "0 0.5", "16 columns, expected 15"),
-    (0, "Bus", "type: 'Bus', expected one of Car, Van,"), (1, "1.5", "truncated: 1.5, expected a share"),
+    (0, "Bus", "type: 'Bus', expected one of Car, Van,"), (1, "1.5", "truncated: 1.5, expected a fraction"),
     (1, "x", "truncated: 'x', expected a finite number"), (2, "4", "occluded: 4, expected 0, 1, 2, 3 or -1"),
     (2, "0.5", "occluded: 0.5"), (3, "nan", "alpha: 'nan', expected a finite number"),
     (3, "1_0", "alpha: '1_0', expected"), (3, "1,5", "alpha: '1,5', expected"), (3, "\u0663", "alpha: '\u0663', expected"),

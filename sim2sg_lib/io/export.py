@@ -1,12 +1,12 @@
-"""A data set's images and labels once more in two formats that other programs read, beside it.
+"""A data set in two formats that other programs read, beside its own.
 
-    FOLDER/kitti/training/    image_2/, label_2/, calib/ of KITTI's object benchmark; what KITTI has no type for, such as
-                              houses and vegetation, in label_2_extra/
-    FOLDER/coco/              images/ and annotations.json of COCO detection; it has no place for relations or 3-D
+    FOLDER/kitti/training/    image_2/, label_2/, calib/ of KITTI's object benchmark; types that
+                              KITTI lacks, such as houses and vegetation, in label_2_extra/
+    FOLDER/coco/              images/ and annotations.json of COCO detection, without relations
 
-A KITTI box turns about the camera's own y axis. Before a tilted camera an upright box does not, and KITTI has no other place
-for the tilt: its readers take P2 for focal length and principal point alone. So only level cameras are exported. Positions
-are in the camera's own frame (P2 has no fourth column), and its height above the ground is not part of the format.
+KITTI boxes turn about the camera's y axis, which must be vertical: only level cameras are exported,
+since the format has no place for a tilt. Positions are in the camera's own frame (P2 has no fourth
+column), and its height above the ground is not part of the format.
 """
 import math
 import os
@@ -28,20 +28,26 @@ def check_level(camera: Camera, name: str) -> None:
     """Raises: InputError if the camera's y axis is not the world's vertical."""
     tilt_degrees = math.degrees(math.acos(np.clip(-camera.R[1, 2], -1, 1)))
     if tilt_degrees > 0.01:  # less than the two decimals of KITTI's files
-        raise InputError(f"--export kitti: {name} is tilted by {tilt_degrees:.1f} degrees, expected a level one, since "
-                         "KITTI's 3-D boxes turn about the camera's own y axis; --export coco takes any")
+        raise InputError(
+            f"--export kitti: {name} is tilted by {tilt_degrees:.1f} degrees, expected a level "
+            "one, since KITTI's 3-D boxes turn about the camera's own y axis; --export coco takes any"
+        )
 
 
-def write_kitti(folder: Path, graphs: list[SceneGraph], objects: list[list[SceneObject]], cameras: list[Camera],
-                vocabulary: Vocabulary) -> None:
+def write_kitti(folder: Path, graphs: list[SceneGraph], objects: list[list[SceneObject]],
+                cameras: list[Camera], vocabulary: Vocabulary) -> None:
     """Write FOLDER/kitti/training; the images of the graphs are in FOLDER.
 
-    objects: per graph the 3-D objects behind its rows. cameras: per graph, of any pixel size. Raises: InputError for a
-    camera that is not level.
+    objects: per graph the 3-D objects behind its rows. cameras: per graph, of any pixel size.
+    Raises: InputError for a camera that is not level.
     """
     root = Path(folder) / "kitti" / "training"
     shutil.rmtree(root, ignore_errors=True)  # what an interruption left
-    extra = [name for name in map(str.capitalize, vocabulary.categories) if name not in TYPES or name in EXTRA_TYPES]
+    extra = [
+        name
+        for name in map(str.capitalize, vocabulary.categories)
+        if name not in TYPES or name in EXTRA_TYPES
+    ]
     for name in ("image_2", "label_2", "calib", *(["label_2_extra"] if extra else [])):
         (root / name).mkdir(parents=True)
     for graph, items, camera in zip(graphs, objects, cameras, strict=True):
@@ -52,42 +58,56 @@ def write_kitti(folder: Path, graphs: list[SceneGraph], objects: list[list[Scene
         for name, others in (("label_2", False), *([("label_2_extra", True)] if extra else [])):
             lines = [format_object(row) + "\n" for row in rows if (row.type in extra) == others]
             write_text(root / name / f"{image.stem}.txt", "".join(lines))
-        write_text(root / "calib" / f"{image.stem}.txt", calib_text(camera.resized(graph.width, graph.height)))
+        write_text(
+            root / "calib" / f"{image.stem}.txt",
+            calib_text(camera.resized(graph.width, graph.height)))
 
 
-def kitti_object(graph: SceneGraph, index: int, item: SceneObject, camera: Camera, vocabulary: Vocabulary) -> KittiObject:
-    """Row `index` of a graph and the object behind it as a line of a label file, for a level camera.
+def kitti_object(
+    graph: SceneGraph, index: int, item: SceneObject, camera: Camera, vocabulary: Vocabulary
+) -> KittiObject:
+    """Row `index` of a graph and its 3-D object as a line of a label file, for a level camera.
 
-    The type is the category's name, capitalised; the box is around what is visible.
+    The type is the category's name, capitalized; the box is around what is visible.
     """
     length, width, height = item.size_m
     bottom = camera.R @ np.array(item.position_world) + camera.t
     heading = camera.R @ [math.cos(item.yaw_rad), math.sin(item.yaw_rad), 0]
     rotation_y_rad = math.atan2(-heading[2], heading[0])
     alpha_rad = math.remainder(rotation_y_rad - math.atan2(bottom[0], bottom[2]), 2 * math.pi)
-    return KittiObject(vocabulary.categories[graph.labels[index]].capitalize(), float(graph.truncated[index]),
-                       occlusion_state(graph.visible[index]), alpha_rad, tuple(graph.boxes_px[index].tolist()),
-                       (height, width, length), tuple(bottom.tolist()), rotation_y_rad)
+    return KittiObject(
+        vocabulary.categories[graph.labels[index]].capitalize(), float(graph.truncated[index]),
+        occlusion_state(graph.visible[index]), alpha_rad, tuple(graph.boxes_px[index].tolist()),
+        (height, width, length), tuple(bottom.tolist()), rotation_y_rad)
 
 
 def occlusion_state(visible: float) -> int:
-    """KITTI's state 0 (fully visible) to 3 whose difficulty levels a visible share satisfies."""
+    """KITTI's state 0 (fully visible) to 3 whose difficulty levels a visible fraction satisfies."""
     return sum(bool(visible < LEVELS[name].min_visible) for name in ("easy", "moderate", "hard"))
 
 
 def calib_text(camera: Camera) -> str:
-    """A calibration file: the camera is its own reference, there is no lidar and no inertial unit."""
+    """A calibration file.
+
+    The camera is its own reference, there is no lidar and no inertial unit.
+    """
     P2 = np.hstack([camera.K, np.zeros((3, 1))])
     still = np.eye(3, 4)
-    rows = {"P0": P2, "P1": P2, "P2": P2, "P3": P2, "R0_rect": np.eye(3), "Tr_velo_to_cam": still, "Tr_imu_to_velo": still}
-    lines = [f"{name}: " + " ".join(f"{value:.12e}" for value in matrix.ravel()) for name, matrix in rows.items()]
+    rows = {
+        "P0": P2, "P1": P2, "P2": P2, "P3": P2, "R0_rect": np.eye(3), "Tr_velo_to_cam": still,
+        "Tr_imu_to_velo": still}
+    lines = [
+        f"{name}: " + " ".join(f"{value:.12e}" for value in matrix.ravel())
+        for name, matrix in rows.items()
+    ]
     return "\n".join(lines) + "\n"
 
 
 def write_coco(folder: Path, graphs: list[SceneGraph], vocabulary: Vocabulary) -> None:
-    """Write FOLDER/coco; the images of the graphs are in FOLDER. Ids count from 1, boxes are x, y, width, height.
+    """Write FOLDER/coco; the images of the graphs are in FOLDER.
 
-    Segmentations are the boxes as polygons, since pycocotools cannot draw or mask annotations without one.
+    Ids count from 1, boxes are x, y, width, height. Segmentations are the boxes as polygons, since
+    pycocotools can neither draw nor mask annotations without one.
     """
     out = Path(folder) / "coco"
     shutil.rmtree(out, ignore_errors=True)
@@ -96,18 +116,27 @@ def write_coco(folder: Path, graphs: list[SceneGraph], vocabulary: Vocabulary) -
     for image_id, graph in enumerate(graphs, 1):
         name = Path(graph.image).name
         link_image(folder / graph.image, out / "images" / name)
-        images.append({"id": image_id, "file_name": name, "width": graph.width, "height": graph.height})
+        images.append(
+            {"id": image_id, "file_name": name, "width": graph.width, "height": graph.height}
+        )
         for label, (x0, y0, x1, y1) in zip(graph.labels.tolist(), graph.boxes_px.tolist()):
-            annotations.append({"id": len(annotations) + 1, "image_id": image_id, "category_id": label + 1,
-                                "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0,
-                                "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]]})
+            annotations.append(
+                {
+                    "id": len(annotations) + 1, "image_id": image_id, "category_id": label + 1,
+                    "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0,
+                    "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]]}
+            )
     categories = [{"id": i, "name": name} for i, name in enumerate(vocabulary.categories, 1)]
-    write_json(out / "annotations.json", {"info": {"description": "synthetic images of Sim2SG"}, "licenses": [],
-                                          "images": images, "annotations": annotations, "categories": categories})
+    write_json(
+        out / "annotations.json",
+        {
+            "info": {"description": "synthetic images of Sim2SG"}, "licenses": [], "images": images,
+            "annotations": annotations, "categories": categories},
+    )
 
 
 def link_image(source: Path, target: Path) -> None:
-    """The same file under another name where the file system can, else a copy."""
+    """A hard link where the file system supports it, else a copy."""
     try:
         os.link(source, target)
     except OSError:

@@ -1,7 +1,7 @@
 """Binary glTF 2.0 files (GLB) -> triangles in the file's world frame.
 
-Parsed here since trimesh 5.2 ignores, without a word, normalized integers, sparse accessors, GPU instances, triangle fans,
-morph targets, skins and required extensions.
+Parsed here since trimesh 5.2 ignores, without a word, normalized integers, sparse accessors, GPU
+instances, triangle fans, morph targets, skins and required extensions.
 """
 import base64
 import json
@@ -13,10 +13,13 @@ from scipy.spatial.transform import Rotation
 
 from sim2sg_lib.io.reading import MAX_FILE_BYTES
 
-DTYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}  # by componentType
+# by componentType
+DTYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126: "<f4"}
 COLUMNS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}  # by accessor type
 # required extensions that are read, or that do not change the geometry
-SUPPORTED = re.compile("KHR_mesh_quantization|EXT_mesh_gpu_instancing|(KHR|EXT)_(materials|texture|lights)_.*")
+SUPPORTED = re.compile(
+    "KHR_mesh_quantization|EXT_mesh_gpu_instancing|(KHR|EXT)_(materials|texture|lights)_.*"
+)
 
 
 class Unsupported(ValueError):
@@ -24,7 +27,7 @@ class Unsupported(ValueError):
 
 
 def read_glb(content: bytes, max_faces: int) -> list[np.ndarray] | None:
-    """The triangles (F, 3, 3) of each primitive of each node of a binary glTF 2.0 file, in its world frame.
+    """The triangles (F, 3, 3) of each node's primitives, in the file's world frame.
 
     None if there are more than max_faces. Raises: Unsupported; any exception for a broken file.
     """
@@ -37,7 +40,8 @@ def read_glb(content: bytes, max_faces: int) -> list[np.ndarray] | None:
         mesh = glb.tree["meshes"][node["mesh"]]
         weights = node.get("weights", mesh.get("weights", []))
         bones = glb.bones(node["skin"], world) if "skin" in node else None
-        matrices = np.eye(4)[None] if bones is not None else matrix @ glb.instances(node)  # (K, 4, 4)
+        # (K, 4, 4)
+        matrices = np.eye(4)[None] if bones is not None else matrix @ glb.instances(node)
         for primitive in mesh["primitives"]:
             triangles = glb.triangles(primitive, weights, bones)
             total += len(matrices) * len(triangles)
@@ -45,8 +49,13 @@ def read_glb(content: bytes, max_faces: int) -> list[np.ndarray] | None:
                 return None
             if len(triangles):
                 turns = matrices[:, :3, :3]
-                placed = [triangles[:, ::-1 if np.linalg.det(turn) < 0 else 1] @ turn.T for turn in turns]  # mirrored?
-                pieces.append(np.concatenate([part + matrix[:3, 3] for part, matrix in zip(placed, matrices)]))
+                # mirrored?
+                placed = [
+                    triangles[:, :: -1 if np.linalg.det(turn) < 0 else 1] @ turn.T for turn in turns
+                ]
+                pieces.append(
+                    np.concatenate([part + matrix[:3, 3] for part, matrix in zip(placed, matrices)])
+                )
     return pieces
 
 
@@ -66,9 +75,14 @@ class Glb:
             chunks.setdefault(kind, content[at + 8:at + 8 + size])
             at += 8 + size
         self.tree, self.buffer = json.loads(chunks[b"JSON"]), chunks.get(b"BIN\0", b"")
-        unknown = [name for name in self.tree.get("extensionsRequired", []) if not SUPPORTED.fullmatch(name)]
+        unknown = [
+            name
+            for name in self.tree.get("extensionsRequired", [])
+            if not SUPPORTED.fullmatch(name)
+        ]
         if unknown:
-            raise Unsupported(f"requires the glTF extension {', '.join(unknown)}, which is not supported")
+            raise Unsupported(f"requires the glTF extension {', '.join(unknown)}, which is not "
+                              "supported")
 
     def world_matrices(self) -> dict[int, np.ndarray]:
         """Node index -> (4, 4) matrix to the world frame, of all nodes of the default scene."""
@@ -83,38 +97,53 @@ class Glb:
             if index in world:
                 raise ValueError(f"nodes[{index}] has two parents")
             node = nodes[index]
-            local = np.reshape(node["matrix"], (4, 4)).T if "matrix" in node else compose_matrices(
-                [node.get("translation", [0, 0, 0])], [node.get("rotation", [0, 0, 0, 1])], [node.get("scale", [1, 1, 1])])[0]
+            local = (
+                np.reshape(node["matrix"], (4, 4)).T
+                if "matrix" in node
+                else compose_matrices(
+                    [node.get("translation", [0, 0, 0])], [node.get("rotation", [0, 0, 0, 1])],
+                    [node.get("scale", [1, 1, 1])])[0]
+            )
             world[index] = parent @ local
             waiting += [(child, world[index]) for child in reversed(node.get("children", []))]
         return world
 
     def instances(self, node: dict) -> np.ndarray:
-        """(K, 4, 4) matrices of a node's instances in its own frame (EXT_mesh_gpu_instancing), else one identity."""
+        """(K, 4, 4) of a node's instances in its frame (EXT_mesh_gpu_instancing); K = 1 if none."""
         if "EXT_mesh_gpu_instancing" not in node.get("extensions", {}):
             return np.eye(4)[None]
-        found = {name: self.numbers(index)
-                 for name, index in node["extensions"]["EXT_mesh_gpu_instancing"]["attributes"].items()}
+        found = {
+            name: self.numbers(index)
+            for name, index in node["extensions"]["EXT_mesh_gpu_instancing"]["attributes"].items()
+        }
         count = len(next(iter(found.values())))
         rest = {"TRANSLATION": (0, 0, 0), "ROTATION": (0, 0, 0, 1), "SCALE": (1, 1, 1)}
-        return compose_matrices(*(found.get(name, np.tile(value, (count, 1))) for name, value in rest.items()))
+        return compose_matrices(
+            *(found.get(name, np.tile(value, (count, 1))) for name, value in rest.items())
+        )
 
     def bones(self, index: int, world: dict[int, np.ndarray]) -> np.ndarray:
-        """(J, 4, 4) from a skinned mesh's own frame to the world, per joint, in the pose of the file."""
+        """(J, 4, 4) from a skinned mesh's frame to the world, per joint, in the file's pose."""
         skin = self.tree["skins"][index]
         joints = np.stack([world[joint] for joint in skin["joints"]])
         if "inverseBindMatrices" not in skin:
             return joints
-        return joints @ self.numbers(skin["inverseBindMatrices"]).reshape(-1, 4, 4).transpose(0, 2, 1)
+        return joints @ self.numbers(skin["inverseBindMatrices"]).reshape(-1, 4, 4).transpose(
+            0, 2, 1
+        )
 
-    def triangles(self, primitive: dict, weights: list[float], bones: np.ndarray | None) -> np.ndarray:
+    def triangles(
+        self, primitive: dict, weights: list[float], bones: np.ndarray | None
+    ) -> np.ndarray:
         """(F, 3, 3), morphed by `weights` and skinned by `bones`; none of points and lines."""
         attributes, mode = primitive["attributes"], primitive.get("mode", 4)
         if mode < 4 or "POSITION" not in attributes:
             return np.zeros((0, 3, 3))
         verts = self.numbers(attributes["POSITION"])
         for weight, target in zip(weights, primitive.get("targets", [])):
-            verts = verts + weight * self.numbers(target["POSITION"]) if "POSITION" in target else verts
+            verts = (
+                verts + weight * self.numbers(target["POSITION"]) if "POSITION" in target else verts
+            )
         if bones is not None:
             verts = self.skinned(verts, attributes, bones)
         order = np.arange(len(verts))
@@ -122,7 +151,8 @@ class Glb:
             order = self.numbers(primitive["indices"]).astype(np.int64).reshape(-1)
         i = np.arange(max(len(order) - 2, 0))
         faces = {4: lambda: order[:len(order) // 3 * 3].reshape(-1, 3),
-                 5: lambda: np.stack([order[i], order[i + 1 + i % 2], order[i + 2 - i % 2]], 1),  # strip
+                 # strip
+                 5: lambda: np.stack([order[i], order[i + 1 + i % 2], order[i + 2 - i % 2]], 1),
                  6: lambda: np.stack([order[i + 1], order[i + 2], order[0 * i]], 1)}[mode]()  # fan
         if len(faces) and faces.min() < 0:
             raise ValueError("a negative index")
@@ -132,7 +162,9 @@ class Glb:
         """(V, 3) in the world: each vertex moved by the weighted mean of its joints' bones."""
         mean, total = np.zeros((len(verts), 4, 4)), np.zeros(len(verts))
         for k in range(sum(name.startswith("JOINTS_") for name in attributes)):
-            joints, shares = self.numbers(attributes[f"JOINTS_{k}"]).astype(int), self.numbers(attributes[f"WEIGHTS_{k}"])
+            joints, shares = (
+                self.numbers(attributes[f"JOINTS_{k}"]).astype(int),
+                self.numbers(attributes[f"WEIGHTS_{k}"]))
             for joint, share in zip(joints.T, shares.T):
                 mean += share[:, None, None] * bones[joint]
                 total += share
@@ -141,7 +173,9 @@ class Glb:
     def numbers(self, index: int) -> np.ndarray:
         """(count, columns) float64, the elements of an accessor: strided, normalized, sparse."""
         accessor = self.tree["accessors"][index]
-        count, columns, dtype = accessor["count"], COLUMNS[accessor["type"]], np.dtype(DTYPES[accessor["componentType"]])
+        count, columns, dtype = (
+            accessor["count"], COLUMNS[accessor["type"]],
+            np.dtype(DTYPES[accessor["componentType"]]))
         sparse = accessor.get("sparse")
         if "bufferView" in accessor:
             values = self.elements(accessor, count, columns, dtype)
@@ -149,7 +183,9 @@ class Glb:
             values = np.zeros((count, columns), dtype)
         else:
             used = ", ".join(self.tree.get("extensionsUsed", []))
-            raise Unsupported(f"accessors[{index}] has no data" + (f"; the file uses {used}" if used else ""))
+            raise Unsupported(
+                f"accessors[{index}] has no data" + (f"; the file uses {used}" if used else "")
+            )
         values = values.astype(np.float64)
         if sparse:
             where = np.dtype(DTYPES[sparse["indices"]["componentType"]])
@@ -166,19 +202,23 @@ class Glb:
         start, stride = view.get("byteOffset", 0), view.get("byteStride", columns * dtype.itemsize)
         uri = buffer.get("uri", "")
         if "uri" in buffer and not uri.startswith("data:"):
-            raise Unsupported(f"its data are in another file, {uri[:80]!r}, expected a GLB file that holds all of them")
+            raise Unsupported(f"its data are in another file, {uri[:80]!r}, expected a GLB file "
+                              "that holds all of them")
         if "uri" not in buffer and view["buffer"] != 0:
             raise Unsupported(f"buffers[{view['buffer']}] has no data")
         data = base64.b64decode(uri.partition(",")[2]) if "uri" in buffer else self.buffer
         if min(start, stride - columns * dtype.itemsize) < 0:
             raise ValueError("a negative offset or a stride shorter than an element")
-        return np.ndarray((count, columns), dtype, data[start:start + view["byteLength"]], place.get("byteOffset", 0),
-                          (stride, dtype.itemsize))
+        return np.ndarray(
+            (count, columns), dtype, data[start : start + view["byteLength"]],
+            place.get("byteOffset", 0), (stride, dtype.itemsize))
 
 
 def compose_matrices(translations, rotations, scales) -> np.ndarray:
     """(K, 4, 4) that scale (K, 3), turn by quaternions x y z w (K, 4), then move (K, 3)."""
     matrices = np.tile(np.eye(4), (len(translations), 1, 1))
-    matrices[:, :3, :3] = Rotation.from_quat(rotations).as_matrix() * np.asarray(scales, np.float64)[:, None]
+    matrices[:, :3, :3] = (
+        Rotation.from_quat(rotations).as_matrix() * np.asarray(scales, np.float64)[:, None]
+    )
     matrices[:, :3, 3] = translations
     return matrices

@@ -11,35 +11,47 @@ from PIL import Image, PngImagePlugin
 
 from sim2sg_lib.cli import InputError, log_info
 from sim2sg_lib.io.files import write_bytes
-from sim2sg_lib.io.reading import MAX_PIXELS, MAX_SIDE, NOT_IN_NAMES, check_file, read_bytes, safe_join
+from sim2sg_lib.io.reading import (
+    MAX_PIXELS, MAX_SIDE, NOT_IN_NAMES, check_file, read_bytes, safe_join)
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif")
 OTHER_SUFFIXES = (".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif")  # not read
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of a JPEG: no stuffed byte, restart or filling
-# per JPEG. Photos have a dozen scans; each takes as long as the whole image, so scans x pixels are bounded, too
+# per JPEG. Photos have a dozen scans; each is decoded as an image, so scans x pixels are bounded
 MAX_SCANS, MAX_SCANNED = 100, 2**30
 MAX_STEM_BYTES = 255 - len(".png.tmp")  # file systems allow names of 255 bytes
-# metadata are ignored, but Pillow decompresses them and refuses more than 1 MiB unless told otherwise
+# metadata are ignored, but Pillow decompresses them and refuses more than 1 MiB by default
 PngImagePlugin.MAX_TEXT_CHUNK = PngImagePlugin.MAX_TEXT_MEMORY = 64 * 2**20
 
 
-# --- folders ----------------------------------------------------------------------------------------------------------
+# --- folders --------------------------------------------------------------------------------------
 
 def kitti_root(folder: Path) -> Path | None:
-    """The folder that holds KITTI's image_2/: `folder` or its training/; None if this is not a KITTI folder."""
-    return next((root for root in (Path(folder), Path(folder) / "training") if os.path.isdir(root / "image_2")), None)
+    """The folder around KITTI's image_2/, `folder` or its training/; None for other folders."""
+    roots = (Path(folder), Path(folder) / "training")
+    return next((root for root in roots if os.path.isdir(root / "image_2")), None)
 
 
 def image_names(folder: Path) -> list[str]:
     """Paths relative to `folder`, sorted, of the files named as PNG or JPEG, hidden ones aside.
 
-    They lie in a KITTI folder's image_2/ or a data set's images/; any other folder may have images on its top level, in
-    images/ or in both. Raises: InputError if there are none.
+    They lie in a KITTI folder's image_2/ or a data set's images/; any other folder may have images
+    on its top level, in images/ or in both. Raises: InputError if there are none.
     """
     folder, kitti = Path(folder), kitti_root(folder)
     inner = folder / "images" if os.path.isdir(folder / "images") else None
-    is_data_set = any(os.path.lexists(folder / name) for name in ("dataset.json", "graphs.jsonl", "cameras.jsonl"))
-    roots = [kitti / "image_2"] if kitti else [inner] if inner and is_data_set else [folder, inner] if inner else [folder]
+    is_data_set = any(
+        os.path.lexists(folder / name) for name in ("dataset.json", "graphs.jsonl", "cameras.jsonl")
+    )
+    roots = (
+        [kitti / "image_2"]
+        if kitti
+        else [inner]
+        if inner and is_data_set
+        else [folder, inner]
+        if inner
+        else [folder]
+    )
     names = []
     for root in roots:
         safe_join(folder, str(root.relative_to(folder)))
@@ -49,20 +61,31 @@ def image_names(folder: Path) -> list[str]:
             raise InputError(f"{root}: cannot be listed ({error.strerror})") from None
         names += [str(path.relative_to(folder)) for path in entries
                   if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
-    labels = [path for name in ("label_2", "calib") for path in (folder / name, folder / "training" / name) if path.is_dir()]
+    labels = [
+        path
+        for name in ("label_2", "calib")
+        for path in (folder / name, folder / "training" / name)
+        if path.is_dir()
+    ]
     if not names and labels and not kitti:
-        raise InputError(f"{labels[0].parent}: has {labels[0].name}/ and no image_2/, expected image_2/ with PNG or JPEG "
-                         "images")
+        raise InputError(
+            f"{labels[0].parent}: has {labels[0].name}/ and no image_2/, expected image_2/ with "
+            "PNG or JPEG images"
+        )
     if not names:
-        raise InputError(f"{roots[0]}: no PNG or JPEG image in it" + ("" if roots[0] != folder else " or in its images/"))
+        raise InputError(
+            f"{roots[0]}: no PNG or JPEG image in it"
+            + ("" if roots[0] != folder else " or in its images/")
+        )
     return sorted(names)
 
 
 def readable_images(folder: Path) -> dict[str, tuple[int, int]]:
     """image_names of a folder that nobody has checked -> (width, height) in pixels.
 
-    Files that are no images although named so are skipped, and so are hidden images, other formats and subfolders; one
-    line says how many. Raises: InputError if no image is left, or for a link that leads out of the folder.
+    Files that only look like images are skipped, and so are hidden files, other formats and
+    subfolders; one line says how many.
+    Raises: InputError if no image is left, or for a link that leads out of the folder.
     """
     folder, sizes, skipped = Path(folder), {}, []
     names, is_kitti = image_names(folder), kitti_root(folder) is not None
@@ -77,13 +100,20 @@ def readable_images(folder: Path) -> dict[str, tuple[int, int]]:
     if not is_kitti:
         skipped += [f"{folder / name}: {reason}" for name, reason in left_out(folder, set(names))]
     if skipped:
-        log_info(f"{folder}: {len(sizes)} images are read, {len(skipped)} files are skipped; the first: {skipped[0]}")
+        log_info(
+            f"{folder}: {len(sizes)} images are read, {len(skipped)} files are skipped; the first: {skipped[0]}"
+        )
     return sizes
 
 
 def left_out(folder: Path, names: set[str]) -> list[tuple[str, str]]:
-    """(path, reason) for images on a folder's top level and in its subfolders that are not in `names`."""
-    folders = [folder, *sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))]
+    """(path, reason) of images at a folder's top level and in subfolders, but not in `names`."""
+    folders = [
+        folder,
+        *sorted(
+            path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
+        ),
+    ]
     rows = []
     for place in folders:
         for name in sorted(os.listdir(place)) if os.access(place, os.R_OK | os.X_OK) else []:
@@ -91,13 +121,18 @@ def left_out(folder: Path, names: set[str]) -> list[tuple[str, str]]:
             suffix = Path(name).suffix.lower()
             if path in names or suffix not in SUFFIXES + OTHER_SUFFIXES:
                 continue
-            reason = ("a hidden file" if name.startswith(".") else "not PNG or JPEG" if suffix in OTHER_SUFFIXES
-                      else "in a folder that is not read")
+            reason = (
+                "a hidden file"
+                if name.startswith(".")
+                else "not PNG or JPEG"
+                if suffix in OTHER_SUFFIXES
+                else "in a folder that is not read"
+            )
             rows.append((path, reason))
     return rows
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 def open_image(path: Path) -> Image.Image:
     """The file's header, pixels not yet read. Raises: InputError."""
@@ -105,16 +140,21 @@ def open_image(path: Path) -> Image.Image:
     try:
         image = Image.open(path, formats=("PNG", "JPEG"))
     except Exception as error:  # Pillow passes on whatever its readers stumble over
-        raise InputError(f"{path}: not a readable PNG or JPEG image ({error.__class__.__name__})") from None
+        raise InputError(f"{path}: not a readable PNG or JPEG image "
+                         f"({error.__class__.__name__})") from None
     if not 0 < image.width * image.height <= MAX_PIXELS:
         raise InputError(f"{path}: {image.width}x{image.height} pixels, expected 1 to {MAX_PIXELS}")
     if max(image.size) > MAX_SIDE:
-        raise InputError(f"{path}: {image.width}x{image.height} pixels, expected {MAX_SIDE} at most in either direction")
+        raise InputError(f"{path}: {image.width}x{image.height} pixels, expected {MAX_SIDE} at "
+                         "most in either direction")
     return image
 
 
 def check_image(path: Path) -> tuple[int, int]:
-    """(width, height) px of an image that can be decoded, at less than the cost of decoding it. Raises: InputError."""
+    """(width, height) px of an image that can be decoded, at less than the cost of decoding it.
+
+    Raises: InputError.
+    """
     image = open_image(path)
     try:
         if image.format == "PNG":
@@ -136,14 +176,15 @@ def check_scans(path: Path, image: Image.Image) -> None:
     scans = 0 if image.format == "PNG" else count_scans(read_bytes(path, "a JPEG image"))
     most = min(MAX_SCANS, MAX_SCANNED // (image.width * image.height))
     if scans > most:
-        raise InputError(f"{path}: {scans} scans, expected a JPEG of this size to have {most} at most")
+        raise InputError(f"{path}: {scans} scans, expected a JPEG of this size to have {most} at "
+                         "most")
 
 
 def read_image(path: Path, width: int, height: int) -> np.ndarray:
-    """(height, width, 3) uint8, resized if need be. Raises: InputError for a truncated or broken file.
+    """(height, width, 3) uint8, resized if necessary. Raises: InputError for a broken file.
 
-    Gray, palette and CMYK become RGB, 16 bits become 8, alpha is dropped, an animation is its first picture; pixels are
-    where the file stores them, whatever EXIF says.
+    Gray, palette and CMYK become RGB, 16 bits become 8, alpha is dropped, an animation is its first
+    picture; pixels are where the file stores them, whatever EXIF says.
     """
     image = open_image(path)
     check_scans(path, image)
@@ -154,41 +195,47 @@ def read_image(path: Path, width: int, height: int) -> np.ndarray:
     except Exception as error:
         raise InputError(f"{path}: truncated or broken image ({error})") from None
     if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BOX if image.width > width else Image.Resampling.BILINEAR)
+        image = image.resize(
+            (width, height),
+            Image.Resampling.BOX if image.width > width else Image.Resampling.BILINEAR)
     return np.asarray(image)
 
 
 def count_scans(jpeg: bytes) -> int:
-    """How many scans a JPEG has; what follows its end, as a phone's video does, is no part of it."""
+    """The number of scans of a JPEG, up to its end: a phone's video may follow."""
     at, scans = 2, 0
     while found := MARKER.search(jpeg, at):
         kind, at = jpeg[found.end() - 1], found.end()
         if kind == 0xd9:  # the end
             break
         scans += kind == 0xda
-        at += max(2, int.from_bytes(jpeg[at:at + 2], "big")) * (kind != 0x01)  # which alone has no content
+        # which alone has no content
+        at += max(2, int.from_bytes(jpeg[at:at + 2], "big")) * (kind != 0x01)
     return scans
 
 
 def write_image(path: Path, image: np.ndarray) -> int:
-    """(H, W, 3) uint8 -> PNG; the lightest compression, since writing costs more than rendering. Returns the file's CRC."""
+    """Write (H, W, 3) uint8 as PNG, lightly compressed for speed. Returns the file's CRC."""
     content = io.BytesIO()
     Image.fromarray(image).save(content, "PNG", compress_level=1)
-    write_bytes(path, content.getvalue(), sync=False)  # a power cut before the set is whole is found out by the CRC
+    # a power cut before the set is whole is found out by the CRC
+    write_bytes(path, content.getvalue(), sync=False)
     return zlib.crc32(content.getvalue())
 
 
 def output_names(paths: list[str]) -> list[str]:
-    """A file name for the results of each image: its own name, made unique by _2, _3, ... behind the stem.
+    """A file name for each image's results: its own, made unique by _2, _3, ... after the stem.
 
-    Stems count as equal if they differ only in case or in Unicode normalization. Characters that graphs.jsonl cannot
-    hold become underscores, and stems are cut to MAX_STEM_BYTES.
+    Stems count as equal if they differ only in case or in Unicode normalization. Characters that
+    graphs.jsonl cannot hold become underscores, and stems are cut to MAX_STEM_BYTES.
     """
     names, taken = [], set()
     for path in (Path(re.sub(NOT_IN_NAMES, "_", Path(path).name)) for path in paths):
         ending, number = "", 1
         while True:
-            stem = path.stem.encode()[:MAX_STEM_BYTES - len(ending)].decode(errors="ignore") + ending
+            stem = (
+                path.stem.encode()[: MAX_STEM_BYTES - len(ending)].decode(errors="ignore") + ending
+            )
             key = unicodedata.normalize("NFC", stem.casefold())
             if key not in taken:
                 break

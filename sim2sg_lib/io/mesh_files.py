@@ -1,4 +1,4 @@
-"""Meshes from OBJ and GLB files that replace an environment's own assets (`synthesize.py --assets`)."""
+"""Meshes from OBJ and GLB files as assets (`synthesize.py --assets`)."""
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,65 +15,91 @@ from sim2sg_lib.scene import Mesh
 from sim2sg_lib.sim.meshes import to_unit
 
 MAX_FACES = 20_000
-# rows: our x (ahead), y (left) and z (up) in the file's axes. Both are y up; glTF 2.0 looks along +z, ShapeNet along -z
+# rows: our x (ahead), y (left) and z (up) in the file's axes.
+# Both formats are y up; glTF 2.0 looks along +z, ShapeNet along -z
 TO_WORLD = {".glb": np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0.0]]),
             ".obj": np.array([[0, 0, -1], [-1, 0, 0], [0, 1, 0.0]])}
 
 
 def replace_assets(env: Env, folder: Path) -> Env:
-    """The environment with the source's assets of each category replaced by the files in `folder`, if it has any of it.
+    """The environment with the source's assets replaced, in categories that `folder` has files of.
 
-    Files: folder/<category>/*.obj or *.glb, and folder/<category>/<model>/models/model_normalized.obj as in ShapeNet.
-    A file's unit is unknown: each model gets the sizes (lengths of the diagonal) of the category's median asset.
-    Models of more than MAX_FACES triangles are left out.
+    Files: folder/<category>/*.obj or *.glb, and
+    folder/<category>/<model>/models/model_normalized.obj as in ShapeNet. A file's unit is unknown:
+    each model gets the sizes (lengths of the diagonal) of the category's median asset. Models of
+    more than MAX_FACES triangles are left out.
 
-    Raises: InputError for a folder without such files, a category whose models are all too large, an unreadable file.
+    Raises: InputError for a folder without such files, a category whose models are all too large,
+    an unreadable file.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder, expected one of OBJ or GLB files by category")
     world = env.world
-    assets, sizes_m, names = dict(world.assets), dict(world.asset_sizes_m), list(world.category_assets)
+    assets, sizes_m, names = (
+        dict(world.assets), dict(world.asset_sizes_m), list(world.category_assets))
     for label, category in enumerate(env.vocabulary.categories):
         paths = asset_files(folder / category)
         if not paths:
             continue
-        diagonals_m = sorted([np.linalg.norm(world.asset_sizes_m[name], axis=1) for name in names[label]], key=max)
-        found = {name: read_mesh(safe_join(folder, name)) for name in (str(path.relative_to(folder)) for path in paths)}
+        diagonals_m = sorted(
+            [np.linalg.norm(world.asset_sizes_m[name], axis=1) for name in names[label]], key=max
+        )
+        found = {
+            name: read_mesh(safe_join(folder, name))
+            for name in (str(path.relative_to(folder)) for path in paths)
+        }
         names[label] = tuple(name for name in found if found[name])
         if not names[label]:
-            raise InputError(f"{folder / category}: every model has more than {MAX_FACES} faces, expected one of fewer")
+            raise InputError(f"{folder / category}: every model has more than {MAX_FACES} faces, "
+                             "expected one of fewer")
         if len(names[label]) < len(found):
-            log_info(f"{folder / category}: left out {len(found) - len(names[label])} of {len(found)} models, of more "
-                     f"than {MAX_FACES} faces")
+            log_info(
+                f"{folder / category}: left out {len(found) - len(names[label])} of {len(found)} "
+                f"models, of more than {MAX_FACES} faces"
+            )
         for name in names[label]:
             assets[name], extents = found[name]
             shape = np.array(extents) / np.linalg.norm(extents)
-            sizes_m[name] = tuple(tuple(map(float, length * shape)) for length in diagonals_m[len(diagonals_m) // 2])
+            sizes_m[name] = tuple(
+                tuple(map(float, length * shape)) for length in diagonals_m[len(diagonals_m) // 2]
+            )
     if tuple(names) == world.category_assets:
-        raise InputError(f"{folder}: no OBJ or GLB file in a folder named {', '.join(env.vocabulary.categories)}")
-    return replace(env, world=replace(world, assets=assets, asset_sizes_m=sizes_m, category_assets=tuple(names)))
+        raise InputError(f"{folder}: no OBJ or GLB file in a folder named "
+                         f"{', '.join(env.vocabulary.categories)}")
+    return replace(
+        env,
+        world=replace(world, assets=assets, asset_sizes_m=sizes_m, category_assets=tuple(names)))
 
 
 def asset_files(folder: Path) -> list[Path]:
-    """The mesh files of one category, sorted by name; hidden files (a Mac's `._chair.obj`) are none."""
-    files = [path for path in folder.glob("*") if path.suffix.lower() in TO_WORLD and not path.name.startswith(".")]
+    """The mesh files of one category, sorted, without hidden ones (a Mac's `._chair.obj`)."""
+    files = [
+        path
+        for path in folder.glob("*")
+        if path.suffix.lower() in TO_WORLD and not path.name.startswith(".")
+    ]
     return sorted([*files, *folder.glob("*/models/model_normalized.obj")])
 
 
 def read_mesh(path: Path) -> tuple[Mesh, tuple[float, float, float]] | None:
-    """One file as a unit mesh with flat normals, x ahead and z up, and its extents in the file's unit.
+    """One file as a unit mesh with flat normals, x ahead and z up, and its extents before.
 
-    Each OBJ material, and each primitive of a GLB node, is a part. None for more than MAX_FACES triangles.
+    Each OBJ material, and each primitive of a GLB node, is a part. None for more than MAX_FACES
+    triangles.
     Raises: InputError naming the file and, in an OBJ file, the line.
     """
     content, suffix = read_bytes(path, "an OBJ or GLB file"), path.suffix.lower()
     try:
-        pieces = read_glb(content, MAX_FACES) if suffix == ".glb" else read_obj(content, path, MAX_FACES)
+        pieces = (
+            read_glb(content, MAX_FACES) if suffix == ".glb" else read_obj(content, path, MAX_FACES)
+        )
     except (InputError, Unsupported) as error:
         raise error if isinstance(error, InputError) else InputError(f"{path}: {error}") from None
     except Exception as error:  # a broken file: whatever the parser stumbles over
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:100]
-        raise InputError(f"{path}: cannot be read as a {suffix[1:].upper()} file ({reason})") from None
+        raise InputError(
+            f"{path}: cannot be read as a {suffix[1:].upper()} file ({reason})"
+        ) from None
     if pieces is None:
         return None
     triangles = np.concatenate([np.zeros((0, 3, 3)), *pieces]) @ TO_WORLD[suffix].T  # (F, 3, 3)
@@ -85,30 +111,40 @@ def read_mesh(path: Path) -> tuple[Mesh, tuple[float, float, float]] | None:
         raise InputError(f"{path}: no faces in it")
     triangles, part = repair_winding(triangles[solid]), part[solid]
     normals = flat_normals(triangles)
-    return to_unit(triangles.reshape(-1, 3), normals.repeat(3, 0), np.arange(3 * len(part)).reshape(-1, 3), part)
+    return to_unit(
+        triangles.reshape(-1, 3), normals.repeat(3, 0), np.arange(3 * len(part)).reshape(-1, 3),
+        part)
 
 
 def flat_normals(triangles: np.ndarray) -> np.ndarray:
-    """(F, 3) normals of triangles (F, 3, 3), twice as long as the area; corners run counter-clockwise from outside."""
+    """(F, 3) normals of triangles (F, 3, 3), twice as long as the area.
+
+    Corners run counter-clockwise from outside.
+    """
     return np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
 
 
-# --- winding ----------------------------------------------------------------------------------------------------------
+# --- winding --------------------------------------------------------------------------------------
 
 def repair_winding(triangles: np.ndarray) -> np.ndarray:
     """Triangles (F, 3, 3) as wound in the file, except where this is certainly wrong.
 
-    A closed connected surface whose neighboring faces disagree is repaired. If the file as a whole is closed, consistent
-    and of negative volume, it is inside out and all of it is reversed. Open pieces and inner walls stay as they are.
+    A closed connected surface whose neighboring faces disagree is repaired. If the file as a whole
+    is closed, consistent and of negative volume, it is inside out and all of it is reversed. Open
+    pieces and inner walls stay as they are.
     """
     extent = np.ptp(triangles, axis=(0, 1)).max()
-    _, faces = np.unique((triangles.reshape(-1, 3) / (1e-6 * extent)).round(), axis=0, return_inverse=True)
+    _, faces = np.unique(
+        (triangles.reshape(-1, 3) / (1e-6 * extent)).round(), axis=0, return_inverse=True
+    )
     faces = faces.reshape(-1, 3)  # corners welded by position
-    directed = np.concatenate([faces, np.roll(faces, -1, 1)]).reshape(2, -1).T  # (3 F, 2), edges k of face i at 3 i + k
+    # (3 F, 2), edges k of face i at 3 i + k
+    directed = np.concatenate([faces, np.roll(faces, -1, 1)]).reshape(2, -1).T
     edges, edge = np.unique(np.sort(directed, 1), axis=0, return_inverse=True)
     edge = edge.reshape(-1)
     uses = np.bincount(edge)
-    balance = np.bincount(edge, np.where(directed[:, 0] < directed[:, 1], 1, -1))  # 0 where the neighbors agree
+    # 0 where the neighbors agree
+    balance = np.bincount(edge, np.where(directed[:, 0] < directed[:, 1], 1, -1))
     owner = np.repeat(np.arange(len(faces)), 3)
     count = len(faces) + len(edges)
     links = coo_matrix((np.ones(len(edge)), (owner, len(faces) + edge)), (count, count))
@@ -127,19 +163,22 @@ def repair_winding(triangles: np.ndarray) -> np.ndarray:
 
 
 def turned_by_repair(corners: np.ndarray, faces: np.ndarray) -> np.ndarray:
-    """(F,) bool, the faces (F, 3) of one closed surface that trimesh reverses so that all wind outward.
+    """(F,) bool, the faces of one closed surface that trimesh reverses to wind all outward.
 
     corners: (3 F, 3) positions, three per face. faces: their numbers after welding.
     """
     try:
         import trimesh
     except ImportError:
-        raise InputError("--assets: a model's faces are wound inconsistently, which trimesh repairs, and trimesh is not "
-                         "installed: pip install trimesh") from None
+        raise InputError(
+            "--assets: a model's faces are wound inconsistently, which trimesh repairs, and trimesh "
+            "is not installed: pip install trimesh"
+        ) from None
     _, first, number = np.unique(faces, return_index=True, return_inverse=True)
     number = number.reshape(-1, 3)
     mesh = trimesh.Trimesh(corners[first], number, process=False)
     trimesh.repair.fix_winding(mesh)
     trimesh.repair.fix_inversion(mesh)
-    following = (np.argmax(mesh.faces == number[:, :1], 1) + 1) % 3  # where a face's first edge ends, before and after
+    # where a face's first edge ends, before and after
+    following = (np.argmax(mesh.faces == number[:, :1], 1) + 1) % 3
     return mesh.faces[np.arange(len(number)), following] != number[:, 1]

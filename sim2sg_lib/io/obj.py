@@ -1,7 +1,7 @@
-"""Wavefront OBJ files -> triangles. Parsed here since trimesh 5.2 reads them wrongly, some without a word:
+"""Wavefront OBJ files -> triangles.
 
-relative indices count from the end of the file, concave faces become fans, tabs are refused, and text that is not UTF-8
-needs an undeclared package.
+Parsed here since trimesh 5.2 counts relative indices from the end of the file, fans concave faces,
+refuses tabs, and needs an undeclared package for text that is not UTF-8.
 """
 import codecs
 import math
@@ -18,9 +18,10 @@ CORNER = re.compile(rb"([+-]?\d{1,9})(/[+-]?\d*){0,2}")  # v, v/t, v//n or v/t/n
 
 
 def read_obj(content: bytes, path: Path, max_faces: int) -> list[np.ndarray] | None:
-    """The triangles (F, 3, 3) of each material of a Wavefront OBJ file; None if there are more than max_faces.
+    """The triangles (F, 3, 3) of each material; None if there are more than max_faces.
 
-    Only `v`, `f` and `usemtl` count. Text is taken as bytes: names and comments may be in any encoding.
+    Only `v`, `f` and `usemtl` count. Text is taken as bytes: names and comments may be in any
+    encoding.
     Raises: InputError naming file and line.
     """
     if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
@@ -39,14 +40,18 @@ def read_obj(content: bytes, path: Path, max_faces: int) -> list[np.ndarray] | N
         elif keyword in (b"f", b"fo"):
             found = [CORNER.fullmatch(word) for word in words]
             if len(found) < 3 or not all(found):
-                raise InputError(f"{path}:{line}: f: expected three or more corners v, v/t, v//n or v/t/n")
+                raise InputError(f"{path}:{line}: f: expected three or more corners v, v/t, v//n "
+                                 "or v/t/n")
             corners = [int(match[1]) for match in found]
-            corners = [i - 1 if i > 0 else len(verts) + i if i < 0 else -1 for i in corners]  # -1 is the latest vertex
+            # -1 is the latest vertex
+            corners = [i - 1 if i > 0 else len(verts) + i if i < 0 else -1 for i in corners]
             if min(corners) < 0:
-                raise InputError(f"{path}:{line}: f: vertices count from 1, or back from -1, the latest of {len(verts)}")
+                raise InputError(f"{path}:{line}: f: vertices count from 1, or back from -1, the "
+                                 f"latest of {len(verts)}")
             polygons.setdefault(material, []).append((line, corners))
         elif keyword == b"surf":
-            raise InputError(f"{path}:{line}: surf: free-form surfaces are not supported, expected faces")
+            raise InputError(f"{path}:{line}: surf: free-form surfaces are not supported, expected "
+                             "faces")
     if sum(len(corners) - 2 for rows in polygons.values() for _, corners in rows) > max_faces:
         return None
     verts, pieces = np.array(verts).reshape(-1, 3), []
@@ -55,15 +60,19 @@ def read_obj(content: bytes, path: Path, max_faces: int) -> list[np.ndarray] | N
         for line, corners in rows:
             if max(corners) >= len(verts):
                 raise InputError(f"{path}:{line}: f: vertex {max(corners) + 1} of {len(verts)}")
-            triangles += [[corners[i] for i in triple] for triple in triangulate(verts[corners], f"{path}:{line}: f")]
+            triangles += [
+                [corners[i] for i in triple]
+                for triple in triangulate(verts[corners], f"{path}:{line}: f")
+            ]
         pieces.append(verts[triangles])
     return pieces
 
 
 def statements(content: bytes) -> Iterator[tuple[int, list[bytes]]]:
-    """Yields (line number, words) for each statement. Only `v` and `f` have comments behind and continuation lines.
+    """Yields (line number, words); `v` and `f` may have trailing comments and continuation lines.
 
-    The last byte of a name or comment in GBK or Shift JIS may look like the backslash of a continuation.
+    The last byte of a name or comment in GBK or Shift JIS may look like the backslash of a
+    continuation.
     """
     lines = iter(enumerate(content.splitlines(), 1))
     for number, line in lines:
@@ -78,9 +87,10 @@ def statements(content: bytes) -> Iterator[tuple[int, list[bytes]]]:
 
 
 def triangulate(points: np.ndarray, where: str) -> list[tuple[int, int, int]]:
-    """A simple polygon (N, 3), nearly flat, as N - 2 triples of its corners, wound alike: a fan, else by ear clipping.
+    """Triangles of a nearly flat polygon (N, 3) as N - 2 index triples: a fan, or ear clipping.
 
-    Raises: InputError that starts with `where` for a concave polygon of more than MAX_CONCAVE corners.
+    Raises: InputError that starts with `where` for a concave polygon of more than MAX_CONCAVE
+    corners.
     """
     count, spokes = len(points), points[1:] - points[0]
     areas = np.cross(spokes[:-1], spokes[1:])  # (N - 2, 3)
@@ -88,26 +98,36 @@ def triangulate(points: np.ndarray, where: str) -> list[tuple[int, int, int]]:
     if count == 3 or (areas @ normal >= 0).all():
         return [(0, i, i + 1) for i in range(1, count - 1)]
     if count > MAX_CONCAVE:
-        raise InputError(f"{where}: a concave face of {count} corners, expected {MAX_CONCAVE} at most")
+        raise InputError(f"{where}: a concave face of {count} corners, expected {MAX_CONCAVE} at "
+                         "most")
     axis = int(np.abs(normal).argmax())
-    flat = np.delete(points, axis, 1)[:, ::1 if (normal[axis] > 0) == (axis != 1) else -1]  # counter-clockwise
+    # counter-clockwise
+    flat = np.delete(points, axis, 1)[:, ::1 if (normal[axis] > 0) == (axis != 1) else -1]
     rest, triples, at = list(range(count)), [], 0
     while len(rest) > 3:
         turns = [(at + k) % len(rest) for k in range(len(rest))]
         # a polygon that crosses itself may have no ear: any corner will do
-        at = next((k for k in turns if is_ear(flat, rest[k - 1], rest[k], rest[(k + 1) % len(rest)], rest)), turns[0])
+        at = next(
+            (
+                k
+                for k in turns
+                if is_ear(flat, rest[k - 1], rest[k], rest[(k + 1) % len(rest)], rest)
+            ),
+            turns[0],
+        )
         triples.append((rest[at - 1], rest[at], rest[(at + 1) % len(rest)]))
         del rest[at]
     return [*triples, tuple(rest)]
 
 
 def is_ear(points: np.ndarray, before: int, corner: int, after: int, rest: list[int]) -> bool:
-    """Whether a corner of the polygon `rest` of points (N, 2), counter-clockwise, can be cut off: nothing lies inside."""
+    """Whether a corner of the counter-clockwise polygon `rest` of points (N, 2) can be cut off."""
     triangle = points[[before, corner, after]]
     sides = np.roll(triangle, -1, 0) - triangle
     if sides[0, 0] * sides[1, 1] - sides[0, 1] * sides[1, 0] <= 0:
         return False
     others = points[rest]
-    others = others[(others[:, None] != triangle).any(2).all(1)]  # corners at the same place do not count
+    # corners at the same place do not count
+    others = others[(others[:, None] != triangle).any(2).all(1)]
     offset = others[:, None] - triangle  # (M, 3, 2)
     return not (sides[:, 0] * offset[..., 1] - sides[:, 1] * offset[..., 0] >= 0).all(1).any()

@@ -21,7 +21,8 @@ def read_json_lines(path: Path) -> list[tuple[int, dict]]:
     for line_number, line in enumerate(read_text(path, "JSON Lines").split("\n"), 1):
         where = f"{path}:{line_number}"
         if len(line) > MAX_LINE:
-            raise InputError(f"{where}: {len(line)} characters, expected {MAX_LINE} per line at most")
+            raise InputError(f"{where}: {len(line)} characters, expected {MAX_LINE} per line at "
+                             "most")
         if line.strip():
             rows.append((line_number, load_json(line, where)))
     return rows
@@ -39,7 +40,8 @@ def read_text(path: Path, expected: str) -> str:
         return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = content.count(b"\n", 0, error.start) + 1
-        raise InputError(f"{path}:{line}: cannot be read as UTF-8 text, expected {expected}") from None
+        raise InputError(f"{path}:{line}: cannot be read as UTF-8 text, expected "
+                         f"{expected}") from None
 
 
 def read_bytes(path: Path, expected: str) -> bytes:
@@ -48,7 +50,8 @@ def read_bytes(path: Path, expected: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}), expected {expected}") from None
+        raise InputError(f"{path}: cannot be read ({error.strerror}), expected "
+                         f"{expected}") from None
 
 
 def check_file(path: Path, expected: str, max_bytes: int = MAX_FILE_BYTES) -> None:
@@ -67,9 +70,12 @@ def safe_join(root: Path, name: str, where: str = "") -> Path:
     Raises: InputError, starting with `where` or the path, if the name or a link leads out of root.
     """
     path = Path(root) / name
-    inside = stays_inside(name) and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(root))
+    inside = stays_inside(name) and Path(os.path.realpath(path)).is_relative_to(
+        os.path.realpath(root)
+    )
     if not inside:
-        raise InputError(f"{where or path}: {name!r} leads out of {root}, expected a path inside it")
+        raise InputError(f"{where or path}: {name!r} leads out of {root}, expected a path inside "
+                         "it")
     return path
 
 
