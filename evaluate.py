@@ -73,7 +73,7 @@ def main(context: click.Context, checkpoint_path: Path | None, data: Path | None
     from sim2sg_lib.io.graphs import write_graphs
     from sim2sg_lib.net.predict import predict_folder
     from sim2sg_lib.score.table import metrics_table
-    from sim2sg_lib.score.test_set import find_test_set, newest_source, notes, open_test_set, score
+    from sim2sg_lib.score.labeled_set import find_test_set, newest_source, notes, open_test_set, score
     from sim2sg_lib.viz.sheet import save_predictions
 
     checkpoint_path = checkpoint_path or latest_run()
@@ -230,7 +230,7 @@ def report(loop: Path) -> None:
     """
     from sim2sg_lib.io.graphs import read_graphs
     from sim2sg_lib.score.table import read_loop
-    from sim2sg_lib.score.test_set import open_test_set, without_categories
+    from sim2sg_lib.score.labeled_set import open_test_set, without_categories
     from sim2sg_lib.viz.report import write_report
 
     table = read_loop(loop)

@@ -205,11 +205,6 @@ def yaw_of(rotation_y_rad: float) -> float:
     return math.remainder(-rotation_y_rad, 2 * math.pi)
 
 
-def rotation_y_of(yaw_rad: float) -> float:
-    """Yaw about world z -> KITTI's rotation_y in [-pi, pi]; the inverse has the same formula."""
-    return math.remainder(-yaw_rad, 2 * math.pi)
-
-
 def frame_cameras(root: Path, names: list[str], sizes: list[tuple[int, int]],
                   camera: str | None) -> list[Camera]:
     """Each image's camera: "calib" (or None) from its calibration, "paper" as the paper assumes.
