@@ -1,8 +1,8 @@
-"""Shared by all tests: the project on the path, two threads, the command lines, a toy loop, real data where there is some.
+"""Shared by all tests: the project on the path, the command lines, a toy loop, real data if any.
 
-Some tests compare with data that is not part of the project (Blender renders of CLEVR scenes, official CLEVR scenes,
-a COCO sample, KITTI frames and labels). They run where SIM2SG_TEST_DATA names a folder that holds it, and are skipped
-elsewhere.
+Some tests compare with data that is not part of the project (Blender renders of CLEVR scenes,
+official CLEVR scenes, a COCO sample, KITTI frames and labels). They run where SIM2SG_TEST_DATA
+names a folder that holds it, and are skipped elsewhere.
 """
 import importlib.util
 import os
@@ -27,13 +27,14 @@ PROGRAMS = {}  # script -> its module, imported once
 
 
 def run(cwd: Path, script: str, *arguments, code: int = 0, environment: dict | None = None) -> str:
-    """Run a script's command line; returns what it printed, or, where it should fail, its error line.
+    """Run a script's command line. Returns what it printed, or its error line if it should fail.
 
-    In this process, since each start of torch takes seconds; as a process of its own where it needs an `environment`.
+    It runs in this process, since importing torch takes seconds; in a new one if an `environment`
+    is given.
     """
     if environment:
-        done = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd, text=True,
-                              capture_output=True, env=environment)
+        done = subprocess.run([sys.executable, str(ROOT / script), *map(str, arguments)], cwd=cwd,
+                              text=True, capture_output=True, env=environment)
         returned, printed, errors = done.returncode, done.stdout, done.stderr
     else:
         returned, printed, errors = run_here(cwd, script, [str(argument) for argument in arguments])
@@ -41,13 +42,14 @@ def run(cwd: Path, script: str, *arguments, code: int = 0, environment: dict | N
     assert returned == code, printed + errors
     if code == 0:
         return printed
-    complaint = [line for line in errors.splitlines() if line and "|" not in line]  # progress bars aside
+    # without progress bars
+    complaint = [line for line in errors.splitlines() if line and "|" not in line]
     assert len(complaint) == 1, errors
     return complaint[0]
 
 
 def run_here(cwd: Path, script: str, arguments: list[str]) -> tuple[int, str, str]:
-    """Exit status, standard output and standard error of a script's command line in this process."""
+    """Exit status, standard output and standard error of a command line run in this process."""
     if script not in PROGRAMS:
         spec = importlib.util.spec_from_file_location(Path(script).stem, ROOT / script)
         PROGRAMS[script] = importlib.util.module_from_spec(spec)
@@ -71,15 +73,17 @@ def run_here(cwd: Path, script: str, arguments: list[str]) -> tuple[int, str, st
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory):
-    """A whole loop of one iteration on a handful of images; a test adds what it writes to it under a name of its own."""
+    """A whole loop of one iteration on a few images; tests may add files under new names."""
     cwd = tmp_path_factory.mktemp("toy")
     run(cwd, "synthesize.py", "--num", 12, "--out", "data/sdr")
-    run(cwd, "synthesize.py", "--domain", "target", "--num", 16, "--seed", 1, "--out", "data/target")
+    run(cwd, "synthesize.py", "--domain", "target", "--num", 16, "--seed", 1,
+        "--out", "data/target")
     run(cwd, "train.py", "--source", "data/sdr", "--steps", 6, "--out", "runs/0")
-    run(cwd, "synthesize.py", "--checkpoint", "runs/0/model.pt", "--target", "data/target/train", "--threshold", 0.06,
-        "--num", 10, "--out", "data/1")
-    run(cwd, "train.py", "--source", "data/1", "--source", "data/sdr", "--target", "data/target/train", "--align",
-        "appearance,prediction", "--init", "runs/0/model.pt", "--steps", 4, "--out", "runs/1")
+    run(cwd, "synthesize.py", "--checkpoint", "runs/0/model.pt", "--target", "data/target/train",
+        "--threshold", 0.06, "--num", 10, "--out", "data/1")
+    run(cwd, "train.py", "--source", "data/1", "--source", "data/sdr",
+        "--target", "data/target/train", "--align", "appearance,prediction",
+        "--init", "runs/0/model.pt", "--steps", 4, "--out", "runs/1")
     return cwd
 
 
