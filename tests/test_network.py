@@ -1,4 +1,4 @@
-"""The network: hand-computed values, the symmetries a graph network must have, gradient routes, and overfitting."""
+"""The network: values by hand, symmetries of the graph network, gradient routes, overfitting."""
 import copy
 import dataclasses
 import json
@@ -38,8 +38,10 @@ def make_target(boxes, labels, relations, ignore=()) -> dict[str, torch.Tensor]:
 
 
 def three_objects() -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """A gray image with a red, a green and a blue rectangle, and its 12 relations: one of left, right and one of
-    front, behind for each ordered pair."""
+    """A gray image with a red, a green and a blue rectangle, and its 12 relations.
+
+    Each ordered pair has one of left and right and one of front and behind.
+    """
     boxes = [[8, 10, 28, 26], [40, 40, 64, 64], [66, 8, 88, 34]]
     image = torch.full((3, 72, 96), 0.5)
     relations = []
@@ -59,7 +61,8 @@ def total_loss(net, image, target):
 def make_nodes(counts: list[int], config: ModelConfig) -> Nodes:
     boxes = torch.rand(sum(counts), 4) * 30
     boxes[:, 2:] += boxes[:, :2] + 5
-    return Nodes(counts, image_index(counts, torch.device("cpu")), boxes, torch.randn(sum(counts), config.head_width),
+    return Nodes(counts, image_index(counts, torch.device("cpu")), boxes,
+                 torch.randn(sum(counts), config.head_width),
                  torch.randn(sum(counts), config.categories + 1))
 
 
@@ -90,7 +93,8 @@ def overfitted() -> SceneGraphNet:
     half[:, :, 65:] = 0.5
     relations = target["relations"]
     half_target = {"boxes": target["boxes"][:2], "labels": target["labels"][:2],
-                   "ignore_boxes": target["ignore_boxes"], "relations": relations[(relations[:, 0] < 2) & (relations[:, 2] < 2)]}
+                   "ignore_boxes": target["ignore_boxes"],
+                   "relations": relations[(relations[:, 0] < 2) & (relations[:, 2] < 2)]}
     images = torch.stack([image, half])
     optimizer = torch.optim.AdamW(net.parameters(), 1e-3, fused=True)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, 200)
@@ -103,7 +107,7 @@ def overfitted() -> SceneGraphNet:
     return net.eval()
 
 
-# --- values computed by hand ------------------------------------------------------------------------------------------
+# --- values computed by hand ----------------------------------------------------------------------
 
 def test_scatter_softmax_by_hand():
     weights = scatter_softmax(torch.tensor([1.0, 2.0, 0.5]), torch.tensor([0, 0, 1]), 3)
@@ -123,7 +127,7 @@ def test_pair_geometry_by_hand():
 
 
 def test_message_passing_by_hand():
-    """Three objects 1, 2, 4 and one relation 8 from the first to the third; each kind of message has its own scale."""
+    """Objects 1, 2, 4 and a relation 8 from first to third; each kind of message has its scale."""
     step = GraphConvolution(1, 1)
     with torch.no_grad():
         for layer, scale in zip((*step.to_objects, *step.to_relations), (1, 10, 100, 1000, 10000)):
@@ -131,7 +135,8 @@ def test_message_passing_by_hand():
     pairs = torch.tensor([[0, 2]])
     edges = object_edges(torch.zeros(3, dtype=torch.int64), pairs)
     weights = [torch.full((6,), 0.5), torch.ones(1), torch.ones(1)]
-    objects, relations = step(torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[8.0]]), pairs, edges, weights)
+    states = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[8.0]])
+    objects, relations = step(*states, pairs, edges, weights)
     assert objects[:, 0].tolist() == pytest.approx([1 + (3 + 80) / 3, 2 + 2.5 / 3, 4 + (1.5 + 800) / 3])
     assert relations.tolist() == [[8 + (1000 * 1 + 10000 * 4) / 2]]
 
@@ -246,7 +251,8 @@ def test_boxes_are_pooled_from_the_level_of_their_size(net):
     """Levels filled with their own number: below 224 px the finer one (Lin et al. 2017, eq. 1)."""
     config = dataclasses.replace(TINY, width=640, height=480)
     net.detector.config = config
-    features = {str(level): torch.full((2, 32, 60 // 2 ** level, 80 // 2 ** level), float(level)) for level in range(2)}
+    features = {str(level): torch.full((2, 32, 60 // 2 ** level, 80 // 2 ** level), float(level))
+                for level in range(2)}
     boxes = [torch.tensor([[0.0, 0, 223, 223], [0.0, 0, 224, 224], [5.0, 5, 20, 20]]),
              torch.tensor([[0.0, 0, 600, 400]])]
     assert net.detector.pool(features, boxes).mean(1).tolist() == [0.0, 1.0, 0.0, 1.0]
@@ -273,7 +279,7 @@ def test_anchors_know_the_strides():
     assert anchors[1].tolist() == [-6, -6, 6, 6]
 
 
-# --- symmetries of the graph network ----------------------------------------------------------------------------------
+# --- symmetries of the graph network --------------------------------------------------------------
 
 def test_permuting_nodes_permutes_outputs():
     torch.manual_seed(1)
@@ -287,8 +293,10 @@ def test_permuting_nodes_permutes_outputs():
     order = torch.tensor([3, 0, 4, 1, 2])
     moved = dataclasses.replace(nodes, boxes=nodes.boxes[order])
     shuffled = torch.randperm(len(pairs))
-    moved_classes, moved_predicates = graph(features[order], unions[shuffled], moved, order.argsort()[pairs][shuffled])
-    assert torch.allclose(moved_classes, classes[order]) and torch.allclose(moved_predicates, predicates[shuffled])
+    moved_pairs = order.argsort()[pairs][shuffled]
+    moved_classes, moved_predicates = graph(features[order], unions[shuffled], moved, moved_pairs)
+    assert torch.allclose(moved_classes, classes[order])
+    assert torch.allclose(moved_predicates, predicates[shuffled])
     assert not torch.allclose(moved_classes, classes)
 
 
@@ -330,7 +338,7 @@ def test_order_of_a_pair_enters_by_geometry():
     assert not torch.allclose(forward, backward, atol=1e-5)
 
 
-# --- the whole network ------------------------------------------------------------------------------------------------
+# --- the whole network ----------------------------------------------------------------------------
 
 def test_overfit_finds_every_triple(overfitted):
     """Recall at 20 without graph constraint is 1 on the image it was trained on."""
@@ -359,8 +367,8 @@ def test_batch_prediction_equals_single_predictions(overfitted):
         for name in ("boxes_px", "scores"):
             assert torch.allclose(getattr(together, name), getattr(alone, name), atol=1e-3)
         # rounding may swap pairs of nearly the same score
-        assert torch.allclose(together.predicate_probs[by_nodes(together)], alone.predicate_probs[by_nodes(alone)],
-                              atol=1e-3)
+        probs = [own.predicate_probs[by_nodes(own)] for own in (together, alone)]
+        assert torch.allclose(*probs, atol=1e-3)
 
 
 def by_nodes(prediction: Prediction) -> torch.Tensor:
@@ -409,7 +417,8 @@ def test_predict_leaves_the_mode_alone(overfitted):
     found = net.predict(features)[0]
     assert all(module.training for module in net.modules())
     for field in dataclasses.fields(Prediction):
-        assert torch.equal(torch.as_tensor(getattr(found, field.name)), torch.as_tensor(getattr(expected, field.name)))
+        ours, theirs = (torch.as_tensor(getattr(own, field.name)) for own in (found, expected))
+        assert torch.equal(ours, theirs)
     assert not found.predicate_probs.requires_grad
     assert net.losses(Outputs(net, features), [three_objects()[1]])["loss_rel"].requires_grad
 
@@ -429,10 +438,12 @@ def test_gradient_of_triplet_features_reaches_everything(net):
     triplets, = triplet_features(net(three_objects()[0][None]))
     assert triplets.shape == (64, 20)
     predictor, head = net.detector.roi_heads.box_predictor, net.detector.roi_heads.box_head
-    by_class, = torch.autograd.grad((triplets[:, :4] * torch.randn(4)).sum(), head.fc6.weight, retain_graph=True)
+    by_class, = torch.autograd.grad((triplets[:, :4] * torch.randn(4)).sum(), head.fc6.weight,
+                                    retain_graph=True)
     assert by_class.abs().sum() > 0  # class probabilities are not detached, apart from what the boxes carry
     (triplets * torch.randn(20)).sum().backward()
-    for module in (predictor.cls_score, predictor.bbox_pred, head, net.union_head, net.graph, net.detector.backbone):
+    for module in (predictor.cls_score, predictor.bbox_pred, head, net.union_head, net.graph,
+                   net.detector.backbone):
         assert gradient(module) > 0
     assert all(p.grad is None or p.grad.isfinite().all() for p in net.parameters())
 
@@ -462,7 +473,7 @@ def test_training_is_repeatable():
     assert values[0] == values[1]
 
 
-# --- ignore regions ---------------------------------------------------------------------------------------------------
+# --- ignore regions -------------------------------------------------------------------------------
 
 REGION = [40, 40, 80, 60]
 BOXES = torch.tensor([[40.0, 40, 60, 60],   # inside the region
@@ -495,14 +506,16 @@ def test_labels_of_anchors_and_rois_in_an_ignore_region(net, monkeypatch):
     target = make_target([[42, 40, 62, 60]], [2], [], [REGION])
     beside = target["boxes"] + torch.tensor([18.0, 0, 18, 0])
     boxes, seen = [torch.cat([BOXES, beside])], []
-    monkeypatch.setattr(net.detector.roi_heads, "subsample", lambda labels: seen.extend(labels) or [torch.arange(2)])
+    monkeypatch.setattr(net.detector.roi_heads, "subsample",
+                        lambda labels: seen.extend(labels) or [torch.arange(2)])
     net.detector._sample_rois(boxes, [target])
     # the last one is the true box, which torchvision adds to the proposals
     assert seen[0].tolist() == [2, -1, 0, 0, 0, -1, 2]
 
     def anchor_labels(ignore):
         found = []
-        monkeypatch.setattr(net.detector.rpn, "fg_bg_sampler", lambda labels: found.extend(labels) or sampler(labels))
+        monkeypatch.setattr(net.detector.rpn, "fg_bg_sampler",
+                            lambda labels: found.extend(labels) or sampler(labels))
         image_target = make_target([[42, 40, 62, 60]], [2], [], ignore)
         net.detector._rpn_losses(net(torch.zeros(1, 3, 72, 96)).anchors, [image_target])
         return found[0]
@@ -523,7 +536,8 @@ def test_no_gradient_from_an_ignored_object(net, monkeypatch):
     for name, ignore in (("background", []), ("ignored", [[60, 0, 96, 40]])):
         net.zero_grad(set_to_none=True)
         losses = net.losses(Outputs(net, features), [make_target([], [], [], ignore)])
-        sum(losses[key] for key in ("loss_classifier", "loss_box_reg", "loss_obj", "loss_rel")).backward(retain_graph=True)
+        names = ("loss_classifier", "loss_box_reg", "loss_obj", "loss_rel")
+        sum(losses[key] for key in names).backward(retain_graph=True)
         gradients[name] = gradient(net.detector.roi_heads)
     assert gradients["background"] > 0 and gradients["ignored"] == 0
 
@@ -535,7 +549,7 @@ def test_an_image_that_is_one_ignore_region_has_finite_losses(net):
     sum(losses.values()).backward()
 
 
-# --- output and configuration -----------------------------------------------------------------------------------------
+# --- output and configuration ---------------------------------------------------------------------
 
 def make_prediction() -> Prediction:
     boxes = torch.tensor([[10.0, 10, 40, 30], [-5.0, 50, 50, 90], [60.0, 20, 60, 40], [70.0, 5, 90, 15]])
@@ -563,7 +577,8 @@ def test_to_graph_keeps_everything_for_evaluation():
 
 def graphs_of(scores: list[list[float]]):
     """One graph per list, with as many cubes in a row, each one to the left of the next."""
-    return [make_graph("a.png", 100, 100, [0] * len(own), [[10 * i, 0, 10 * i + 8, 9] for i in range(len(own))],
+    return [make_graph("a.png", 100, 100, [0] * len(own),
+                       [[10 * i, 0, 10 * i + 8, 9] for i in range(len(own))],
                        [(i, LEFT, i + 1) for i in range(len(own) - 1)], own,
                        relation_scores=own[1:]) for own in scores]
 
@@ -618,13 +633,14 @@ def test_a_device_that_is_not_there_is_one_line(name):
 def test_configuration_survives_a_checkpoint():
     for config in (TINY, paper_config(3, 4, 320, 240)):
         assert ModelConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
-    with pytest.raises(ValueError, match="2048x2048 expected 2097152 pixels at most"):  # its weights would fit all the same
+    with pytest.raises(ValueError, match="2048x2048 expected 2097152 pixels at most"):
         dataclasses.replace(TINY, width=2048, height=2048)
     assert paper_config(3, 4, 320, 240).anchor_sizes == (16, 32, 64, 128, 256)
     assert paper_config(4, 4, 1242, 375).anchor_sizes == (32, 64, 128, 256, 512)
 
 
-@pytest.mark.parametrize("change", [{"backbone": "vgg16"}, {"input": "gray"}, {"imagenet": 1}, {"anchor_sizes": (8, 16)}])
+@pytest.mark.parametrize("change", [{"backbone": "vgg16"}, {"input": "gray"}, {"imagenet": 1},
+                                    {"anchor_sizes": (8, 16)}])
 def test_wrong_configuration_is_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         dataclasses.replace(TINY, **change)
@@ -660,7 +676,8 @@ def test_missing_imagenet_weights_are_one_line(monkeypatch):
 
 
 def test_relations_that_the_rules_exclude_are_neither_predicted_nor_in_the_way(overfitted):
-    """Of the three objects one is a hub: its 4 ordered pairs are left of 6, and `on` for one pair of categories only."""
+    """One of three objects is at one end of every relation, which leaves 4 of 6 ordered pairs; `on`
+    is allowed for one pair of categories."""
     net, image = copy.deepcopy(overfitted), three_objects()[0]
     features = net.features(image[None])
     free = net.predict(features)[0]
@@ -676,8 +693,9 @@ def test_relations_that_the_rules_exclude_are_neither_predicted_nor_in_the_way(o
     kept = (free.labels[free.pairs] == hub).any(1)
     assert set(map(tuple, bound.pairs.tolist())) == set(map(tuple, free.pairs[kept].tolist()))
     holds = bound.predicate_probs[:, 3] > 0
-    assert torch.equal(holds, (ends[:, 0] == hub) & (ends[:, 1] == (hub + 1) % 3)) and (bound.predicate_probs[:, :3] > 0).all()
+    assert torch.equal(holds, (ends[:, 0] == hub) & (ends[:, 1] == (hub + 1) % 3))
+    assert (bound.predicate_probs[:, :3] > 0).all()
     written = to_graph(bound, "a.png", image.shape[2], image.shape[1], 0.0, 0.0)
     assert len(written.relations) == 3 * len(bound.pairs) + int(holds.sum())
-    net.config = dataclasses.replace(net.config, pairs_test=1)  # the only place goes to a pair that may be related
+    net.config = dataclasses.replace(net.config, pairs_test=1)  # for a pair that may be related
     assert (free.labels[net.predict(features, possible)[0].pairs] == hub).any()
