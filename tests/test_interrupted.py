@@ -279,7 +279,7 @@ def test_evaluation_goes_on_after_a_kill(data, tmp_path):
     kept = tmp_path / "scores/.evaluate.partial/predicted.jsonl"
     assert code == -9 and 0 < len(kept.read_bytes().splitlines()) < 6 and not (tmp_path / "scores/metrics.json").exists()
     elsewhere = [data / "sdr" if word == "test" else word for word in arguments]
-    assert "was begun with data 'test', not" in run(tmp_path, *elsewhere, code=3)
+    assert f"was begun with data '{tmp_path / 'test'}', not" in run(tmp_path, *elsewhere, code=3)
     assert "goes on where it was interrupted" in run(tmp_path, *arguments)
     whole = run(tmp_path, *arguments[:-1], "whole")
     assert "goes on" not in whole

@@ -101,7 +101,8 @@ def readable_images(folder: Path) -> dict[str, tuple[int, int]]:
         skipped += [f"{folder / name}: {reason}" for name, reason in left_out(folder, set(names))]
     if skipped:
         log_info(
-            f"{folder}: {len(sizes)} images are read, {len(skipped)} files are skipped; the first: {skipped[0]}"
+            f"{folder}: {len(sizes)} images are read, {len(skipped)} files are skipped; "
+            f"the first: {skipped[0]}"
         )
     return sizes
 
