@@ -178,12 +178,15 @@ def train(state, schedule: Schedule, labeled, unlabeled, augment: bool, seed: in
             names = names + target_names
 
             # the task on labeled images, adaptation on images of both domains
-            source = model(augment_colors(images, state.colors) if augment else images)
-            losses = model.losses(source, labels)
-            notes = {"rate": state.optimizer.param_groups[0]["lr"]}
+            images = augment_colors(images, state.colors) if augment else images
             adapting = bool(state.methods) and step >= schedule.warmup * steps
             if adapting:
-                target = model(target_images)
+                source, target = model.forward_both(images, target_images)
+            else:
+                source = model(images)
+            losses = model.losses(source, labels)
+            notes = {"rate": state.optimizer.param_groups[0]["lr"]}
+            if adapting:
                 adapted = max(0.0, (step / steps - schedule.warmup) / (1 - schedule.warmup))
                 for method in state.methods.values():
                     more, numbers = method.losses(model, source, target, adapted)

@@ -65,8 +65,8 @@ def plain_faster_rcnn(config):
 
 
 def shared_losses(model, methods, images, targets, target_images):
-    """A step of train.py: two forward passes, of which the task and both methods share the parts."""
-    source, target = model(images), model(target_images)
+    """A step of train.py: one forward pass, of which the task and both methods share the parts."""
+    source, target = model.forward_both(images, target_images)
     losses = model.losses(source, targets)
     for method in methods:
         losses |= method.losses(model, source, target, 0.5)[0]

@@ -88,6 +88,15 @@ def toy(tmp_path_factory):
 
 
 @pytest.fixture
+def one_thread():
+    """Torch with one thread: with more, the order of sums depends on the batch size."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def real_data():
     """Returns a function: name of a data set -> its folder, or the test is skipped."""
     def find(name: str) -> Path:

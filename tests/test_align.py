@@ -255,7 +255,7 @@ def test_a_new_method_trains_through_the_command_line(toy, tmp_path, monkeypatch
     assert not equal_weights(tmp_path / "run", tmp_path / "alone")
 
 
-def test_a_factor_of_zero_is_the_plain_row(toy, tmp_path):
+def test_a_factor_of_zero_is_the_plain_row(toy, tmp_path, one_thread):
     run(toy, "train.py", *TRAIN, "--out", tmp_path / "plain")
     for factor in (0, 1):
         run(toy, "train.py", *ALIGN, "appearance,prediction", "--set", f"appearance.factor={factor}",

@@ -127,7 +127,9 @@ class PredictionAlignment(Adaptation):
     def losses(self, model: SceneGraphNet, source: Outputs, target: Outputs, progress: float
                ) -> tuple[dict[str, Tensor], dict[str, float]]:
         factor = reversal_factor(progress, self.knobs.factor, self.knobs.ramp)
-        synthetic = [self.layers(own.detach())[:, 0] for own in triplet_features(source)]
+        with torch.no_grad():  # on a copy, so that other methods find the source with gradient
+            synthetic = triplet_features(source.copy())
+        synthetic = [self.layers(own)[:, 0] for own in synthetic]
         real = [self.layers(ReverseGradient.apply(own, factor))[:, 0]
                 for own in triplet_features(target)]
         return _report("prediction", domain_loss(synthetic, real), factor)

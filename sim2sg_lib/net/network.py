@@ -66,6 +66,12 @@ class SceneGraphNet(nn.Module):
         """images (B, 3, H, W) in [0, 1] -> Outputs, of which only the features are computed yet."""
         return Outputs(self, self.features(images))
 
+    def forward_both(self, source: Tensor, target: Tensor) -> tuple["Outputs", "Outputs"]:
+        """The same for images of two domains, encoded in one batch, which is faster than two."""
+        features, count = self.features(torch.cat([source, target])), len(source)
+        return (Outputs(self, {name: level[:count] for name, level in features.items()}),
+                Outputs(self, {name: level[count:] for name, level in features.items()}))
+
     def losses(self, outputs: "Outputs", targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The seven task losses by name, each a scalar; their sum is trained on (section 4.1).
 
@@ -155,6 +161,12 @@ class Outputs:
                  allowed: Tensor | None = None) -> None:
         self.model, self.features, self.allowed = model, features, allowed
         self.max_nodes, self.max_pairs = max_nodes, max_pairs
+
+    def copy(self) -> "Outputs":
+        """The same proposals, of which detections, pairs and predicates are computed anew."""
+        copied = Outputs(self.model, self.features, self.max_nodes, self.max_pairs, self.allowed)
+        copied.proposals = self.proposals
+        return copied
 
     @cached_property
     def anchors(self) -> AnchorOutputs:
