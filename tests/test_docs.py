@@ -1,4 +1,4 @@
-"""What the documents promise: sizes, links, names, command lines, numbers, and the example."""
+"""The documents: length, links, names, command lines, numbers, and the example."""
 import ast
 import importlib
 import re
@@ -48,7 +48,7 @@ def test_readme_is_read_in_five_minutes():
 
 
 def test_readme_leads_to_the_lines_that_matter():
-    """A stranger finds the command of the loop, the file that lifts a box, the gradient reversal."""
+    """README names the command of the loop, and the files of lifting and of gradient reversal."""
     text = README.read_text()
     assert text.index("make loop") < text.index("## Six terms")
     assert "`sim/lift.py`" in text
@@ -103,7 +103,7 @@ def test_every_page_is_linked_from_the_readme():
 
 @pytest.fixture(scope="module")
 def names():
-    """Module or class name -> the names defined in it; of modules with one name, all of them."""
+    """Module or class name -> names defined in it; modules of the same name share one entry."""
     found = {}
     for path in SOURCES:
         module = path.parent.name if path.name == "__init__.py" else path.stem
@@ -139,7 +139,7 @@ def test_files_exist(page):
 
 
 def unknown_names(spans, names):
-    """Those of the code spans that look like one of the project's names, and are none."""
+    """Code spans that look like a name of the project but are not defined in it."""
     source = "\n".join(path.read_text() for path in SOURCES)
     unknown = []
     for span in spans:
@@ -179,7 +179,7 @@ def test_imports_in_code_blocks_exist(page, names):
 # --- command lines --------------------------------------------------------------------------------
 
 def command_lines(page):
-    """The command lines in code blocks and spans as lists of words, without variables before them."""
+    """Command lines in code blocks and spans, as lists of words without leading variables."""
     lines = "".join(code_blocks(page.read_text())).replace("\\\n", " ").splitlines()
     for line in lines + code_spans(page):
         line = re.sub(r"^([A-Z_0-9]+=\S+ )+", "", line)
@@ -188,7 +188,7 @@ def command_lines(page):
 
 
 def parse(words):
-    """Fails where a script's command would refuse these words; runs nothing."""
+    """Parses a script's command line without running it; fails if the script would refuse it."""
     command, arguments = importlib.import_module(words[0].removesuffix(".py")).main, words[1:]
     if isinstance(command, click.Group) and arguments and arguments[0] in command.commands:
         command, arguments = command.commands[arguments[0]], arguments[1:]
@@ -196,7 +196,7 @@ def parse(words):
 
 
 def check_command(words):
-    """Fails for a command line that the project does not take."""
+    """Fails for a command line that is not valid in this project."""
     if words[0] == "python" and words[1].removesuffix(".py") in SCRIPTS:
         parse(words[1:])
     elif words[0] == "python":

@@ -25,8 +25,9 @@ from sim2sg_lib.net.relations import (
     ordered_pairs, pair_geometry, relation_targets, sample_pairs, scatter_softmax, top_pairs,
     union_boxes)
 
-TINY = dataclasses.replace(quick_config(3, 4, 96, 72), fpn_channels=32, head_width=64, graph_width=32,
-                           rois_per_image=32, proposals_train=64, proposals_test=32)
+TINY = dataclasses.replace(
+    quick_config(3, 4, 96, 72), fpn_channels=32, head_width=64, graph_width=32, rois_per_image=32,
+    proposals_train=64, proposals_test=32)
 LEFT, RIGHT, FRONT, BEHIND = range(4)
 
 
@@ -71,7 +72,7 @@ def gradient(module: torch.nn.Module) -> float:
 
 
 def blind(net: SceneGraphNet) -> SceneGraphNet:
-    """Sees background everywhere."""
+    """Makes the network classify every box as background."""
     with torch.no_grad():
         net.detector.roi_heads.box_predictor.cls_score.bias[0] = 20
     return net
@@ -85,7 +86,7 @@ def net() -> SceneGraphNet:
 
 @pytest.fixture(scope="module")
 def overfitted() -> SceneGraphNet:
-    """Trained on the three-object image and on its left half until it knows them by heart."""
+    """A network overfitted to the three-object image and to its left half."""
     torch.manual_seed(0)
     net = SceneGraphNet(TINY)
     image, target = three_objects()
@@ -127,7 +128,10 @@ def test_pair_geometry_by_hand():
 
 
 def test_message_passing_by_hand():
-    """Objects 1, 2, 4 and a relation 8 from first to third; each kind of message has its scale."""
+    """Object states 1, 2, 4 and a relation of state 8 from the first to the third object.
+
+    Each type of message is scaled by its own power of ten.
+    """
     step = GraphConvolution(1, 1)
     with torch.no_grad():
         for layer, scale in zip((*step.to_objects, *step.to_relations), (1, 10, 100, 1000, 10000)):
@@ -137,33 +141,39 @@ def test_message_passing_by_hand():
     weights = [torch.full((6,), 0.5), torch.ones(1), torch.ones(1)]
     states = torch.tensor([[1.0], [2.0], [4.0]]), torch.tensor([[8.0]])
     objects, relations = step(*states, pairs, edges, weights)
-    assert objects[:, 0].tolist() == pytest.approx([1 + (3 + 80) / 3, 2 + 2.5 / 3, 4 + (1.5 + 800) / 3])
+    assert objects[:, 0].tolist() == pytest.approx(
+        [1 + (3 + 80) / 3, 2 + 2.5 / 3, 4 + (1.5 + 800) / 3])
     assert relations.tolist() == [[8 + (1000 * 1 + 10000 * 4) / 2]]
 
 
 def test_balanced_bce_by_hand():
     # softplus(0) = .6931, softplus(2) = 2.1269, softplus(-1) = .3133
-    logits, targets = torch.tensor([[0.0], [2.0], [-1.0], [0.0]]), torch.tensor([[1.0], [0.0], [0.0], [0.0]])
+    logits, targets = (torch.tensor([[0.0], [2.0], [-1.0], [0.0]]),
+                       torch.tensor([[1.0], [0.0], [0.0], [0.0]]))
     one = balanced_bce(logits[:3], targets[:3], torch.zeros(3, dtype=torch.int64), 1)
     assert float(one) == pytest.approx(0.5 * 0.6931 + 0.5 * (2.1269 + 0.3133) / 2, abs=1e-4)
-    # the second image has no positive pair: half its negative term alone
+    # the second image has no positive pair: only half of its negative term counts
     two = balanced_bce(logits, targets, torch.tensor([0, 0, 0, 1]), 2)
     assert float(two) == pytest.approx((float(one) + 0.5 * 0.6931) / 2, abs=1e-4)
 
 
 def test_matching_and_multi_label_targets():
     targets = [make_target([[0, 0, 10, 10]], [1], []),
-               make_target([[0, 0, 10, 10], [20, 0, 30, 10]], [1, 2], [(0, 3, 1), (0, 1, 1), (1, 2, 0)])]
+               make_target([[0, 0, 10, 10], [20, 0, 30, 10]], [1, 2],
+                           [(0, 3, 1), (0, 1, 1), (1, 2, 0)])]
     boxes = torch.tensor([[0.0, 0, 10, 10],  # first image
                           [0.0, 0, 10, 6], [0.0, 0, 10, 9], [20.0, 0, 30, 10], [20.0, 0, 30, 4.9]])
-    nodes = Nodes([1, 4], torch.tensor([0, 1, 1, 1, 1]), boxes, torch.zeros(5, 1), torch.zeros(5, 1))
+    nodes = Nodes([1, 4], torch.tensor([0, 1, 1, 1, 1]), boxes, torch.zeros(5, 1),
+                  torch.zeros(5, 1))
     matches = match_nodes(nodes, targets)
     assert matches.tolist() == [0, 1, 1, 2, -1]
     pairs = ordered_pairs(nodes.image)
     assert pairs.tolist() == [[i, j] for i in range(1, 5) for j in range(1, 5) if i != j]
     holds = {tuple(pair): row.nonzero()[:, 0].tolist()
-             for pair, row in zip(pairs.tolist(), relation_targets(targets, matches, pairs, 4)) if row.any()}
-    # both nodes on object 1 relate to the node on object 2, not to one another; the unmatched node to nobody
+             for pair, row in zip(pairs.tolist(), relation_targets(targets, matches, pairs, 4))
+             if row.any()}
+    # both nodes matched to object 1 relate to the node of object 2, but not to each other; the
+    # unmatched node has no relations
     assert holds == {(1, 3): [1, 3], (2, 3): [1, 3], (3, 1): [2], (3, 2): [2]}
 
 
@@ -176,8 +186,9 @@ def test_pair_sampling():
     assert second.tolist() == [7, 6]
     assert top_pairs(scores, [6, 2], 3).tolist() == [1, 2, 3, 7, 6]
     assert len(sample_pairs(scores[:0], positive[:0], [0, 0], 4)) == 0
-    # a shortage of negatives never lets positives in
-    assert sorted(sample_pairs(scores[:2], torch.tensor([True, True]), [2], 2).tolist()) in ([0], [1])
+    # missing negatives are not replaced by positives
+    assert sorted(
+        sample_pairs(scores[:2], torch.tensor([True, True]), [2], 2).tolist()) in ([0], [1])
 
 
 BORDER_BOXES = {  # on a map of 12 x 9 cells of 8 px
@@ -190,8 +201,10 @@ BORDER_BOXES = {  # on a map of 12 x 9 cells of 8 px
 @pytest.mark.parametrize("boxes", BORDER_BOXES.values(), ids=BORDER_BOXES)
 def test_roi_align_equals_torchvision(boxes):
     torch.manual_seed(0)
-    feature, boxes = torch.randn(5, 9, 12, requires_grad=True), torch.tensor(boxes, dtype=torch.float32)
-    expected = torchvision.ops.roi_align(feature[None], [boxes], 7, 1 / 8, sampling_ratio=2)  # (n, C, y, x)
+    feature, boxes = (torch.randn(5, 9, 12, requires_grad=True),
+                      torch.tensor(boxes, dtype=torch.float32))
+    # (n, C, y, x)
+    expected = torchvision.ops.roi_align(feature[None], [boxes], 7, 1 / 8, sampling_ratio=2)
     weight = torch.randn_like(expected)
     expected_gradient, = torch.autograd.grad((expected * weight).sum(), feature)
     pooled = roi_align(feature, boxes, 8).permute(0, 3, 2, 1)
@@ -201,7 +214,7 @@ def test_roi_align_equals_torchvision(boxes):
 
 
 def slow_roi_align(feature: torch.Tensor, box: list[float], stride: int) -> torch.Tensor:
-    """One box, sample by sample: (C, H, W) -> (7, 7, C), axes x, y, C."""
+    """Reference for one box, sample by sample: (C, H, W) -> (7, 7, C), axes x, y, C."""
     channels, height, width = feature.shape
     x0, y0, x1, y1 = (value / stride for value in box)
     bin_w, bin_h = max(x1 - x0, 1) / 7, max(y1 - y0, 1) / 7
@@ -209,7 +222,7 @@ def slow_roi_align(feature: torch.Tensor, box: list[float], stride: int) -> torc
     for i, j, u, v in np.ndindex(7, 7, 2, 2):
         x, y = x0 + (i + (u + 0.5) / 2) * bin_w, y0 + (j + (v + 0.5) / 2) * bin_h
         if not (-1 <= x <= width and -1 <= y <= height):
-            continue  # reads 0
+            continue  # counts as 0
         x, y = min(max(x, 0), width - 1), min(max(y, 0), height - 1)
         left, top = int(x), int(y)
         for column, row in ((left, top), (left + 1, top), (left, top + 1), (left + 1, top + 1)):
@@ -227,15 +240,18 @@ def test_roi_align_equals_a_slow_twin(box):
 
 
 def test_local_edges_equal_a_slow_twin():
-    images = torch.rand(1, 3, 18, 40, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    images = torch.rand(1, 3, 18, 40, generator=torch.Generator().manual_seed(0),
+                        dtype=torch.float64)
     gray = np.pad(images[0].mean(0).numpy(), 1, mode="edge")
     dx, dy = gray[1:-1, 2:] - gray[1:-1, :-2], gray[2:, 1:-1] - gray[:-2, 1:-1]
     norm = np.hypot(dx, dy)
     around = np.empty_like(norm)
     for y, x in np.ndindex(norm.shape):
         around[y, x] = np.sqrt((norm[max(y - 15, 0):y + 16, max(x - 15, 0):x + 16] ** 2).mean())
-    assert np.allclose(local_edges(images)[0].numpy(), np.stack([abs(dx), abs(dy), norm]) / (around + 0.05))
-    assert torch.allclose(local_edges(1 - images), local_edges(images))  # dark on light is light on dark
+    assert np.allclose(local_edges(images)[0].numpy(),
+                       np.stack([abs(dx), abs(dy), norm]) / (around + 0.05))
+    # inverting the brightness does not matter
+    assert torch.allclose(local_edges(1 - images), local_edges(images))
     assert (local_edges(torch.full((1, 3, 40, 40), 0.3)) == 0).all()
 
 
@@ -244,11 +260,15 @@ def test_objectness_is_the_best_anchor(net):
     logits, _ = net.detector.rpn.head(list(outputs.features.values()))
     assert list(outputs.objectness) == list(outputs.features)
     best = logits[0][1].flatten(1)[:, 5].sigmoid().max()
-    assert torch.allclose(outputs.objectness["0"][1, 5], best) and not outputs.objectness["0"].requires_grad
+    assert (torch.allclose(outputs.objectness["0"][1, 5], best)
+            and not outputs.objectness["0"].requires_grad)
 
 
 def test_boxes_are_pooled_from_the_level_of_their_size(net):
-    """Levels filled with their own number: below 224 px the finer one (Lin et al. 2017, eq. 1)."""
+    """Boxes smaller than 224 px use the finer level (Lin et al. 2017, eq. 1).
+
+    Each level is filled with its own number.
+    """
     config = dataclasses.replace(TINY, width=640, height=480)
     net.detector.config = config
     features = {str(level): torch.full((2, 32, 60 // 2 ** level, 80 // 2 ** level), float(level))
@@ -258,10 +278,12 @@ def test_boxes_are_pooled_from_the_level_of_their_size(net):
     assert net.detector.pool(features, boxes).mean(1).tolist() == [0.0, 1.0, 0.0, 1.0]
 
 
-@pytest.mark.parametrize("numbers, nested", [((64, 32), True), ((400, 200), False), ((32, 64), False)])
+@pytest.mark.parametrize("numbers, nested", [
+    ((64, 32), True), ((400, 200), False), ((32, 64), False)])
 def test_proposals_of_test_time_are_shared_only_where_they_are_the_same(numbers, nested):
     torch.manual_seed(0)
-    net = SceneGraphNet(dataclasses.replace(TINY, proposals_train=numbers[0], proposals_test=numbers[1]))
+    net = SceneGraphNet(
+        dataclasses.replace(TINY, proposals_train=numbers[0], proposals_test=numbers[1]))
     outputs = net(torch.rand(2, 3, 72, 96))
     assert net.detector.nested_proposals == nested
     expected = net.detector.proposals(outputs.anchors, training=False)
@@ -274,7 +296,8 @@ def test_anchors_know_the_strides():
     anchors = pyramid_anchors(quick_config(3, 4, 160, 120))
     assert anchors.shape == (3 * (20 * 15 + 10 * 8 + 5 * 4), 4)
     centers = (anchors[:, :2] + anchors[:, 2:]) / 2
-    assert centers[3 * 300 - 1].tolist() == [152, 112] and centers[3 * 380 - 1].tolist() == [144, 112]
+    assert (centers[3 * 300 - 1].tolist() == [152, 112]
+            and centers[3 * 380 - 1].tolist() == [144, 112])
     assert centers[-1].tolist() == [128, 96]
     assert anchors[1].tolist() == [-6, -6, 6, 6]
 
@@ -287,7 +310,7 @@ def test_permuting_nodes_permutes_outputs():
     nodes = dataclasses.replace(nodes, boxes=nodes.boxes.double())
     features, pairs = torch.randn(5, 64).double(), ordered_pairs(nodes.image)[::2]
     unions = torch.randn(len(pairs), 64).double()
-    for p in graph.parameters():  # the initial weights are too small for a visible message
+    for p in graph.parameters():  # with the initial weights, messages have almost no effect
         torch.nn.init.normal_(p, std=0.3)
     classes, predicates = graph(features, unions, nodes, pairs)
     order = torch.tensor([3, 0, 4, 1, 2])
@@ -323,9 +346,12 @@ def test_batch_of_graphs_equals_single_graphs():
     features, pairs = torch.randn(7, 64).double(), ordered_pairs(nodes.image)
     unions = torch.randn(len(pairs), 64).double()
     classes, predicates = graph(features, unions, nodes, pairs)
-    for own, pair, count, start in ((slice(0, 4), slice(0, 12), 4, 0), (slice(4, 7), slice(12, 18), 3, 4)):
-        single = dataclasses.replace(nodes, counts=[count], image=nodes.image[own] * 0, boxes=nodes.boxes[own])
-        single_classes, single_predicates = graph(features[own], unions[pair], single, pairs[pair] - start)
+    for own, pair, count, start in ((slice(0, 4), slice(0, 12), 4, 0),
+                                    (slice(4, 7), slice(12, 18), 3, 4)):
+        single = dataclasses.replace(nodes, counts=[count], image=nodes.image[own] * 0,
+                                     boxes=nodes.boxes[own])
+        single_classes, single_predicates = graph(features[own], unions[pair], single,
+                                                  pairs[pair] - start)
         assert torch.allclose(single_classes, classes[own])
         assert torch.allclose(single_predicates, predicates[pair])
 
@@ -341,15 +367,17 @@ def test_order_of_a_pair_enters_by_geometry():
 # --- the whole network ----------------------------------------------------------------------------
 
 def test_overfit_finds_every_triple(overfitted):
-    """Recall at 20 without graph constraint is 1 on the image it was trained on."""
+    """Recall at 20 without graph constraint is 1 on the training image."""
     image, target = three_objects()
     prediction, = overfitted.predict(overfitted.features(image[None]))
-    scores = (prediction.scores[prediction.pairs].prod(1)[:, None] * prediction.predicate_probs).flatten()
+    scores = (prediction.scores[prediction.pairs].prod(1)[:, None]
+              * prediction.predicate_probs).flatten()
     found = set()
     for k in scores.argsort(descending=True)[:20].tolist():
         ends, predicate = prediction.pairs[k // 4], k % 4
         overlap, match = box_iou(prediction.boxes_px[ends], target["boxes"]).max(1)
-        if (overlap >= 0.5).all() and torch.equal(prediction.labels[ends] + 1, target["labels"][match]):
+        if ((overlap >= 0.5).all()
+                and torch.equal(prediction.labels[ends] + 1, target["labels"][match])):
             found.add((int(match[0]), predicate, int(match[1])))
     assert found >= {tuple(row) for row in target["relations"].tolist()}
 
@@ -363,7 +391,8 @@ def test_batch_prediction_equals_single_predictions(overfitted):
     for together, single_image in zip(batch, (image, half)):
         alone, = overfitted.predict(overfitted.features(single_image[None]))
         assert torch.equal(together.labels, alone.labels)
-        assert {tuple(p) for p in together.pairs.tolist()} == {tuple(p) for p in alone.pairs.tolist()}
+        assert ({tuple(p) for p in together.pairs.tolist()}
+                == {tuple(p) for p in alone.pairs.tolist()})
         for name in ("boxes_px", "scores"):
             assert torch.allclose(getattr(together, name), getattr(alone, name), atol=1e-3)
         # rounding may swap pairs of nearly the same score
@@ -387,8 +416,8 @@ def test_empty_images_have_finite_losses_and_gradients(net, batch, detections):
     net = net if detections else blind(net)
     targets = [make_target(*IMAGES[name]) for name in batch]
     losses = net.losses(net(torch.rand(len(batch), 3, 72, 96)), targets)
-    assert sorted(losses) == ["loss_box_reg", "loss_classifier", "loss_obj", "loss_objectness", "loss_rel",
-                              "loss_relpn", "loss_rpn_box_reg"]
+    assert sorted(losses) == ["loss_box_reg", "loss_classifier", "loss_obj", "loss_objectness",
+                              "loss_rel", "loss_relpn", "loss_rpn_box_reg"]
     assert all(loss.shape == () and loss.isfinite() for loss in losses.values())
     sum(losses.values()).backward()
     for name, p in net.named_parameters():
@@ -428,7 +457,8 @@ def test_relation_losses_reach_the_encoder_but_not_the_detector(net):
     heads = net.detector.roi_heads
     net.losses(net(image[None]), [target])["loss_rel"].backward()
     assert gradient(heads) == 0 and gradient(net.detector.rpn) == 0 and gradient(net.proposal) == 0
-    assert gradient(net.detector.backbone) > 0 and gradient(net.union_head) > 0 and gradient(net.graph) > 0
+    assert (gradient(net.detector.backbone) > 0 and gradient(net.union_head) > 0
+            and gradient(net.graph) > 0)
     net.zero_grad(set_to_none=True)
     net.losses(net(image[None]), [target])["loss_relpn"].backward()
     assert gradient(net.proposal) > 0 and gradient(net.detector) == 0 and gradient(net.graph) == 0
@@ -440,7 +470,8 @@ def test_gradient_of_triplet_features_reaches_everything(net):
     predictor, head = net.detector.roi_heads.box_predictor, net.detector.roi_heads.box_head
     by_class, = torch.autograd.grad((triplets[:, :4] * torch.randn(4)).sum(), head.fc6.weight,
                                     retain_graph=True)
-    assert by_class.abs().sum() > 0  # class probabilities are not detached, apart from what the boxes carry
+    # class probabilities are not detached: they have a gradient of their own, beside the boxes'
+    assert by_class.abs().sum() > 0
     (triplets * torch.randn(20)).sum().backward()
     for module in (predictor.cls_score, predictor.bbox_pred, head, net.union_head, net.graph,
                    net.detector.backbone):
@@ -487,7 +518,7 @@ def test_boxes_in_an_ignore_region_by_hand():
     regions = torch.tensor([REGION], dtype=torch.float32)
     assert in_ignore_region(BOXES, regions).tolist() == [True, True, False, False, False]
     assert not in_ignore_region(BOXES, regions[:0]).any()
-    # two halves of a box in two regions are one half in each
+    # each of the first two regions covers half of the box, the third 9 of its 20 columns
     halves = torch.tensor([[0.0, 0, 10, 20], [10.0, 0, 20, 20], [0.0, 0, 9, 20]])
     assert in_ignore_region(torch.tensor([[0.0, 0, 20, 20]]), halves[:2]).tolist() == [True]
     assert in_ignore_region(torch.tensor([[0.0, 0, 20, 20]]), halves[2:]).tolist() == [False]
@@ -502,14 +533,14 @@ def test_detections_in_an_ignore_region_become_no_nodes_unless_they_match_an_obj
 
 
 def test_labels_of_anchors_and_rois_in_an_ignore_region(net, monkeypatch):
-    """-1 for background in the region; what matches the object keeps its label, in the region or not."""
+    """Background in the region is labeled -1; boxes that match the object keep their label."""
     target = make_target([[42, 40, 62, 60]], [2], [], [REGION])
     beside = target["boxes"] + torch.tensor([18.0, 0, 18, 0])
     boxes, seen = [torch.cat([BOXES, beside])], []
     monkeypatch.setattr(net.detector.roi_heads, "subsample",
                         lambda labels: seen.extend(labels) or [torch.arange(2)])
     net.detector._sample_rois(boxes, [target])
-    # the last one is the true box, which torchvision adds to the proposals
+    # the last box is the ground truth, which torchvision adds to the proposals
     assert seen[0].tolist() == [2, -1, 0, 0, 0, -1, 2]
 
     def anchor_labels(ignore):
@@ -528,7 +559,7 @@ def test_labels_of_anchors_and_rois_in_an_ignore_region(net, monkeypatch):
 
 
 def test_no_gradient_from_an_ignored_object(net, monkeypatch):
-    """What the labels do not know is background, and teaches; in an ignore region it teaches nothing."""
+    """An unlabeled object is trained as background, unless it is in an ignore region."""
     features = net.features(three_objects()[0][None])
     blob = torch.tensor([[66.0, 8, 88, 34]])
     monkeypatch.setattr(net.detector, "proposals", lambda anchors, training: [blob])
@@ -552,8 +583,10 @@ def test_an_image_that_is_one_ignore_region_has_finite_losses(net):
 # --- output and configuration ---------------------------------------------------------------------
 
 def make_prediction() -> Prediction:
-    boxes = torch.tensor([[10.0, 10, 40, 30], [-5.0, 50, 50, 90], [60.0, 20, 60, 40], [70.0, 5, 90, 15]])
-    return Prediction(100, 80, boxes, torch.tensor([2, 0, 1, 1]), torch.tensor([0.9, 0.5, 0.8, 0.3]),
+    boxes = torch.tensor([[10.0, 10, 40, 30], [-5.0, 50, 50, 90], [60.0, 20, 60, 40],
+                          [70.0, 5, 90, 15]])
+    return Prediction(100, 80, boxes, torch.tensor([2, 0, 1, 1]),
+                      torch.tensor([0.9, 0.5, 0.8, 0.3]),
                       torch.tensor([[0, 1], [1, 0], [0, 2], [3, 0]]),
                       torch.tensor([[0.7, 0.2], [0.5, 0.9], [0.9, 0.9], [0.8, 0.8]]))
 
@@ -576,29 +609,30 @@ def test_to_graph_keeps_everything_for_evaluation():
 
 
 def graphs_of(scores: list[list[float]]):
-    """One graph per list, with as many cubes in a row, each one to the left of the next."""
+    """One graph per list of scores: cubes in a row, each to the left of the next one."""
     return [make_graph("a.png", 100, 100, [0] * len(own),
                        [[10 * i, 0, 10 * i + 8, 9] for i in range(len(own))],
                        [(i, LEFT, i + 1) for i in range(len(own) - 1)], own,
                        relation_scores=own[1:]) for own in scores]
 
 
-@pytest.mark.parametrize("adaptive, cube_threshold, left", [(False, 0.5, [[0.6], [], []]),
-                                                            (True, 0.5 * 0.56, [[0.6, 0.3], [0.4], []])])
+@pytest.mark.parametrize("adaptive, cube_threshold, left", [
+    (False, 0.5, [[0.6], [], []]), (True, 0.5 * 0.56, [[0.6, 0.3], [0.4], []])])
 def test_what_a_threshold_keeps(adaptive, cube_threshold, left):
     """The best scores are 0.6, 0.4 and 0.2; their 0.9 quantile is 0.4 + 0.8 * 0.2 = 0.56."""
     env = dataclasses.replace(ENV, adaptive=adaptive)
     graphs, thresholds = confident_graphs(graphs_of([[0.6, 0.3], [0.4, 0.1], [0.2]]), env, 0.5)
     assert thresholds == pytest.approx([cube_threshold, 0.5, 0.5])
     assert [graph.scores.tolist() for graph in graphs] == left
-    assert [len(graph.relations) for graph in graphs] == [0, 0, 0]  # of 0.3 and 0.1
+    assert [len(graph.relations) for graph in graphs] == [0, 0, 0]  # scores 0.3 and 0.1
     assert confident_graphs(graphs_of([[0.04]]), env, 0.5)[1][0] == (0.05 if adaptive else 0.5)
     assert confident_graphs([], env, 0.5) == ([], [0.5] * 3)
 
 
 def test_an_environment_without_a_world_has_no_rules(net, tmp_path):
-    """Every predicate is predicted for every pair, also where a 3-D world would exclude it."""
-    Image.fromarray((three_objects()[0].permute(1, 2, 0) * 255).byte().numpy()).save(tmp_path / "a.png")
+    """Every predicate is predicted for every pair, even where a 3-D world would exclude it."""
+    Image.fromarray((three_objects()[0].permute(1, 2, 0) * 255).byte().numpy()).save(
+        tmp_path / "a.png")
     net.detector.roi_heads.box_predictor.cls_score.bias.data = torch.tensor([0.0, 1, 1, 1])
     images = open_images(tmp_path, ENV)
     flat = dataclasses.replace(ENV, world=None)
@@ -618,15 +652,18 @@ def test_former_fields_of_the_configuration_are_read(net, tmp_path):
     checkpoint.write(tmp_path / "old.pt", content | {"model": content["model"] | former})
     loaded = checkpoint.load(tmp_path / "old.pt", env)
     assert loaded.config == TINY
-    assert all(torch.equal(loaded.state_dict()[name], value) for name, value in net.state_dict().items())
-    checkpoint.write(tmp_path / "other.pt", content | {"model": content["model"] | {"attention": "mean"}})
+    assert all(torch.equal(loaded.state_dict()[name], value)
+               for name, value in net.state_dict().items())
+    checkpoint.write(tmp_path / "other.pt",
+                     content | {"model": content["model"] | {"attention": "mean"}})
     with pytest.raises(InputError, match="other.pt: model: .*attention"):
         checkpoint.load(tmp_path / "other.pt", env)
 
 
 @pytest.mark.parametrize("name", ["banana", "cuda:99", "xla", "meta", "", "cuda:x"])
 def test_a_device_that_is_not_there_is_one_line(name):
-    with pytest.raises(InputError, match=f"device '{name}' is not available, expected auto, cpu or cuda"):
+    with pytest.raises(
+            InputError, match=f"device '{name}' is not available, expected auto, cpu or cuda"):
         checkpoint.pick_device(name)
 
 
@@ -672,12 +709,15 @@ def test_missing_imagenet_weights_are_one_line(monkeypatch):
     assert "\n" not in error.value.message
     # a checkpoint brings its own weights
     frozen = SceneGraphNet(config, pretrained=False).detector.backbone.body
-    assert not frozen.layer1[0].conv1.weight.requires_grad and frozen.layer2[0].conv1.weight.requires_grad
+    assert (not frozen.layer1[0].conv1.weight.requires_grad
+            and frozen.layer2[0].conv1.weight.requires_grad)
 
 
 def test_relations_that_the_rules_exclude_are_neither_predicted_nor_in_the_way(overfitted):
-    """One of three objects is at one end of every relation, which leaves 4 of 6 ordered pairs; `on`
-    is allowed for one pair of categories."""
+    """One of the three objects must be part of every relation, which leaves 4 of 6 ordered pairs.
+
+    The fourth predicate is allowed for one pair of categories only.
+    """
     net, image = copy.deepcopy(overfitted), three_objects()[0]
     features = net.features(image[None])
     free = net.predict(features)[0]
@@ -697,5 +737,5 @@ def test_relations_that_the_rules_exclude_are_neither_predicted_nor_in_the_way(o
     assert (bound.predicate_probs[:, :3] > 0).all()
     written = to_graph(bound, "a.png", image.shape[2], image.shape[1], 0.0, 0.0)
     assert len(written.relations) == 3 * len(bound.pairs) + int(holds.sum())
-    net.config = dataclasses.replace(net.config, pairs_test=1)  # for a pair that may be related
+    net.config = dataclasses.replace(net.config, pairs_test=1)  # the only pair is an allowed one
     assert (free.labels[net.predict(features, possible)[0].pairs] == hub).any()

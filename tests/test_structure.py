@@ -1,4 +1,4 @@
-"""The shape of the project: who imports whom, how much there is to read, how it is written."""
+"""The structure of the project: imports, numbers of lines, line width and spelling."""
 import ast
 import json
 import re
@@ -18,9 +18,10 @@ PRODUCT = LIBRARY + ENVS + SCRIPTS + sorted((ROOT / "examples").glob("*.py"))
 TESTS = sorted((ROOT / "tests").glob("*.py"))
 NOT_FOR_TEACHING = ("io.kitti", "io.export", "io.mesh_files", "score.kitti_ap", "viz.report")
 BRITISH = re.compile(
-    r"\w*(?:colour|optimis(?!t)|rasteris|neighbour|centre|metre|labelled|normalis|randomis)\w*", re.I)
-# spelled so in files, and in command lines of the first version
-FILE_FIELDS = ("randomise", "colour", "optimiser", "--randomise")
+    r"\w*(?:colour|optimis(?!t)|rasteris|neighbour|centre|metre|labelled|normalis|randomis)\w*",
+    re.I)
+FILE_FIELDS = ("randomise", "colour")  # fields of data files that keep the spelling of format 1
+FORMER_OPTIONS = ("--randomise",)      # command-line options of the first version
 
 
 def name_of(path):
@@ -54,7 +55,7 @@ def is_project(name):
 
 
 def imports(nodes):
-    """Full names of the project's modules that import statements in these nodes load."""
+    """Full names of the project's modules that the import statements among the nodes import."""
     found = set()
     for node in nodes:
         if isinstance(node, ast.Import):
@@ -68,17 +69,18 @@ def imports(nodes):
 
 
 def at_import(node):
-    """The statements that run when the module is imported: everything outside functions."""
+    """Statements that run when the module is imported, i.e. all outside functions."""
     for child in ast.iter_child_nodes(node):
         if not isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda)):
             yield child
             yield from at_import(child)
 
 
-# --- who imports whom -----------------------------------------------------------------------------
+# --- imports --------------------------------------------------------------------------------------
 
 def test_imports_are_read_as_python_reads_them():
-    tree = ast.parse("import numpy\nfrom sim2sg_lib.sim import lift\nfrom sim2sg_lib.graph import Vocabulary\n"
+    tree = ast.parse("import numpy\nfrom sim2sg_lib.sim import lift\n"
+                     "from sim2sg_lib.graph import Vocabulary\n"
                      "if True:\n    import envs.clevr\n"
                      "def function():\n    from sim2sg_lib.io import kitti\n")
     assert imports(at_import(tree)) == {"sim2sg_lib.sim.lift", "sim2sg_lib.graph", "envs.clevr"}
@@ -111,7 +113,7 @@ def test_library_environments_and_scripts_do_not_import_upwards():
         assert path not in LIBRARY or all(name.startswith("sim2sg_lib") for name in found), path
 
 
-# --- how much there is to read --------------------------------------------------------------------
+# --- numbers of lines -----------------------------------------------------------------------------
 
 TOY_LOOP = """
 import json, sys
@@ -135,7 +137,7 @@ print(json.dumps({name: file for name, file in files.items() if file}))
 
 @pytest.fixture(scope="module")
 def loaded(tmp_path_factory):
-    """Module name -> file of everything that one iteration of Algorithm 1 on CLEVR imports."""
+    """Module name -> file of all modules that one iteration of Algorithm 1 on CLEVR imports."""
     graphs, cwd = ROOT / "docs/tutorial/graphs.jsonl", tmp_path_factory.mktemp("loop")
     done = subprocess.run([sys.executable, "-c", TOY_LOOP, str(graphs)], cwd=cwd, text=True,
                           capture_output=True, env=ENVIRONMENT)
@@ -145,14 +147,15 @@ def loaded(tmp_path_factory):
 
 @pytest.mark.parametrize("name", NOT_FOR_TEACHING)
 def test_algorithm_1_on_clevr_does_not_load(loaded, name):
-    # the loop has all parts of Algorithm 1
+    # the loop ran all parts of Algorithm 1
     assert "sim2sg_lib.sim.lift" in loaded and "sim2sg_lib.adapt.sim2sg" in loaded
     assert f"sim2sg_lib.{name}" not in loaded
 
 
 def test_lines_of_code_leave_out_blanks_comments_and_docstrings(tmp_path):
     path = tmp_path / "example.py"
-    path.write_text('"""Module."""\nimport os\n\n# why\ndef f():\n    """Of f,\n    long."""\n    return os\n')
+    path.write_text('"""Module."""\nimport os\n\n# why\n'
+                    'def f():\n    """Of f,\n    long."""\n    return os\n')
     assert (lines_of(path), code_lines_of(path)) == (8, 3)
 
 
@@ -173,7 +176,7 @@ def test_no_file_is_over_400_lines(path):
     assert lines_of(path) <= 400
 
 
-# --- how it is written ----------------------------------------------------------------------------
+# --- line width and spelling ----------------------------------------------------------------------
 
 def test_lines_are_at_most_110_wide():
     wide = [f"{name_of(path)}:{number}" for path in PRODUCT + TESTS
@@ -198,15 +201,16 @@ def test_docstrings_say_raises():
 
 
 def british(tokens):
-    """Words in British spelling in Python's tokens; strings that are the name of a field do not count."""
+    """Words in British spelling in Python's tokens, other than file fields and former options."""
     kinds = {"STRING", "NAME", "COMMENT", "FSTRING_MIDDLE"}
     texts = [token.string for token in tokens if tokenize.tok_name[token.type] in kinds]
-    prose = [text for text in texts if text.strip("\"'") not in FILE_FIELDS]
+    prose = [text for text in texts if text.strip("\"'") not in FILE_FIELDS + FORMER_OPTIONS]
     return [word for text in prose for word in BRITISH.findall(text)]
 
 
 def test_british_spellings_are_found():
-    code = [b"colours = 1  # the centre\n", b'parameter = {"randomise": f"{x} labelled"}\n', b"x.optimistic()\n"]
+    code = [b"colours = 1  # the centre\n", b'parameter = {"randomise": f"{x} labelled"}\n',
+            b"x.optimistic()\n"]
     tokens = list(tokenize.tokenize(iter(code).__next__))
     assert british(tokens) == ["colours", "centre", "labelled"]
 
