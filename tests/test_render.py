@@ -1,4 +1,4 @@
-"""Shading against numbers worked out by hand: units, materials, shadows, textures, tone; gradients."""
+"""Shading against values computed by hand: units, materials, shadows, textures; gradients."""
 from dataclasses import replace
 
 import numpy as np
@@ -11,9 +11,11 @@ from sim2sg_lib.camera import Camera, look_at, stack_cameras
 from sim2sg_lib.sim.large_images import shade_large, share_samples
 from sim2sg_lib.sim.lighting import (
     ambient_occlusion, bounding_spheres, looking_at, pack_lighting, shadow_visibility)
-from sim2sg_lib.sim.meshes import Poses, box_mesh, build, object_poses, pack_textures, place, pose_mesh
+from sim2sg_lib.sim.meshes import (
+    Poses, box_mesh, build, object_poses, pack_textures, place, pose_mesh)
 from sim2sg_lib.sim.rasterizer import rasterize, scale_cameras
-from sim2sg_lib.sim.shading import DIELECTRIC, SHOULDER, SUPERSAMPLE, ggx, shade, shade_soft, tone_map
+from sim2sg_lib.sim.shading import (
+    DIELECTRIC, SHOULDER, SUPERSAMPLE, ggx, shade, shade_soft, tone_map)
 from sim2sg_lib.scene import (
     PATTERNS, Light, Material, Room, Scene, SceneObject, Sky, Strip, Texture)
 from sim2sg_lib.sim.texture import PATTERN, textured, value_noise
@@ -73,7 +75,7 @@ def test_the_sky_fills_the_picture_above_the_horizon():
     found = picture(scene)
     assert found[:, 23].numpy() == pytest.approx(0.3 ** (1 / 2.2), abs=0.06)
     assert found[2, 0, 32] - found[0, 0, 32] > 0.03  # bluer higher up
-    assert found[:, 26:].max() < 0.01                # a black ground under it
+    assert found[:, 26:].max() < 0.01                # the ground below is black
 
 
 def test_tone_mapping_is_the_srgb_exponent_with_a_shoulder():
@@ -90,7 +92,7 @@ def test_tone_mapping_is_the_srgb_exponent_with_a_shoulder():
 # --- materials ------------------------------------------------------------------------------------
 
 def test_ggx_in_the_mirror_direction_by_hand():
-    """View and lamp 60 degrees apart around the normal: halfway is the normal, every cosine is known."""
+    """View and lamp are 30 degrees from the normal, on opposite sides: the half vector is the normal."""
     normal, view, lamp = unit(0, 0, 1), unit(1, 0, 3 ** 0.5), unit(-1, 0, 3 ** 0.5)
     mirror, roughness = (
         torch.full((1, 3), 0.04, dtype=torch.float64),
@@ -102,7 +104,7 @@ def test_ggx_in_the_mirror_direction_by_hand():
     assert ggx(normal, view, lamp, mirror, roughness)[0].tolist() == pytest.approx(
         [expected] * 3, rel=1e-6
     )
-    # the same from either side, and weaker away from the mirror direction
+    # symmetric in view and lamp, and weaker away from the mirror direction
     assert torch.allclose(
         ggx(normal, view, lamp, mirror, roughness), ggx(normal, lamp, view, mirror, roughness)
     )
@@ -110,12 +112,12 @@ def test_ggx_in_the_mirror_direction_by_hand():
 
 
 def test_a_white_mirror_reflects_no_more_than_it_receives():
-    """Integrated over the hemisphere of lamps by plain quadrature; reflectance is in units of pi."""
-    polar, turn = torch.meshgrid(torch.linspace(0.002, np.pi / 2 - 0.002, 300, dtype=torch.float64),
-                                 torch.linspace(0, 2 * np.pi, 300, dtype=torch.float64), indexing="ij")
-    lamps = torch.stack([polar.sin() * turn.cos(), polar.sin() * turn.sin(), polar.cos()], -1).view(
-        -1, 3
-    )
+    """Integrates over the hemisphere of lamp directions; ggx contains a factor of pi."""
+    polar, turn = torch.meshgrid(
+        torch.linspace(0.002, np.pi / 2 - 0.002, 300, dtype=torch.float64),
+        torch.linspace(0, 2 * np.pi, 300, dtype=torch.float64), indexing="ij")
+    lamps = torch.stack(
+        [polar.sin() * turn.cos(), polar.sin() * turn.sin(), polar.cos()], -1).view(-1, 3)
     step = (np.pi / 2 / 300) * (2 * np.pi / 300)
     for roughness in (0.4, 0.8):
         gain = ggx(unit(0, 0, 1), unit(1, 0, 1), lamps, torch.ones(1, 3, dtype=torch.float64),
@@ -143,7 +145,7 @@ def test_highlights_are_colored_on_metal_and_white_on_rubber():
 # --- shadows --------------------------------------------------------------------------------------
 
 def test_shadows_agree_with_a_ray_to_the_lamp():
-    """Points around a ball: dark exactly where the segment to the lamp passes through it."""
+    """Points around a ball are dark exactly where the segment to the lamp intersects it."""
     ball = SceneObject(1, "sphere", (0, 0, 0), (1, 1, 1), 0.0, Material())
     camera = look_at((0, -8, 6), (0, 0, 0), 60, 64, 48)
     lamp = np.array([-2.0, 1.0, 4.0])
@@ -156,9 +158,10 @@ def test_shadows_agree_with_a_ray_to_the_lamp():
     t = ((np.array([0, 0, 0.5]) - points) * along).sum(1) / (along ** 2).sum(1)
     closest = np.linalg.norm(points + t.clip(0, 1)[:, None] * along - [0, 0, 0.5], axis=1)
     found = shadow_visibility(
-        light.shadows[0], torch.zeros(len(points), dtype=torch.int64), torch.from_numpy(points).float()
+        light.shadows[0], torch.zeros(len(points), dtype=torch.int64),
+        torch.from_numpy(points).float()
     ).numpy()
-    # without the soft edge, and the point where the ball touches the ground
+    # excludes the soft edge, and the point where the ball touches the ground
     sure = (abs(closest - 0.5) > 0.04) & (np.linalg.norm(points, axis=1) > 0.05)
     assert (closest < 0.46).sum() > 30
     assert np.array_equal(found[sure] > 0.5, closest[sure] > 0.5)
@@ -174,14 +177,10 @@ def test_an_object_shades_another_and_not_its_lit_side():
     light = pack_lighting(
         [Scene((near, far), camera, (sun,), BLACK, Material())], meshes, meshes.verts_world
     )
-    points = torch.tensor(
-        [[-2.0, 0.0, 0.5], [1.0, 0.0, 0.3], [1.0, 0.0, 0.9]]
-    )  # left sides; the second is lit above
-    assert shadow_visibility(light.shadows[0], torch.zeros(3, dtype=torch.int64), points).tolist() == [
-        1,
-        0,
-        1,
-    ]
+    # on left sides, which face the sun; the second is in shadow, the third above it
+    points = torch.tensor([[-2.0, 0.0, 0.5], [1.0, 0.0, 0.3], [1.0, 0.0, 0.9]])
+    assert shadow_visibility(
+        light.shadows[0], torch.zeros(3, dtype=torch.int64), points).tolist() == [1, 0, 1]
 
 
 def test_every_object_is_in_view_of_its_shadow_camera():
@@ -218,7 +217,7 @@ def test_patterns_stay_in_range_vary_and_repeat(name):
     share = PATTERN[name](points, seed)
     assert 0 <= share.min() and share.max() <= 1 and share.std() > 0.03
     assert torch.equal(share, PATTERN[name](points, seed))
-    if name not in ("checks",):  # nothing about a board is random
+    if name not in ("checks",):  # checks have no random part
         assert not torch.equal(share, PATTERN[name](points, seed + 1))
 
 
@@ -244,16 +243,18 @@ def test_noise_is_continuous_and_has_the_lattice_s_values():
 # --- gradients ------------------------------------------------------------------------------------
 
 def soft_image_inputs(texture):
-    """A box on the ground under a lamp, in float64: (inputs by name, inputs -> whole soft image).
+    """A box on the ground under a lamp, in float64.
 
-    Shadow maps are drawn once, as constants: a comparison of depths has no gradient.
+    Returns the inputs by name, and a function from the inputs to the soft image. Shadow maps are
+    constants, since a comparison of depths has no gradient.
     """
     box = SceneObject(0, "box", (0.1, 0.2, 0.0), (1.0, 1.2, 0.9), 0.4,
                       Material((0.3, 0.5, 0.2), 0.3, 0.5, texture))
-    # z = 0 is the edge of a row of bricks, where the pattern jumps
+    # z = 0 is the edge of a row of bricks, where the pattern is discontinuous
     ground = None if texture and texture.pattern == "brick" else texture
     scene = Scene((box,), look_at((0.4, -4.0, 2.2), (0, 0, 0.3), 8.0, 6, 5),
-                  (Light((1.0, -3.0, 4.0), (9.0, 8.0, 7.0)),), Sky((0.2, 0.3, 0.4), (0.4, 0.3, 0.2)),
+                  (Light((1.0, -3.0, 4.0), (9.0, 8.0, 7.0)),),
+                  Sky((0.2, 0.3, 0.4), (0.4, 0.3, 0.2)),
                   Material((0.4, 0.3, 0.3), roughness=1.0, texture=ground))
     fixed = build([scene], {"box": box_mesh()}, dtype=torch.float64)
     view = stack_cameras([scene.camera], 6, 5, dtype=torch.float64)
@@ -283,28 +284,16 @@ def soft_image_inputs(texture):
 
 def change(image, inputs, name, direction, step=1e-6):
     """Central difference of the whole image along a direction of one input."""
-    ends = [image({**inputs, name: inputs[name] + sign * step * direction}).detach() for sign in (1, -1)]
+    ends = [image({**inputs, name: inputs[name] + sign * step * direction}).detach()
+            for sign in (1, -1)]
     return (ends[0] - ends[1]) / (2 * step)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "position_world",
-        "size_m",
-        "yaw_rad",
-        "color",
-        "metallic",
-        "roughness",
-        "lamp_world",
-        "intensity",
-        "K",
-        "R",
-        "t",
-    ],
-)
+@pytest.mark.parametrize("name", [
+    "position_world", "size_m", "yaw_rad", "color", "metallic", "roughness", "lamp_world",
+    "intensity", "K", "R", "t"])
 def test_gradients_of_a_whole_image_are_those_of_finite_differences(name):
-    """Pose, material, light and camera, one number at a time, to every pixel (weighted at random)."""
+    """Derivatives of a randomly weighted sum of all pixels by each component of an input."""
     inputs, image = soft_image_inputs(None)
     weight = torch.rand(1, 3, 5, 6, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     gradient, = torch.autograd.grad((image(inputs) * weight).sum(), inputs[name])
@@ -314,12 +303,13 @@ def test_gradients_of_a_whole_image_are_those_of_finite_differences(name):
         direction.view(-1)[i] = 1
         numeric.view(-1)[i] = (change(image, inputs, name, direction) * weight).sum()
     assert gradient.abs().max() > 1e-3
-    assert gradient.flatten().tolist() == pytest.approx(numeric.flatten().tolist(), rel=1e-4, abs=1e-6)
+    assert gradient.flatten().tolist() == pytest.approx(
+        numeric.flatten().tolist(), rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_gradients_of_textured_images_reach_every_input(pattern):
-    """All inputs, each along a random direction, through every texture."""
+    """All inputs, each along a random direction, for every texture."""
     inputs, image = soft_image_inputs(Texture(pattern, (0.9, 0.8, 0.2), 0.37, 0.6, 5))
     gradients = torch.autograd.grad(image(inputs).sum(), list(inputs.values()))
     rng = torch.Generator().manual_seed(0)
@@ -327,7 +317,8 @@ def test_gradients_of_textured_images_reach_every_input(pattern):
         assert gradient.isfinite().all() and gradient.abs().max() > 0, name
         direction = torch.randn(gradient.shape, generator=rng, dtype=torch.float64)
         numeric = change(image, inputs, name, direction, 1e-7).sum().item()
-        assert numeric == pytest.approx((gradient * direction).sum().item(), rel=1e-3, abs=1e-6), name
+        assert numeric == pytest.approx(
+            (gradient * direction).sum().item(), rel=1e-3, abs=1e-6), name
 
 
 def test_a_posed_asset_is_the_same_as_tensors_and_in_numpy():
@@ -336,7 +327,8 @@ def test_a_posed_asset_is_the_same_as_tensors_and_in_numpy():
     meshes = build(
         [Scene(row, ENV.world.camera, (), BLACK, Material())], ENV.world.assets, dtype=torch.float64
     )
-    posed = [pose_mesh(ENV.world.assets[o.asset], o.position_world, o.size_m, o.yaw_rad) for o in row]
+    posed = [pose_mesh(ENV.world.assets[o.asset], o.position_world, o.size_m, o.yaw_rad)
+             for o in row]
     np.testing.assert_allclose(
         meshes.verts_world, np.concatenate([mesh.verts for mesh in posed]), atol=1e-12
     )
@@ -360,7 +352,8 @@ def test_the_soft_image_becomes_the_hard_one():
     meshes, cameras = build([scene], {"box": box_mesh()}), stack_cameras([scene.camera], 32, 24)
     hard = shade(rasterize(meshes, cameras, cull_backfaces=True), meshes, cameras, [scene])
     soft = shade_soft(
-        rasterize(meshes, cameras, 1e-10, 3, cull_backfaces=True), meshes, cameras, [scene], 1e-12, 1e-6
+        rasterize(meshes, cameras, 1e-10, 3, cull_backfaces=True), meshes, cameras, [scene],
+        1e-12, 1e-6
     )
     assert (soft - hard).abs().max() < 1e-3
 
@@ -371,13 +364,14 @@ WHITE_SKY = Sky((1.0,) * 3, (1.0,) * 3)
 
 
 def from_above(width=60, height=60):
-    """A camera 10 m over the origin that sees 6 m by 6 m of ground, y up, at 10 pixels per meter."""
+    """A camera 10 m above the origin that sees 6 m by 6 m of ground, 10 pixels per meter, y up."""
     return Camera(np.array([[100.0, 0, width / 2], [0, 100.0, height / 2], [0, 0, 1]]),
-                  np.array([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]]), np.array([0, 0, 10.0]), width, height)
+                  np.array([[1.0, 0, 0], [0, -1, 0], [0, 0, -1]]), np.array([0, 0, 10.0]),
+                  width, height)
 
 
 def painted(strips, camera=None):
-    """(H, W) display values of paint on black ground under a white sky."""
+    """(H, W) display values of strips painted on black ground under a white sky."""
     camera = camera or from_above()
     scene = Scene((), camera, (), WHITE_SKY, Material((0.0,) * 3), strips=strips)
     return picture(scene, camera.width, camera.height)[0]
@@ -390,11 +384,11 @@ def test_a_strip_covers_its_rectangle_and_half_of_the_pixels_that_its_edge_halve
     expected = np.zeros((60, 60))
     expected[25:35, 30:50] = full  # x from 0 to 2 m, y from -0.5 to 0.5 m
     np.testing.assert_allclose(found.numpy(), expected, atol=0.003)
-    half = painted(
-        (Strip((1.05, 0.0), (2.0, 1.0), 0.0, white),)
-    )  # its two ends lie in the middle of pixels
+    # both ends lie in the middle of a pixel
+    half = painted((Strip((1.05, 0.0), (2.0, 1.0), 0.0, white),))
     edge = 0.25 ** (1 / 2.2)
-    np.testing.assert_allclose(half[30, [30, 31, 49, 50]].numpy(), [edge, full, full, edge], atol=0.003)
+    np.testing.assert_allclose(
+        half[30, [30, 31, 49, 50]].numpy(), [edge, full, full, edge], atol=0.003)
 
 
 def test_a_strip_turned_by_a_quarter_lies_across_and_the_later_lies_on_top():
@@ -422,8 +416,9 @@ def test_a_line_thinner_than_a_pixel_fades():
 
 
 def test_walls_meet_the_floor_where_they_stand_and_end_at_their_height():
-    """A wall 5 m away, seen from 1 m above the floor: its foot is 1/5, its top 2/5 of the focal
-    length off.
+    """A wall 5 m away, seen from 1 m above the floor.
+
+    Its bottom edge is 1/5 of the focal length below the center of the image, its top edge 2/5 above.
     """
     camera = look_at((0, 0, 1), (0, 5, 1), 50, 64, 64)
     room = Room((-4.0, -2.0), (4.0, 5.0), 3.0, Material((0.5, 0.0, 0.0)))
@@ -447,44 +442,40 @@ def test_clouds_whiten_the_sky_as_much_as_asked():
     camera = look_at((0, 0, 1), (0, 5, 3), 40, 64, 64)
     pictures = [
         picture(
-            Scene(
-                (), camera, (), Sky((0.0, 0.1, 0.5), (0.5, 0.5, 0.5), clouds, 7), Material((0.0,) * 3)
-            ),
-            64,
-            64,
-        )
+            Scene((), camera, (), Sky((0.0, 0.1, 0.5), (0.5, 0.5, 0.5), clouds, 7),
+                  Material((0.0,) * 3)),
+            64, 64)
         for clouds in (0.0, 0.4, 1.0)
     ]
     clear, some, many = (image[0, :30] for image in pictures)
-    assert (some >= clear - 1e-6).all() and (
-        many >= some - 1e-6
-    ).all()  # clouds are whiter than the blue
+    # clouds are brighter than the blue sky
+    assert (some >= clear - 1e-6).all() and (many >= some - 1e-6).all()
     assert (some > clear + 0.02).float().mean() < (many > clear + 0.02).float().mean()
 
 
 def both_ways(scene):
-    """(H, W) largest difference of the channels between the plain shading and that of large images."""
+    """(H, W) difference between shade and shade_large, maximum over the color channels."""
     size = scene.camera.width, scene.camera.height
     return (picture(scene, *size) - pictures([scene], *size, shade_large)[0]).abs().amax(0)
 
 
 def test_large_pictures_share_samples_and_look_the_same():
-    """A ball and a box, shaded per sample and per pixel and face: equal silhouettes, nearly equal
-    insides.
+    """A ball and a box, shaded per sample and per pixel and face.
+
+    The silhouettes are equal, the interiors nearly so.
     """
     objects = (SceneObject(0, "sphere", (-0.6, 0.0, 0.0), (1.0,) * 3, 0.0),
                SceneObject(0, "cube", (0.7, 0.2, 0.0), (0.8,) * 3, 0.4))
     lamp = Light((2.0, -3.0, 4.0), (9.0,) * 3)
     difference = both_ways(Scene(objects, look_at((0, -4, 2), (0, 0, 0.4), 70, 64, 48), (lamp,),
                                  Sky((0.2,) * 3, (0.3,) * 3), Material((0.4,) * 3)))
-    assert difference.median() < 0.0005 and difference.mean() < 0.003 and 0 < difference.max() < 0.15
+    assert (difference.median() < 0.0005 and difference.mean() < 0.003
+            and 0 < difference.max() < 0.15)
 
 
 @pytest.mark.parametrize("size", [(128, 96), (129, 97)])
 def test_large_pictures_do_not_mix_the_light_of_two_surfaces(size):
-    """Two walls, floor and sky, a lamp in the corner: each surface is as bright as when shaded
-    exactly.
-    """
+    """Two walls, floor and sky, a lamp in the corner: each surface is as bright as it should be."""
     room = Room((-3.0, -2.0), (3.0, 2.5), 2.0, Material((0.6, 0.5, 0.4)))
     scene = Scene(
         (),

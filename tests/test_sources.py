@@ -1,5 +1,4 @@
-"""Scene sources: what a scene depends on, what is lifted, how much is made; and a 2-D environment
-through the real command lines."""
+"""Scene sources: what a scene depends on, what is lifted, numbers of images, a 2-D environment."""
 import hashlib
 import json
 
@@ -39,7 +38,7 @@ def test_scene_i_depends_on_the_seed_and_on_i_alone():
                                                         for scene in scenes[first:last]]
     assert len({scene.objects for scene in scenes}) == 6
     assert scenes[0].objects != RandomScenes(ENV, "source", "paper", 4).scenes(range(1))[0].objects
-    # another domain's scenes are not the same layouts again
+    # the scenes of another domain have other layouts
     other = RandomScenes(ENV, "target-appearance", "paper", 3)
     assert [o.position_world for o in other.scenes(range(1))[0].objects] != [
         o.position_world for o in scenes[0].objects]
@@ -105,7 +104,7 @@ def test_regions_to_ignore_and_ignored_objects_are_not_lifted(tmp_path):
     assert "0 of 1 lifted scenes are empty" in printed
 
 
-# --- how much is made, and how it is recorded -----------------------------------------------------
+# --- numbers of images, and their records ---------------------------------------------------------
 
 def test_the_preset_says_how_many_images(tmp_path, monkeypatch, toy):
     """With 5 source, 7 target and 3 lifted images; a file of graphs gives one image per graph."""
@@ -133,7 +132,7 @@ def test_records_name_their_inputs_absolutely(toy, tmp_path):
 
 def test_chunks_fit_in_memory_and_results_come_in_order():
     assert cut_into_chunks(range(3, 21), (320, 240)) == [range(3, 19), range(19, 21)]
-    # one that is too large is rendered alone
+    # an image that is too large for a chunk is rendered alone
     assert cut_into_chunks(range(2), (5000, 4000)) == [range(0, 1), range(1, 2)]
     assert list(in_parallel(len, cut_into_chunks(range(40), (160, 120)), CPU)) == [16, 16, 8]
     assert set(in_parallel(lambda chunk: torch.get_num_threads(), [range(1)] * 4, CPU)) == {1}
