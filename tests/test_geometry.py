@@ -1,4 +1,4 @@
-"""Frames, projection, relations, rendering and lifting, against hand-made numbers and data of others."""
+"""Frames, projection, relations, rendering and lifting, by hand and against reference data."""
 import json
 from dataclasses import replace
 
@@ -90,7 +90,8 @@ def between(positions_world, camera, margin_m=0.2):
     """Relation rows between unit objects at the positions, with one margin for all predicates."""
     objects = [SceneObject(0, "cube", tuple(p), (1.0, 1.0, 1.0), 0.0) for p in positions_world]
     predicates = ENV.vocabulary.predicates
-    return relations(objects, camera, predicates, RelationRules({name: margin_m for name in predicates}))
+    return relations(objects, camera, predicates,
+                     RelationRules({name: margin_m for name in predicates}))
 
 
 def test_relations_by_hand():
@@ -144,9 +145,8 @@ def test_meshes_are_closed_outward_and_fill_the_unit_box(mesh):
     np.testing.assert_allclose(mesh.verts.min(0), [-0.5, -0.5, 0], atol=2e-3)
     np.testing.assert_allclose(mesh.verts.max(0), [0.5, 0.5, 1], atol=2e-3)
     a, b, c = (mesh.verts[mesh.faces[:, k]] for k in range(3))
-    volume = (
-        np.cross(a, b) * c
-    ).sum() / 6  # divergence theorem: positive only if every face looks outward
+    # divergence theorem: equal to the volume only if all faces point outward
+    volume = (np.cross(a, b) * c).sum() / 6
     expected = {12: 1.0, 1280: np.pi / 6, 188: np.pi / 4}[len(mesh.faces)]
     assert volume == pytest.approx(expected, rel=0.02)
     edges = {}
@@ -170,7 +170,7 @@ def test_a_pose_scales_then_turns_then_moves():
 # --- rasterizer -----------------------------------------------------------------------------------
 
 def slow_rasterize(meshes, camera, width, height):
-    """A plain twin: every face against every pixel."""
+    """A simple reference: tests every face at every pixel."""
     verts_px, depth_m = camera.project(meshes.verts_world.double().numpy())
     nearest = np.full((height, width), -1)
     zbuf = np.full((height, width), np.inf)
@@ -239,7 +239,8 @@ def test_a_scene_renders_to_the_same_bytes_alone_and_in_any_batch():
     scenes = []
     for domain in ("source", "target", "source"):
         scenes.append(ENV.sample(ENV, domain, "strong", rng))
-    scenes.append(Scene((), ENV.world.camera, (), Sky((0.3,) * 3, (0.3,) * 3), Material((0.4,) * 3)))
+    scenes.append(
+        Scene((), ENV.world.camera, (), Sky((0.3,) * 3, (0.3,) * 3), Material((0.4,) * 3)))
 
     together = render(scenes, 80, 60)
     for i, scene in enumerate(scenes):
@@ -265,14 +266,15 @@ def test_shadow_falls_on_the_side_away_from_the_lamp():
 
 
 def test_what_reaches_behind_the_camera_is_truncated():
-    """Boxes ahead, half cut by the left border, beside and half behind a level camera, and behind it."""
+    """Boxes ahead, cut by the left border, beside the camera and half behind it, and behind it."""
     camera = level_camera()
     boxes = [
         SceneObject(0, "box", (x, y, 0.0), (1.6, 4.0, 1.5), 0.0)
         for x, y in ((0, 20), (-10, 12), (2.5, 0), (0, -10))
     ]
     meshes = build(
-        [Scene(tuple(boxes), camera, (), Sky((0.0,) * 3, (0.0,) * 3), Material())], {"box": box_mesh()}
+        [Scene(tuple(boxes), camera, (), Sky((0.0,) * 3, (0.0,) * 3), Material())],
+        {"box": box_mesh()}
     )
     ahead, border, beside, behind = truncated_fractions(
         meshes, stack_cameras([camera], camera.width, camera.height)
@@ -289,7 +291,7 @@ def test_what_reaches_behind_the_camera_is_truncated():
 # --- against Blender ------------------------------------------------------------------------------
 
 def test_visible_boxes_and_relations_agree_with_blender(real_data):
-    """Scenes rendered by Blender, rebuilt with our camera and meshes from what its file says of them."""
+    """Scenes rendered by Blender, rebuilt from its scene files with our camera and meshes."""
     folder = real_data("clevr_blender") / "val"
     ious, offsets, wrong = [], [], 0
     for item, scene in read_scenes(folder):
@@ -311,7 +313,7 @@ def test_visible_boxes_and_relations_agree_with_blender(real_data):
         f"mean offset {offset.round(3)} px"
     )
     assert len(ious) > 90 and np.median(ious) > 0.95
-    # no half-pixel shift: Blender's bevels shrink its boxes a little, evenly on both sides
+    # no half-pixel shift: Blender's bevels make its boxes slightly smaller, equally on both sides
     assert abs(offset[0] + offset[2]) / 2 < 0.15 and abs(offset[1] + offset[3]) / 2 < 0.15
     assert wrong == 0
 
@@ -323,7 +325,7 @@ def render_labels(scene, width=320, height=240):
 
 
 def test_labels_lifted_back_land_on_the_objects():
-    """Lifted labels: 95 % within 5 % of the object's size, where nothing hides or truncates it."""
+    """95 % of the lifted objects that are fully visible are within 5 % of the object's size."""
     errors = []
     for seed in range(40):
         rng = np.random.default_rng([7, seed])
@@ -348,8 +350,9 @@ def test_labels_lifted_back_land_on_the_objects():
 
 
 def test_the_naive_bottom_center_would_miss_the_center():
-    """Why `aim` corrects: the plain ray lands at the nearest edge, about half the object's depth
-    too near.
+    """Why `aim` corrects the ray through the bottom center of a box.
+
+    That ray meets the ground at the object's nearest edge, about half the object's depth too near.
     """
     camera = ENV.world.camera
     verts = pose_mesh(ENV.world.assets["cylinder"], (0, 0, 0), (1.4, 1.4, 1.4), 0).verts
@@ -383,7 +386,7 @@ def test_objects_and_relations_below_the_threshold_are_dropped():
 
 
 def test_an_adaptive_threshold_is_a_fraction_of_the_best_scores():
-    # best scores of category 0 per image: .2 .3 .4 .5 .6, their 0.9-quantile .56; none of category 2
+    # best scores of category 0 per image: .2 .3 .4 .5 .6, 0.9 quantile .56; none of category 2
     box = [[0, 0, 9, 9]]
     graphs = [graph_of(box * 2, [0, 0], scores=[score, 0.1]) for score in (0.2, 0.3, 0.4, 0.5, 0.6)]
     graphs.append(graph_of(box, [1], scores=[0.9]))
@@ -391,8 +394,9 @@ def test_an_adaptive_threshold_is_a_fraction_of_the_best_scores():
     np.testing.assert_allclose(thresholds(graphs, unsure, 0.5), [0.28, 0.45, 0.5])
     np.testing.assert_allclose(thresholds(graphs, ENV, 0.5), [0.5, 0.5, 0.5])
     noise = [graph_of(box, [0], scores=[0.02])]
-    np.testing.assert_allclose(thresholds(noise, unsure, 0.5), [0.05, 0.5, 0.5])  # never that low
-    np.testing.assert_allclose(thresholds(noise, unsure, 0.01), [0.01, 0.01, 0.01])  # unless asked for
+    # at least 0.05, unless a lower threshold is requested
+    np.testing.assert_allclose(thresholds(noise, unsure, 0.5), [0.05, 0.5, 0.5])
+    np.testing.assert_allclose(thresholds(noise, unsure, 0.01), [0.01, 0.01, 0.01])
 
 
 def test_what_stands_on_a_stack_is_lifted_after_what_it_stands_on():
@@ -402,9 +406,7 @@ def test_what_stands_on_a_stack_is_lifted_after_what_it_stands_on():
 
 
 def test_of_supports_in_a_circle_the_least_certain_does_not_count():
-    """Cubes may stand on cubes: 0 on 1, 1 on 2, 2 on 0 and 0 on itself are believed as far as they
-    can be.
-    """
+    """Cubes on cubes: 0 on 1, 1 on 2, 2 on 0 and 0 on itself, which cannot all be true."""
     piles = replace(ENV, vocabulary=Vocabulary(CATEGORIES, ("on",)),
                     world=replace(ENV.world, rules=RelationRules({"on": 0.03}, supports={0: 0})))
     boxes = [[100, 100 + 20 * i, 140, 140 + 20 * i] for i in range(3)]
@@ -422,7 +424,8 @@ def test_of_supports_in_a_circle_the_least_certain_does_not_count():
 
 def test_a_category_without_spread_has_no_say_where_depths_are_weighed():
     with pytest.raises(
-        InputError, match="envs/clevr.py: ENV: size_spreads: 0.0 of sphere, expected more than 0 where"
+        InputError,
+        match="envs/clevr.py: ENV: size_spreads: 0.0 of sphere, expected more than 0 where"
     ):
         replace(ENV, world=replace(ENV.world, pitch_spread_rad=0.01, size_spreads=(0.1, 0.0, 0.1)))
     level = replace(ENV.world, pitch_spread_rad=0.01, size_spreads=(0.1, 0.1, 0.1))
@@ -440,8 +443,10 @@ SEEN_LEVEL = predicate_axes(level_camera())  # left is -x, front is -y
 
 def refined(positions_xy, rows, scores, size_m=0.6):
     """Positions (N, 2) of cubes on the ground after refinement by relations; no two may overlap."""
-    objects = [SceneObject(0, "cube", (*map(float, xy), 0.0), (size_m,) * 3, 0.0) for xy in positions_xy]
-    graph = graph_of([[0, 0, 9, 9]] * len(objects), [0] * len(objects), rows, relation_scores=scores)
+    objects = [SceneObject(0, "cube", (*map(float, xy), 0.0), (size_m,) * 3, 0.0)
+               for xy in positions_xy]
+    graph = graph_of([[0, 0, 9, 9]] * len(objects), [0] * len(objects), rows,
+                     relation_scores=scores)
     found = refine_by_relations(objects, graph, np.full(len(objects), -1), SEEN_LEVEL, ENV)
     assert not any(overlapping(a, b) for i, a in enumerate(found) for b in found[:i])
     return np.array([o.position_world[:2] for o in found])
@@ -450,7 +455,7 @@ def refined(positions_xy, rows, scores, size_m=0.6):
 def test_refinement_moves_only_what_the_relations_contradict():
     start = [[0.0, 0.0], [1.0, 0.0], [5.0, 5.0]]
     np.testing.assert_array_equal(refined(start, [[0, LEFT, 1]], [0.9]), start)
-    # 1 m to the wrong side, 0.202 m wanted on the right one: each end moves 0.601 m
+    # 1 m apart on the wrong sides, 0.202 m required on the right ones: each object moves 0.601 m
     start = [[0.0, 0.0], [1.0, 0.7], [5.0, 5.0]]
     np.testing.assert_allclose(
         refined(start, [[0, RIGHT, 1]], [0.9]), [[0.601, 0.0], [0.399, 0.7], [5.0, 5.0]]
@@ -463,7 +468,7 @@ def test_a_relation_that_would_push_solids_into_each_other_is_dropped():
     # cubes of 0.6 m in a row: 2 cannot get to the left of 0 without running into 0 or 1
     start = [[0.0, 0.0], [1.0, 0.0], [2.0, 0.0]]
     np.testing.assert_array_equal(refined(start, [[0, RIGHT, 2]], [0.9]), start)
-    # nor does a wrong relation keep another one from being satisfied: 1 gets 0.202 m behind 2
+    # a dropped relation does not prevent another from being satisfied: 1 gets 0.202 m behind 2
     found = refined(start, [[0, RIGHT, 2], [1, BEHIND, 2]], [0.9, 0.6])
     np.testing.assert_allclose(found, [[0.0, 0.0], [1.0, 0.101], [2.0, -0.101]])
 
@@ -475,7 +480,7 @@ def test_a_relation_is_satisfied_with_as_much_room_as_its_solids_need():
 
 
 def test_of_a_cycle_of_relations_the_least_certain_is_dropped():
-    # 0 left of 1 left of 2 left of 0, in three rows of which none can run into another
+    # 0 left of 1 left of 2 left of 0; the objects are in separate rows and cannot collide
     start = [[0.0, 0.0], [0.1, 2.0], [0.2, 4.0]]
     cycle = [[0, LEFT, 1], [1, LEFT, 2], [2, LEFT, 0]]
     for weakest in range(3):
@@ -488,7 +493,8 @@ def test_of_a_cycle_of_relations_the_least_certain_is_dropped():
 def test_solids_that_touch_or_lie_on_one_another_do_not_overlap():
     cube = SceneObject(0, "cube", (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), 0.0)
     for position, yaw_rad, expected in (
-            ((1.0, 0.0, 0.0), 0.0, False), ((0.99, 0.0, 0.0), 0.0, True), ((0.0, 0.0, 1.0), 0.0, False),
+            ((1.0, 0.0, 0.0), 0.0, False), ((0.99, 0.0, 0.0), 0.0, True),
+            ((0.0, 0.0, 1.0), 0.0, False),
             ((1.15, 0.0, 0.0), np.pi / 4, True), ((1.25, 0.0, 0.0), np.pi / 4, False),
             ((0.8, 0.8, 0.0), 0.0, True), ((0.9, 0.9, 0.0), np.pi / 4, False)):
         other = replace(cube, position_world=position, yaw_rad=yaw_rad)
@@ -520,28 +526,33 @@ def test_ignore_regions_and_neutral_objects_are_not_lifted():
     assert [o.label for o in objects] == kept.labels.tolist() == [1] and len(kept.relations) == 0
 
 
-# graphs as their cameras see them, boxes in pixels: objects on the ground, a laptop on a table
+# a graph per environment, boxes in pixels: objects on the ground, a laptop on a table
 ELSEWHERE = [
     (clevr.ENV, [[50, 50, 70, 70], [100, 50, 120, 70]], [0, 1], []),
-    (dining.ENV, [[80, 80, 140, 140], [30, 80, 60, 130], [100, 70, 120, 90]], [1, 0, 2], [[2, 4, 0]]),
+    (dining.ENV, [[80, 80, 140, 140], [30, 80, 60, 130], [100, 70, 120, 90]], [1, 0, 2],
+     [[2, 4, 0]]),
     (drive.ENV, [[100, 40, 160, 80], [200, 45, 240, 70], [20, 10, 80, 60]], [0, 0, 2], []),
 ]
 
 
 @pytest.mark.parametrize("steps", [0, 2])
-@pytest.mark.parametrize("env, boxes, labels, rows", ELSEWHERE, ids=[row[0].name for row in ELSEWHERE])
+@pytest.mark.parametrize("env, boxes, labels, rows", ELSEWHERE,
+                         ids=[row[0].name for row in ELSEWHERE])
 def test_lifted_scenes_do_not_depend_on_where_the_origin_of_the_world_is(
     env, boxes, labels, rows, steps
 ):
     size = env.presets["quick"].image_size
     graph = make_graph("x.png", *size, labels, boxes, rows)
-    jittered = look_at(env.world.camera.position_world + [0.2, -0.3, 0.0], env.world.camera.ground_point(
-        np.array([env.world.camera.width, 1.2 * env.world.camera.height]) / 2), env.world.camera.K[0, 0],
-        env.world.camera.width, env.world.camera.height)
+    jittered = look_at(
+        env.world.camera.position_world + [0.2, -0.3, 0.0],
+        env.world.camera.ground_point(
+            np.array([env.world.camera.width, 1.2 * env.world.camera.height]) / 2),
+        env.world.camera.K[0, 0], env.world.camera.width, env.world.camera.height)
     for camera in (env.world.camera, jittered):
         shifted = replace(camera, t=camera.t - camera.R @ [1000.0, 500.0, 0.0])
         (here,), (there,) = (
-            LiftedScenes(env, [graph], [view], "strong", steps, 0, torch.device("cpu")).scenes(range(1))
+            LiftedScenes(
+                env, [graph], [view], "strong", steps, 0, torch.device("cpu")).scenes(range(1))
             for view in (camera, shifted))
         assert len(here.objects) == len(there.objects) >= len(labels)
         for a, b in zip(here.objects, there.objects):

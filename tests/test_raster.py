@@ -1,6 +1,4 @@
-"""The rasterizer against PyTorch3D's own output, a slow twin, finite differences and degenerate
-scenes.
-"""
+"""The rasterizer against PyTorch3D, a slow reference, finite differences; degenerate scenes."""
 import importlib.util
 import math
 from dataclasses import replace
@@ -26,7 +24,7 @@ FIELDS = ("pix_to_face", "zbuf", "bary_coords", "dists")
 
 
 def pack(verts, faces, scene=None, scenes=1) -> Meshes:
-    """Bare triangles: verts (V, 3), faces (F, 3), one object per scene, scene (V,) of each vertex."""
+    """Triangles: verts (V, 3), faces (F, 3), scene (V,) of each vertex; one object per scene."""
     scene = torch.zeros(len(verts), dtype=torch.int64) if scene is None else scene
     face_object = scene[faces[:, 0]] if len(faces) else torch.zeros(0, dtype=torch.int64)
     blank = torch.zeros(scenes)
@@ -37,7 +35,8 @@ def pack(verts, faces, scene=None, scenes=1) -> Meshes:
 
 def view(width, height, focal_px, dtype=torch.float64, scenes=1) -> Cameras:
     """Cameras at the world's origin that look along +z, principal point off the center."""
-    K = torch.tensor([[focal_px, 0, 0.45 * width], [0, focal_px, 0.55 * height], [0, 0, 1]], dtype=dtype)
+    K = torch.tensor([[focal_px, 0, 0.45 * width], [0, focal_px, 0.55 * height], [0, 0, 1]],
+                     dtype=dtype)
     return Cameras(
         K.expand(scenes, 3, 3),
         torch.eye(3, dtype=dtype).expand(scenes, 3, 3),
@@ -59,7 +58,7 @@ def reference():
     "name", ["triangle_hard", "two_soft", "two_soft_wide", "scene_hard", "scene_soft"]
 )
 def test_fragments_are_pytorch3d_s(reference, name):
-    """What PyTorch3D 0.7.9's CPU rasterizer returned for the same scene (tests/data/README.md)."""
+    """Compares with the output of PyTorch3D 0.7.9's CPU rasterizer (tests/data/README.md)."""
     def get(key):
         return torch.from_numpy(np.asarray(reference[f"{name}/{key}"]))
 
@@ -85,14 +84,14 @@ def test_fragments_are_pytorch3d_s(reference, name):
     assert torch.cosine_similarity(gradient.flatten(), get("grad_verts").flatten(), 0) > 0.999
 
 
-# --- a slow twin ----------------------------------------------------------------------------------
+# --- a slow reference -----------------------------------------------------------------------------
 
 def slow_pixel(corners, K, u, v):
-    """One face (3, 3) in the camera frame and one pixel: inside or not, depth, barycentrics,
-    squared px.
+    """Inside or not, depth, barycentrics and squared distance (px) of one pixel and one face.
 
-    Depth and barycentrics come from the intersection of the ray with the plane of the face in 3-D,
-    the distance from the edges clipped at the near plane and projected.
+    The face (3, 3) is in the camera frame. Depth and barycentrics come from the intersection of
+    the ray with the plane of the face in 3-D, the distance from the edges, clipped at the near
+    plane and projected.
     """
     ray = np.array([(u - K[0, 2]) / K[0, 0], (v - K[1, 2]) / K[1, 1], 1.0])
     system = np.column_stack([corners[0] - corners[2], corners[1] - corners[2], -ray])
@@ -106,7 +105,8 @@ def slow_pixel(corners, K, u, v):
             polygon.append(p)
         if (p[2] > NEAR_M) != (q[2] > NEAR_M):
             polygon.append(p + (q - p) * (NEAR_M - p[2]) / (q[2] - p[2]))
-    points = [np.array([K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]]) for x, y, z in polygon]
+    points = [np.array([K[0, 0] * x / z + K[0, 2], K[1, 1] * y / z + K[1, 2]])
+              for x, y, z in polygon]
     squared = math.inf
     for p, q in zip(points, points[1:] + points[:1]):
         t = np.clip((np.array([u, v]) - p) @ (q - p) / max((q - p) @ (q - p), 1e-12), 0, 1)
@@ -115,7 +115,7 @@ def slow_pixel(corners, K, u, v):
 
 
 def random_triangles(count, seed, behind):
-    """Triangles before the camera; with `behind`, half of them reach behind it."""
+    """Triangles in front of the camera; with `behind`, half of them extend behind it."""
     rng = np.random.default_rng(seed)
     verts = rng.uniform([-1.5, -1.5, 1.0], [1.5, 1.5, 4.0], (3 * count, 3))
     if behind:
@@ -136,7 +136,8 @@ def test_nearest_faces_agree_with_a_per_pixel_twin(behind):
             if inside:
                 hits.append((depth, f, bary, -squared / 16))  # NDC: 8 pixels are 2 long
         hits = sorted(hits, key=lambda hit: hit[0])[:4]
-        assert found.pix_to_face[0, y, x].tolist() == [hit[1] for hit in hits] + [-1] * (4 - len(hits))
+        assert (found.pix_to_face[0, y, x].tolist()
+                == [hit[1] for hit in hits] + [-1] * (4 - len(hits)))
         for k, (depth, _, bary, squared) in enumerate(hits):
             assert found.zbuf[0, y, x, k].item() == pytest.approx(depth, rel=1e-6)
             assert found.bary_coords[0, y, x, k].numpy() == pytest.approx(bary, abs=1e-6)
@@ -157,14 +158,13 @@ def test_the_silhouette_agrees_with_a_per_pixel_twin_over_all_faces(behind):
             clear *= 1 - covered
             cut *= 1 - (covered if covered > OPAQUE else 0)
         assert found[0, y, x].item() == pytest.approx(1 - cut, abs=1e-6)
-        assert found[0, y, x].item() == pytest.approx(1 - clear, abs=12 * OPAQUE)  # at most the cut-off
+        # the cut-off of 12 faces, at most
+        assert found[0, y, x].item() == pytest.approx(1 - clear, abs=12 * OPAQUE)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_whole_rows_are_those_whose_barycentrics_are_not_negative(dtype):
-    """To the bit, also for large and needle-like triangles and edges through pixel centers and
-    along rows.
-    """
+    """Exactly, also for large and thin triangles and edges through pixel centers or along rows."""
     rng = np.random.default_rng(6)
     corners = np.concatenate(
         [
@@ -175,7 +175,8 @@ def test_whole_rows_are_those_whose_barycentrics_are_not_negative(dtype):
         ]
     )
     depth_m = rng.uniform(1, 3, (180, 3, 1))
-    verts = torch.from_numpy(np.concatenate([corners * depth_m, depth_m], 2).reshape(-1, 3)).to(dtype)
+    verts = torch.from_numpy(
+        np.concatenate([corners * depth_m, depth_m], 2).reshape(-1, 3)).to(dtype)
     eye = torch.eye(3, dtype=dtype)[None]
     faces = screen_faces(
         pack(verts, torch.arange(540).view(-1, 3)),
@@ -190,10 +191,12 @@ def test_whole_rows_are_those_whose_barycentrics_are_not_negative(dtype):
         (x0, y0), (width, height) = faces.first[i].tolist(), faces.span[i].tolist()
         y, x = torch.meshgrid(torch.arange(height), torch.arange(width), indexing="ij")
         every = Pairs(
-            torch.full((x.numel(),), i), torch.stack([x.flatten(), y.flatten()], 1).to(dtype), None, None
+            torch.full((x.numel(),), i), torch.stack([x.flatten(), y.flatten()], 1).to(dtype),
+            None, None
         )
         inside = (torch.stack(barycentrics(faces, every)) >= 0).all(0).view(height, width)
-        expected |= {(i, (y0 + row) * 24 + x0 + column) for row, column in inside.nonzero().tolist()}
+        expected |= {(i, (y0 + row) * 24 + x0 + column)
+                     for row, column in inside.nonzero().tolist()}
     assert found == expected and len(found) == len(pairs.face) > 5000
 
 
@@ -230,7 +233,8 @@ def test_gradients_of_soft_images_agree_with_finite_differences():
     def images(verts, K, R, t, colors):
         meshes, cameras = pack(verts, faces), Cameras(K, R, t, 8, 8)
         found = rasterize(meshes, cameras, 0.05, 3)
-        return silhouette(meshes, cameras, 1e-2), soft_blend(colors, found, torch.zeros(3), 1e-2, 1e-2)
+        return (silhouette(meshes, cameras, 1e-2),
+                soft_blend(colors, found, torch.zeros(3), 1e-2, 1e-2))
 
     assert torch.autograd.gradcheck(images, [*inputs, colors], eps=1e-7, atol=1e-4)
 
@@ -252,7 +256,7 @@ def test_every_memory_budget_gives_the_same_bits(count, blur):
         assert gradient.isfinite().all()
     for other in results[1:]:
         assert all(torch.equal(a, b) for a, b in zip(results[0][1:], other[1:]))
-        # sums run in another order
+        # sums are computed in another order
         assert (results[0][0] - other[0]).norm() < 1e-5 * other[0].norm()
 
 
@@ -291,7 +295,7 @@ def test_a_projected_square_equals_its_outline():
     seen = rasterize(pack(verts, faces), cameras).pix_to_face[0, ..., 0] >= 0
     expected = torch.zeros(20, 20, dtype=torch.bool)
     expected[9:13, 7:11] = True
-    edge = torch.zeros_like(expected)  # pixels whose center lies on the outline may fall either way
+    edge = torch.zeros_like(expected)  # pixels whose center is on the outline may be in or out
     edge[8:14, 6:12] = True
     assert (seen[~edge | expected] == expected[~edge | expected]).all()
 
@@ -326,7 +330,7 @@ corner = st.tuples(st.floats(-1.5, 1.5), st.floats(-1.5, 1.5), st.floats(0.5, 4)
 def test_degenerate_scenes_give_finite_images_and_gradients(
     triangles, twice, size, scale, from_eye, dtype
 ):
-    """No face, every kind of DEGENERATE, all faces twice, scaled about the eye or a point before it."""
+    """No, degenerate and duplicate faces, scaled about the eye or about a point in front of it."""
     origin = torch.tensor([0.0, 0.0, 0.0 if from_eye else 2.0], dtype=dtype)
     verts = torch.tensor(triangles, dtype=dtype).reshape(-1, 3)
     verts = (origin + scale * (verts - origin)).requires_grad_()
@@ -337,7 +341,8 @@ def test_degenerate_scenes_give_finite_images_and_gradients(
     found = rasterize(meshes, cameras, 0.01, 3)
     soft = silhouette(meshes, cameras, 1e-2)
     image = soft_blend(
-        torch.ones(*found.zbuf.shape, 3, dtype=dtype), found, torch.zeros(3, dtype=dtype), 1e-2, 1e-2
+        torch.ones(*found.zbuf.shape, 3, dtype=dtype), found, torch.zeros(3, dtype=dtype),
+        1e-2, 1e-2
     )
     values = (found.zbuf, found.bary_coords, found.dists, soft, image)
     assert all(value.isfinite().all() for value in values)
@@ -386,12 +391,11 @@ def test_no_scene_and_no_object_are_images_too():
 
 # --- PyTorch3D itself, where it is installed ------------------------------------------------------
 
-@pytest.mark.skipif(importlib.util.find_spec("pytorch3d") is None, reason="PyTorch3D is not installed")
+@pytest.mark.skipif(importlib.util.find_spec("pytorch3d") is None,
+                    reason="PyTorch3D is not installed")
 @pytest.mark.parametrize("blur_radius, count", [(0.0, 1), (1e-3, 10)])
 def test_the_pytorch3d_backend_agrees_on_clevr(blur_radius, count):
-    """Four random scenes of different size: same faces, fields and, shaded by the same code, same
-    image.
-    """
+    """Four random scenes of different sizes: equal faces, fields and shaded images."""
     generators = [np.random.default_rng([3, i]) for i in range(4)]
     scenes = [ENV.sample(ENV, domain, "paper", rng)
               for domain, rng in zip(("source", "target", "source", "target"), generators)]
@@ -403,9 +407,8 @@ def test_the_pytorch3d_backend_agrees_on_clevr(blur_radius, count):
     ours, theirs = (rasterize_with(meshes, fine, blur_radius, count, cull_backfaces=True)
                     for rasterize_with in (rasterize, pytorch3d.rasterize))
     same = ours.pix_to_face == theirs.pix_to_face
-    assert (
-        same[..., 0].float().mean() > 0.999 and same.float().mean() > 0.998
-    )  # ties along shared edges differ
+    # ties along shared edges differ
+    assert same[..., 0].float().mean() > 0.999 and same.float().mean() > 0.998
     for name, most in (("zbuf", 1e-3), ("bary_coords", 2e-3), ("dists", 1e-6)):
         difference = (getattr(ours, name) - getattr(theirs, name))[same].abs()
         assert difference.max() < most and difference.float().mean() < most / 100, name
@@ -437,7 +440,6 @@ def test_cuda_agrees_with_the_cpu():
     (faces, zbuf, soft, gradient, image), (faces2, zbuf2, soft2, gradient2, image2) = results
     same = faces == faces2
     assert same.float().mean() > 0.998 and (zbuf - zbuf2)[same].abs().max() < 1e-3
-    assert (soft - soft2).abs().max() < 1e-3 and torch.cosine_similarity(
-        gradient.flatten(), gradient2.flatten(), 0
-    ) > 0.999
+    assert ((soft - soft2).abs().max() < 1e-3
+            and torch.cosine_similarity(gradient.flatten(), gradient2.flatten(), 0) > 0.999)
     assert (image - image2).abs().mean() < 1e-4

@@ -1,4 +1,4 @@
-"""Refinement by gradient: moves that are known, boxes of scenes that are known."""
+"""Refinement by gradient: known displacements, boxes of known scenes, values by hand."""
 from dataclasses import replace
 
 import numpy as np
@@ -21,7 +21,8 @@ CUBE, SPHERE, CYLINDER = range(3)
 
 
 def thing(label, x, y, size, yaw_rad=0.0):
-    return SceneObject(label, ENV.world.category_assets[label][0], (x, y, 0.0), (size,) * 3, yaw_rad)
+    return SceneObject(label, ENV.world.category_assets[label][0], (x, y, 0.0), (size,) * 3,
+                       yaw_rad)
 
 
 def bare(rows):
@@ -29,7 +30,7 @@ def bare(rows):
 
 
 def boxes_of(rows) -> list[SceneGraph]:
-    """Rendered labels of each row's objects."""
+    """Scene graphs rendered from each row of objects."""
     names = [f"{i}.png" for i in range(len(rows))]
     return render_scenes(ENV, bare(rows), names, (320, 240), torch.device("cpu")).graphs
 
@@ -40,15 +41,13 @@ def iou(a, b):
 
 
 def test_objects_that_were_pushed_find_back_to_their_boxes():
-    """Three scenes of three objects, one partly hidden, off by up to 0.2 m and 15 % of size."""
+    """Three scenes of three objects, one partly hidden; off by up to 0.2 m and 15 % in size."""
     rng = np.random.default_rng(0)
     true = [
-        [
-            thing(CUBE, -1.0, 1.5, 1.0, 0.3),
-            thing(SPHERE, 1.0, -1.0, 1.4),
-            thing(CYLINDER, 1.2, 1.6, 0.7),
-        ],
-        [thing(SPHERE, -0.4, 1.2, 1.0), thing(CYLINDER, 0.2, -0.2, 1.4), thing(SPHERE, 2.0, 2.0, 1.0)],
+        [thing(CUBE, -1.0, 1.5, 1.0, 0.3), thing(SPHERE, 1.0, -1.0, 1.4),
+         thing(CYLINDER, 1.2, 1.6, 0.7)],
+        [thing(SPHERE, -0.4, 1.2, 1.0), thing(CYLINDER, 0.2, -0.2, 1.4),
+         thing(SPHERE, 2.0, 2.0, 1.0)],
         [thing(CYLINDER, 0.0, -2.0, 1.0), thing(CUBE, -2.0, 0.5, 0.5), thing(CUBE, 1.5, 1.0, 1.0)],
     ]
 
@@ -56,11 +55,12 @@ def test_objects_that_were_pushed_find_back_to_their_boxes():
         x, y, z = o.position_world
         dx, dy = rng.uniform(-0.2, 0.2, 2)
         return replace(
-            o, position_world=(x + dx, y + dy, z), size_m=(o.size_m[0] * rng.uniform(0.85, 1.15),) * 3
+            o, position_world=(x + dx, y + dy, z),
+            size_m=(o.size_m[0] * rng.uniform(0.85, 1.15),) * 3
         )
 
     graphs = boxes_of(true)
-    assert min(graph.visible.min() for graph in graphs) < 0.9  # somebody is hidden in part
+    assert min(graph.visible.min() for graph in graphs) < 0.9  # at least one is partly hidden
     pushed = [[push(o) for o in row] for row in true]
     want = np.concatenate([graph.boxes_px for graph in graphs])
     before = iou(np.concatenate([g.boxes_px for g in boxes_of(pushed)]), want)
@@ -83,7 +83,7 @@ def test_a_scene_that_fits_stays_and_no_object_is_no_crash():
 
 
 def test_visible_coverage_splits_pixels_among_objects_by_depth():
-    """Of two cubes behind one another the nearer shows whole, the other where it is not covered."""
+    """Of two cubes in a line of sight, the nearer is fully visible, the other where not covered."""
     row = [thing(CUBE, 0.0, 0.0, 1.0), thing(CUBE, -1.2, -1.2, 1.0)]
     meshes = build(bare([row, row[:1]]), ENV.world.assets)
     shown = visible_coverage(meshes, stack_cameras([ENV.world.camera] * 2, 120, 90))
@@ -94,12 +94,13 @@ def test_visible_coverage_splits_pixels_among_objects_by_depth():
     for scene, slot, number in ((0, 0, 0), (0, 1, 1), (1, 0, 2)):
         mask = (hard[scene] >= 0) & (meshes.face_object[hard[scene].clamp(min=0)] == number)
         soft = shown[scene, slot]
-        assert (soft > 0.5)[mask].float().mean() > 0.97 and (soft < 0.5)[~mask].float().mean() > 0.99
+        assert ((soft > 0.5)[mask].float().mean() > 0.97
+                and (soft < 0.5)[~mask].float().mean() > 0.99)
     assert (shown[1, 1] == 0).all()  # the second scene has one object
 
 
 def test_box_errors_by_hand():
-    """An object that fills columns 2 and 3 of row 1 fully, its box a quarter of a pixel further left."""
+    """An object that fills columns 2 and 3 of row 1; a box 0.25 px further left than the object."""
     shown = torch.zeros(1, 1, 4, 6)
     shown[0, 0, 1, 2:4] = 1
     exact = box_errors(shown, torch.tensor([0]), torch.tensor([[2.0, 1.0, 4.0, 2.0]]))
@@ -130,17 +131,13 @@ def test_an_object_on_another_is_no_neighbor_of_it():
 
 
 def test_a_scene_is_refined_alike_alone_and_in_company():
-    """Objects that stand in one another included."""
-    rows = [
-        [
-            thing(CUBE, 0.1 * i, 0.0, 1.0),
-            thing(SPHERE, 0.5, 0.4 - 0.1 * i, 1.0),
-            thing(CYLINDER, -1.0, 1.0, 1.0),
-        ]
-        for i in range(12)
-    ]
+    """Also if objects overlap each other."""
+    rows = [[thing(CUBE, 0.1 * i, 0.0, 1.0), thing(SPHERE, 0.5, 0.4 - 0.1 * i, 1.0),
+             thing(CYLINDER, -1.0, 1.0, 1.0)]
+            for i in range(12)]
     graphs = boxes_of(
-        [[thing(CUBE, 0.0, -0.6, 1.0), thing(SPHERE, 0.5, 0.6, 1.0), thing(CYLINDER, -1.2, 1.0, 1.0)]]
+        [[thing(CUBE, 0.0, -0.6, 1.0), thing(SPHERE, 0.5, 0.6, 1.0),
+          thing(CYLINDER, -1.2, 1.0, 1.0)]]
         * 12
     )
     together = refine(rows, graphs, [ENV.world.camera] * 12, ENV.world.assets, 6)
@@ -163,7 +160,8 @@ def test_gradients_of_the_box_error_are_those_of_finite_differences():
         placed = place(meshes, Poses(position_world, size_m, yaw_rad))
         return box_errors(visible_coverage(placed, views), meshes.object_scene, boxes).sum()
 
-    moves = [v.clone().requires_grad_() for v in (start.position_world, start.size_m, start.yaw_rad)]
+    moves = [v.clone().requires_grad_()
+             for v in (start.position_world, start.size_m, start.yaw_rad)]
     gradient = torch.cat([g.reshape(-1) for g in torch.autograd.grad(error(*moves), moves)])
     numeric, step = [], 1e-6
     for k, move in enumerate(moves):

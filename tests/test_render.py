@@ -92,7 +92,7 @@ def test_tone_mapping_is_the_srgb_exponent_with_a_shoulder():
 # --- materials ------------------------------------------------------------------------------------
 
 def test_ggx_in_the_mirror_direction_by_hand():
-    """View and lamp are 30 degrees from the normal, on opposite sides: the half vector is the normal."""
+    """View and lamp are 30 degrees from the normal on opposite sides, so it is the half vector."""
     normal, view, lamp = unit(0, 0, 1), unit(1, 0, 3 ** 0.5), unit(-1, 0, 3 ** 0.5)
     mirror, roughness = (
         torch.full((1, 3), 0.04, dtype=torch.float64),
@@ -418,7 +418,7 @@ def test_a_line_thinner_than_a_pixel_fades():
 def test_walls_meet_the_floor_where_they_stand_and_end_at_their_height():
     """A wall 5 m away, seen from 1 m above the floor.
 
-    Its bottom edge is 1/5 of the focal length below the center of the image, its top edge 2/5 above.
+    Its bottom edge is 1/5 of the focal length below the image center, its top edge 2/5 above.
     """
     camera = look_at((0, 0, 1), (0, 5, 1), 50, 64, 64)
     room = Room((-4.0, -2.0), (4.0, 5.0), 3.0, Material((0.5, 0.0, 0.0)))
