@@ -1,5 +1,7 @@
-"""`make loop`: its commands, what it skips and repeats, what it refuses. A stand-in for Python
-makes empty results."""
+"""`make loop`: its commands, stages that are skipped or repeated, options that are refused.
+
+A script that stands in for Python creates empty results.
+"""
 import os
 import shutil
 import subprocess
@@ -12,8 +14,8 @@ from conftest import ENVIRONMENT, ROOT
 
 pytestmark = pytest.mark.skipif(shutil.which("make") is None, reason="no make")
 
-# prints a preset, or appends its words to a file and makes what the command would; fails where
-# FAIL_AT is in its words
+# Prints a preset, or logs its arguments and creates the file that the command would create; fails
+# if its arguments contain FAIL_AT.
 STAND_IN = """#!{python}
 import os, sys
 from pathlib import Path
@@ -46,8 +48,7 @@ def python(tmp_path):
 
 
 def make(python, *options, code=0, **environment):
-    """Run make loop. Returns the commands that it ran and what it printed, or if it should fail,
-    its errors."""
+    """Runs make loop; returns its commands and its output, or its errors if code is not 0."""
     log = python.parent / "log.txt"
     log.unlink(missing_ok=True)
     result = subprocess.run(
@@ -60,7 +61,7 @@ def make(python, *options, code=0, **environment):
 
 
 def outs(python, commands):
-    """Which folder each command writes, without those of the table and the report."""
+    """The output folder of each command, except for those of the table and the report."""
     return [line.split("--out ")[1].split()[0].removeprefix(f"{python.parent}/loop/")
             for line in commands if "--out" in line]
 
@@ -83,24 +84,23 @@ def test_a_dry_run_prints_the_commands_that_a_run_runs(python):
 
 
 def test_the_commands_of_algorithm_1(python):
-    folder, (ran, _) = f"{python.parent}/loop", make(python, "ITERATIONS=3", "PROTOCOL=strong",
-                                                     "LIFT_OPTIONS=--refine 20",
-                                                     "TRAIN_OPTIONS=--scratch", "SEED=5",
-                                                     "LIFTED_IMAGES=6")
+    folder, (ran, _) = f"{python.parent}/loop", make(
+        python, "ITERATIONS=3", "PROTOCOL=strong", "LIFT_OPTIONS=--refine 20",
+        "TRAIN_OPTIONS=--scratch", "SEED=5", "LIFTED_IMAGES=6")
     target, source, more, *lifts = [line for line in ran if "synthesize.py" in line]
-    assert "--domain target --num 40 --seed 1 " in target and "--num 70 --seed 5 --randomize strong" in source
+    assert ("--domain target --num 40 --seed 1 " in target
+            and "--num 70 --seed 5 --randomize strong" in source)
     assert "--num 6 --seed 1005 --randomize strong" in more
-    # each iteration's graphs are inferred by the last one's network, and both kinds of rows begin
-    # with the start's
+    # the network of the previous iteration predicts the graphs of the next; the first iteration of
+    # both rows uses the start network
     reads = [(f"{folder}/{network}/model.pt", f"{folder}/data/{data}") for network, data in (
         ("start", "label1"), ("label1", "label2"), ("appearance1", "appearance2"),
-        ("label2", "label3"),
-        ("appearance2", "appearance3"))]
+        ("label2", "label3"), ("appearance2", "appearance3"))]
     assert [(line.split("--checkpoint ")[1].split()[0], line.split("--out ")[1])
             for line in lifts] == reads
-    words = f"--target {folder}/data/target/train --num 6 --seed 5 --randomize strong --refine 20 --out"
-    assert all(words in line
-               for line in lifts)
+    words = (f"--target {folder}/data/target/train "
+             "--num 6 --seed 5 --randomize strong --refine 20 --out")
+    assert all(words in line for line in lifts)
     start, *rows = [line for line in ran if "train.py" in line]
     assert "--steps 8 " in start and "--init" not in start and len(rows) == 8
     for line in rows:
@@ -126,7 +126,7 @@ def test_a_finished_loop_only_prints_its_table(python):
                          [("--out {}/data/sdr", 19), ("--out {}/sdr", 15), ("report", 0)])
 def test_an_interrupted_loop_continues_where_it_stopped(python, stop, left):
     at = stop.format(f"{python.parent}/loop")
-    if at == "report":  # the table counts: a report that cannot be drawn is no reason to fail
+    if at == "report":  # a loop with a table does not fail if the report cannot be drawn
         assert make(python, FAIL_AT=at)[0][-1].split()[1] == "report"
     else:
         ran, _ = make(python, code=2, FAIL_AT=at)
@@ -139,27 +139,26 @@ def test_what_is_made_anew_is_followed_by_what_depends_on_it(python):
     loop = python.parent / "loop"
     make(python)
     for i, path in enumerate(sorted(loop.rglob("*.*"), key=lambda path: path.stat().st_mtime_ns)):
-        os.utime(path, (i, i))  # one second between any two
+        os.utime(path, (i, i))  # one second apart
     (loop / "data/more/dataset.json").unlink()
-    for options in (["-n"], []):  # a dry run knows what would be made anew
+    for options in (["-n"], []):  # a dry run prints what would be repeated
         ran, printed = make(python, *options)
         commands = [line for line in printed.splitlines() if line.startswith(str(python))]
         assert outs(python, commands) == ["data/more", "sdr", "sdr"]
     (loop / "label1/model.pt").touch()
     assert outs(python, make(python)[0]) == ["label1", "data/label2", "label2", "label2"]
-    # the stand-in is the test set of every row, and each iteration reads it
+    # the target holds the test set of every row, and each iteration reads it
     shutil.rmtree(loop / "data/target")
-    assert outs(python, make(python)[0]) == [
-        "data/target", "start", "sdr", *STAGES[7:]]
+    assert outs(python, make(python)[0]) == ["data/target", "start", "sdr", *STAGES[7:]]
 
 
 def test_a_folder_is_bound_to_its_options_once_something_is_made(python):
     loop = python.parent / "loop"
     make(python, "DOMAIN=tagret", code=2, FAIL_AT="tagret")
-    make(python, code=2, FAIL_AT="more")  # nothing was made with the other DOMAIN
+    make(python, code=2, FAIL_AT="more")  # there is no result of the other DOMAIN
     written = ("ENV=clevr ITERATIONS=2 PRESET=quick SEED=0 TARGET= DOMAIN=target PROTOCOL=paper "
                "TRAIN_OPTIONS= LIFT_OPTIONS=")
-    assert (loop / "options.txt").read_text() == written + "\n"  # as earlier versions wrote it
+    assert (loop / "options.txt").read_text() == written + "\n"  # as in earlier versions
     for options in (["DOMAIN=target-content"], ["SEED=1"], ["CAMERA=paper", "-n"],
                     ["LIFT_OPTIONS=--refine"]):
         ran, errors = make(python, *options, code=2)
@@ -174,7 +173,7 @@ def test_targets_and_their_cameras(python, tmp_path):
         assert (" --camera paper " in line) == ("--data " in line or "synthesize.py" in line
                                                 and "--checkpoint" in line)
     assert "--camera" not in make(python, "-n")[1]
-    # a data set, and KITTI's folder in both forms
+    # a data set, and both layouts of a KITTI folder
     for labels in ("graphs.jsonl", "label_2", "training/label_2"):
         target = tmp_path / "with space" / labels.replace("/", "_")
         for split in ("train", "test"):
@@ -191,7 +190,8 @@ def test_targets_and_their_cameras(python, tmp_path):
     plan = make(python, "-n", f"TARGET={plain}")[1]
     assert f"--target {plain} " in plan and f"--data {plain} " in plan
     drive = make(python, "-n", "ENV=drive")[1]
-    assert "--export kitti" in drive and "target/train/kitti " in drive and "target/test/kitti " in drive
+    assert ("--export kitti" in drive and "target/train/kitti " in drive
+            and "target/test/kitti " in drive)
 
 
 @pytest.mark.parametrize("option, words", [
@@ -205,13 +205,15 @@ def test_targets_and_their_cameras(python, tmp_path):
 def test_wrong_options_are_one_line_before_the_first_stage(python, option, words):
     ran, errors = make(python, option, code=2)
     complaint, from_make = errors.splitlines()
-    assert ran == [] and complaint.startswith("Error: ") and words in complaint and "Error 2" in from_make
+    assert (ran == [] and complaint.startswith("Error: ") and words in complaint
+            and "Error 2" in from_make)
     assert f"{option} " in complaint.replace(":", " ") and not (python.parent / "loop").exists()
 
 
 def test_before_the_environment_is_built_a_dry_run_shows_names(tmp_path):
     plan = make(tmp_path / "nothing", "-n")[1]
-    for words in ("numbers are shown by their names", "--num SOURCE_IMAGES ", "--steps START_STEPS "):
+    for words in ("numbers are shown by their names", "--num SOURCE_IMAGES ",
+                  "--steps START_STEPS "):
         assert words in plan
 
 
@@ -222,11 +224,10 @@ def test_python_m_envs_prints_presets():
     preset = envs.find("dining").presets["paper"]
     assert ask("dining", "paper").stdout.splitlines() == [
         "SOURCE_IMAGES=5000", "TARGET_IMAGES=8000", "LIFTED_IMAGES=5000", "START_STEPS=10000",
-        "STEPS=70000", "ITERATIONS=6",
-        f"WARMUP={preset.warmup}"]
+        "STEPS=70000", "ITERATIONS=6", f"WARMUP={preset.warmup}"]
     lines = ask().stdout.splitlines()
-    assert len(lines) == 6 and lines[
-        0].startswith("clevr quick image_size=160x120 source_images=1500 ")
+    assert (len(lines) == 6
+            and lines[0].startswith("clevr quick image_size=160x120 source_images=1500 "))
     wrong = ask("mars", "quick")
     assert wrong.returncode == 3
     assert wrong.stderr.startswith("Error: --env: 'mars' is not one of clevr, dining, drive")
