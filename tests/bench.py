@@ -1,10 +1,10 @@
 """`make bench`: how fast the quick preset trains and renders on this machine.
 
-    training   one optimizer step of the whole network against torchvision's own Faster R-CNN with the
-               same backbone, anchors and numbers of proposals and RoIs; and one step with adaptation,
-               with the forward pass shared as it is, and with the RPN head run anew by each user of it
-    rendering  images that `synthesize.py` writes to disk per second: CLEVR's quick preset, the others
-               at native size
+    training   one optimizer step of the whole network, compared with torchvision's Faster R-CNN of
+               the same backbone, anchors and numbers of proposals and RoIs; and one step with
+               adaptation, with a shared forward pass and with the RPN head run for each loss
+    rendering  images per second that `synthesize.py` writes to disk: CLEVR with the quick preset,
+               the other environments at native size
 """
 import statistics
 import subprocess
@@ -41,7 +41,8 @@ def toy_batch(config):
         corner = torch.rand(4, 2, generator=generator) * torch.tensor([120.0, 80.0])
         boxes = torch.cat([corner, corner + 10 + 25 * torch.rand(4, 2, generator=generator)], 1)
         position = torch.rand(4, 3, generator=generator) * 6
-        objects = [SceneObject(0, "cube", tuple(p), (1.0, 1.0, 1.0), 0.0) for p in position.tolist()]
+        objects = [SceneObject(0, "cube", tuple(p), (1.0, 1.0, 1.0), 0.0)
+                   for p in position.tolist()]
         rows = relations(objects, ENV.world.camera, ENV.vocabulary.predicates, ENV.world.rules)
         targets.append({"boxes": boxes, "labels": torch.randint(1, 4, (4,), generator=generator),
                         "ignore_boxes": torch.zeros(0, 4), "relations": torch.from_numpy(rows)})
@@ -65,7 +66,7 @@ def plain_faster_rcnn(config):
 
 
 def shared_losses(model, methods, images, targets, target_images):
-    """A step of train.py: one forward pass, of which the task and both methods share the parts."""
+    """Losses of a step of train.py, where the task and both methods share one forward pass."""
     source, target = model.forward_both(images, target_images)
     losses = model.losses(source, targets)
     for method in methods:
@@ -74,9 +75,11 @@ def shared_losses(model, methods, images, targets, target_images):
 
 
 def repeated_losses(model, methods, images, targets, target_images):
-    """The same without sharing: one batch of both domains, of whose features the task, D_a and D_c
-    each compute what they need themselves, so that the RPN head runs on each source image three
-    times and on each target image twice."""
+    """The same losses without sharing.
+
+    The features of both domains are computed in one batch, but the task, D_a and D_c each compute
+    the rest themselves: the RPN head runs three times per source and twice per target image.
+    """
     features = model.features(torch.cat([images, target_images]))
 
     def domains():
@@ -90,7 +93,7 @@ def repeated_losses(model, methods, images, targets, target_images):
 
 
 def stepper(model, losses):
-    """A function that makes one training step and returns its seconds."""
+    """Returns a function that makes one training step and returns its duration in seconds."""
     optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
 
     def step():
@@ -129,14 +132,16 @@ def bench_training():
         ratio = median / medians["plain Faster R-CNN"]
         print(f"  {name:<26}{1000 * median:8.1f} ms   {ratio:5.2f} x")
     ratios = [a / b for a, b in zip(seconds["adapted, not shared"], seconds["adapted, shared"])]
-    print(f"  a shared forward pass makes the adapted step {statistics.median(ratios):.2f} x as fast")
+    print("  a shared forward pass makes the adapted step "
+          f"{statistics.median(ratios):.2f} x as fast")
 
 
 def rendering_seconds(num, options):
-    """Of one synthesize.py, start of Python and torch included."""
+    """Seconds of one call of synthesize.py, including the start of Python and torch."""
     root = Path(__file__).resolve().parents[1]
     with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, root / "synthesize.py", "--num", str(num), "--out", f"{folder}/x"]
+        command = [sys.executable, root / "synthesize.py", "--num", str(num),
+                   "--out", f"{folder}/x"]
         start = time.perf_counter()
         subprocess.run([*command, *options], cwd=root, check=True, stdout=subprocess.DEVNULL)
         return time.perf_counter() - start
@@ -153,9 +158,10 @@ def bench_rendering(num=500, few=2, many=14):
     for env, domain in (("dining", "source"), ("dining", "target"), ("drive", "source"),
                         ("drive", "target")):
         options = ["--preset", "paper", "--env", env, "--domain", domain]
-        # three target images at least, one per split
+        # at least three target images, one per split
         first, last = (few + 1, many + 1) if domain == "target" else (few, many)
-        rate = (last - first) / (rendering_seconds(last, options) - rendering_seconds(first, options))
+        rate = (last - first) / (
+            rendering_seconds(last, options) - rendering_seconds(first, options))
         print(f"  {env + ', ' + domain:<26}{rate:8.1f} images/s")
 
 

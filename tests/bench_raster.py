@@ -1,11 +1,12 @@
-"""`make bench`, second half: the rasterizer next to a peer, and how its time and memory grow.
+"""`make bench`, second part: our rasterizer against another one, and growth of time and memory.
 
     python tests/bench_raster.py [OUT.png]     default of the plot: runs/bench.png
 
-The peer is PyTorch3D where it can be imported, otherwise a plain twin that tests every pixel for
-every face. The scene has six spheres of 1,280 faces at 320x240; it grows in faces, pixels, scenes
-per batch, and faces per pixel. With a GPU, everything is measured there, too. Peak memory is that
-of a fresh process beyond what it had before the first call.
+The other one ("peer") is PyTorch3D if it can be imported, otherwise a simple rasterizer that tests
+every pixel for every face ("twin"). The scene has six spheres of 1,280 faces at 320x240. Time and
+memory are also measured for more or fewer faces, pixels, scenes per batch, and faces per pixel; if
+there is a GPU, on both CPU and GPU. Peak memory is that of a fresh process, less the memory in use
+before the first call.
 """
 import math
 import multiprocessing
@@ -36,7 +37,10 @@ SPHERES, ROUNDS = 6, 3
 
 @dataclass(frozen=True)
 class Case:
-    """A batch of `scenes`, 20 * 4 ** subdivisions faces per sphere, `faces_per_pixel` kept per pixel."""
+    """A batch of `scenes` scenes whose spheres have 20 * 4 ** subdivisions faces each.
+
+    The soft rasterizers keep `faces_per_pixel` faces.
+    """
 
     subdivisions: int = 3
     width: int = 320
@@ -61,7 +65,7 @@ GROWTH = {
 
 
 def make_work(case: Case, device: str) -> dict:
-    """Name of a kind of work -> a call that does it."""
+    """Name of a measured operation -> function that runs it."""
     camera = look_at((0, -9, 5), (0, 0, 0), 1.1 * case.width, case.width, case.height)
     row = tuple(SceneObject(0, "sphere", (2.0 * (i - (SPHERES - 1) / 2), 0.0, 0.0), (1.6,) * 3, 0.0)
                 for i in range(SPHERES))
@@ -89,7 +93,8 @@ def make_work(case: Case, device: str) -> dict:
 def slow_rasterize(meshes, cameras) -> np.ndarray:
     """The nearest face of every pixel, found by testing every pixel for every face."""
     px, depth = cameras.project(meshes.verts_world, meshes.vert_scene)
-    corners, zs = px[meshes.faces].double().cpu().numpy(), depth[meshes.faces].double().cpu().numpy()
+    corners, zs = (px[meshes.faces].double().cpu().numpy(),
+                   depth[meshes.faces].double().cpu().numpy())
     x, y = np.meshgrid(np.arange(cameras.width) + 0.5, np.arange(cameras.height) + 0.5)
     zbuf, nearest = np.full(x.shape, np.inf), np.full(x.shape, -1)
     for f, ((a, b, c), z) in enumerate(zip(corners, zs)):
@@ -99,13 +104,14 @@ def slow_rasterize(meshes, cameras) -> np.ndarray:
         u = ((b[0] - x) * (c[1] - y) - (b[1] - y) * (c[0] - x)) / area
         v = ((c[0] - x) * (a[1] - y) - (c[1] - y) * (a[0] - x)) / area
         inverse = u / z[0] + v / z[1] + (1 - u - v) / z[2]
-        closer = (u >= 0) & (v >= 0) & (u + v <= 1) & (1 / np.where(inverse > 0, inverse, 1e-12) < zbuf)
+        closer = ((u >= 0) & (v >= 0) & (u + v <= 1)
+                  & (1 / np.where(inverse > 0, inverse, 1e-12) < zbuf))
         zbuf[closer], nearest[closer] = 1 / inverse[closer], f
     return nearest
 
 
 def median_ms(work, device: str, rounds: int = ROUNDS) -> float:
-    """Median milliseconds of a call, without the first: of `rounds`, or of more within 0.2 seconds."""
+    """Median milliseconds of at least `rounds` calls and 0.2 seconds, without the first call."""
     values = []
     while len(values) <= rounds or sum(values[1:]) < 200:
         start = time.perf_counter()
@@ -131,19 +137,17 @@ def peak_mb(case: Case, device: str) -> float:
 
 
 def host_peak_mb(case: Case) -> float:
-    """Peak growth of resident memory of this, a fresh process on Linux; elsewhere not a number."""
+    """Peak growth (MB) of this process's resident memory, if it is fresh; NaN if not on Linux."""
     reset, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
     if not reset.exists():
         return math.nan
     work = make_work(case, "cpu")
-    make_work(Case(subdivisions=0, width=16, height=12), "cpu")[
-        "soft, backward"
-    ]()  # loads what torch loads late
+    # a first call, since torch loads some of its parts lazily
+    make_work(Case(subdivisions=0, width=16, height=12), "cpu")["soft, backward"]()
 
     def resident_kib(field: str) -> int:
-        return int(
-            next(line.split()[1] for line in status.read_text().splitlines() if line.startswith(field))
-        )
+        return int(next(line.split()[1] for line in status.read_text().splitlines()
+                        if line.startswith(field)))
 
     reset.write_text("5")  # resets the peak
     before = resident_kib("VmRSS")
@@ -198,9 +202,7 @@ def grow(device: str) -> dict[str, dict[int, dict[str, float]]]:
 
 
 def plot(found: dict[str, dict], path: Path) -> None:
-    """Growth on logarithmic axes, one panel per quantity, one line per kind of work, dashed on the
-    GPU.
-    """
+    """Growth on logarithmic axes: a panel per quantity, a line per operation, dashed for GPU."""
     matplotlib.use("Agg")
     from matplotlib import pyplot
 

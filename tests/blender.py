@@ -1,4 +1,4 @@
-"""Scenes rendered by Blender Cycles, and here: `python tests/blender.py FOLDER OUT.png`.
+"""The same scenes rendered by Blender Cycles and by us: `python tests/blender.py FOLDER OUT.png`.
 
 FOLDER holds images/ and scenes.json: per image its objects (category, size, color, location of the
 center, yaw in degrees), relations, and Blender's camera matrices. Lamps are CLEVR's nominal ones,
@@ -25,8 +25,9 @@ COLORS = dict(zip(("pink", "brown", "white"), APPEARANCE["target"][0]))
 
 
 def read_camera(item: dict) -> Camera:
-    """Blender's matrices as our camera; Blender's looks along -z, y up."""
-    pose, projection = np.array(item["camera"]["matrix_world"]), np.array(item["camera"]["projection"])
+    """Our camera from Blender's matrices; Blender's camera looks along -z, with y up."""
+    pose, projection = (np.array(item["camera"]["matrix_world"]),
+                        np.array(item["camera"]["projection"]))
     R, width, height = (pose[:3, :3] * [1, -1, -1]).T, item["width"], item["height"]
     K = np.array(
         [
@@ -39,7 +40,7 @@ def read_camera(item: dict) -> Camera:
 
 
 def read_scenes(folder: Path) -> list[tuple[dict, Scene]]:
-    """The entry of each image in the file, and its scene in the look of the target, not stylized."""
+    """Entry and scene of each image in the file; in the target's appearance, not stylized."""
     metallic, roughness = APPEARANCE["target"][1]
     lights = tuple(Light(position, (power,) * 3) for position, power in LAMPS)
     result = []
@@ -47,28 +48,13 @@ def read_scenes(folder: Path) -> list[tuple[dict, Scene]]:
         objects = []
         for o in item["objects"]:
             label = CATEGORIES.index(o["category"])
-            objects.append(
-                SceneObject(
-                    label,
-                    o["category"],
-                    (*o["location"][:2], 0.0),
-                    size_m(label, RADIUS_M[o["size"]]),
-                    np.radians(o["yaw"]),
-                    Material(linear(COLORS[o["color"]]), metallic, roughness),
-                )
-            )
-        result.append(
-            (
-                item,
-                Scene(
-                    tuple(objects),
-                    read_camera(item),
-                    lights,
-                    Sky((0.35,) * 3, (0.35,) * 3),
-                    Material(GROUND_RGB, roughness=1.0),
-                ),
-            )
-        )
+            objects.append(SceneObject(
+                label, o["category"], (*o["location"][:2], 0.0),
+                size_m(label, RADIUS_M[o["size"]]), np.radians(o["yaw"]),
+                Material(linear(COLORS[o["color"]]), metallic, roughness)))
+        result.append((item, Scene(
+            tuple(objects), read_camera(item), lights, Sky((0.35,) * 3, (0.35,) * 3),
+            Material(GROUND_RGB, roughness=1.0))))
     return result
 
 

@@ -1,11 +1,10 @@
-"""Label alignment on real streets, as in the paper's Figure 14: KITTI frames, and their labels
-lifted.
+"""Label alignment on real streets, as in the paper's Figure 14: KITTI frames and lifted labels.
 
     python tests/kitti_lift.py KITTI_FOLDER --out lifted.png
 
-The graphs are KITTI's labels (cars and pedestrians), so that the picture shows lifting alone.
-Printed: the depths of the lifted cars against the 3-D positions in label_2. KITTI's license does
-not allow to pass on its images, nor the picture.
+The graphs are KITTI's labels (cars and pedestrians), so that the figure shows lifting alone. The
+depths of the lifted cars are compared with the 3-D positions in label_2. KITTI's license does not
+allow redistribution of its images or of this figure.
 """
 import sys
 from pathlib import Path
@@ -35,9 +34,8 @@ TILE_PX = 620, 187  # wide enough to see a car
 def main(folder: Path, out: Path, frames: int) -> None:
     images = open_images(folder, ENV)
     rows, depths = [], []
-    for name, camera, graph in list(zip(images.names, images.cameras, read_labels(images, ENV)))[
-        :frames
-    ]:
+    for name, camera, graph in list(
+            zip(images.names, images.cameras, read_labels(images, ENV)))[:frames]:
         rng = np.random.default_rng(len(rows))
         lifted, kept = lift(graph, camera, ENV, rng)
         depths += matched_depths(
@@ -63,9 +61,7 @@ def main(folder: Path, out: Path, frames: int) -> None:
 
 
 def matched_depths(labels, lifted, kept, camera) -> list[tuple[float, float, float]]:
-    """Per lifted car: labeled depth, depth of its box's bottom center on the ground, depth when
-    lifted.
-    """
+    """Per lifted car: depth of the label, of the box's bottom center on the ground, and lifted."""
     rows = []
     for item, box in zip(lifted, kept.boxes_px):
         label = min(labels, key=lambda other: np.abs(np.array(other.box_px) - box).sum())
