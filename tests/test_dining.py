@@ -1,5 +1,4 @@
-"""Dining-Sim: `on` and the table's relations by hand, the domains against the appendix, lifting
-onto tables, --assets."""
+"""Dining-Sim: relations by hand, domains against the paper's appendix, lifting, --assets."""
 import json
 import math
 from dataclasses import replace
@@ -66,8 +65,8 @@ def graphs_of(rows):
 # --- labels ---------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize("position, expected", [
-    ((1.6, 0.0, 0.75), True),     # 0.6 along the world's x, where the quarter turn puts the top's 1.4
-    ((1.0, 0.6, 0.75), False),    # 0.6 along y: beyond half of 0.8
+    ((1.6, 0.0, 0.75), True),     # 0.6 along x: the turned table top extends 0.7 to each side
+    ((1.0, 0.6, 0.75), False),    # 0.6 along y: the table top extends 0.4 to each side
     ((1.0, 0.39, 0.75), True),
     ((1.0, 0.0, 0.775), True),    # 25 mm above the top
     ((1.0, 0.0, 0.79), False),    # 40 mm
@@ -77,15 +76,15 @@ def graphs_of(rows):
 def test_on_by_hand(position, expected):
     table = item(TABLE, (1.0, 0.0, 0.0), (0.8, 1.4, 0.75), math.pi / 2)
     assert ((1, "on", 0) in named_relations(table, item(LAPTOP, position))) == expected
-    # nothing but a laptop stands on anything, and nothing is on a laptop
+    # only a laptop can be on something, and nothing can be on a laptop
     assert not any(p == "on" for _, p, _ in named_relations(table, item(CHAIR, position)))
     assert not any(p == "on" and s == 0
                    for s, p, _ in named_relations(table, item(LAPTOP, position)))
 
 
 def test_spatial_relations_need_a_table():
-    table, chair, other = item(TABLE, (0, 0, 0)), item(CHAIR, (1.0, 0.05, 0)), item(CHAIR,
-                                                                                    (-1.0, -1.0, 0))
+    table, chair, other = (item(TABLE, (0, 0, 0)), item(CHAIR, (1.0, 0.05, 0)),
+                           item(CHAIR, (-1.0, -1.0, 0)))
     # 0.05 m behind is less than the margin
     assert named_relations(table, chair, other) == {
         (1, "right", 0), (0, "left", 1), (2, "left", 0), (0, "right", 2), (2, "front", 0),
@@ -96,16 +95,16 @@ def test_spatial_relations_need_a_table():
 def test_a_full_target_scene_has_fewer_relations_than_recall_at_50_takes():
     counts = [len(relations(objects, camera, ENV.vocabulary.predicates, ENV.world.rules))
               for objects, camera in layouts("target")]
-    # 6 objects x 2 predicates x 2 ways + 2 on, at most
+    # at most: 6 objects x 2 predicates x 2 directions + 2 of `on`
     assert max(counts) <= 26 and min(counts) >= 12
 
 
 # --- content --------------------------------------------------------------------------------------
 
 def overlap(a, b):
-    """Whether any of a fine grid of points of one box lies in the other."""
-    if min(o.position_world[2] + o.size_m[2] for o in (a, b)) <= max(a.position_world[2],
-                                                                     b.position_world[2]) + 1e-9:
+    """Whether any point of a fine grid in the box of a lies in the box of b."""
+    if (min(o.position_world[2] + o.size_m[2] for o in (a, b))
+            <= max(a.position_world[2], b.position_world[2]) + 1e-9):
         return False
     fraction = np.linspace(-0.5, 0.5, 21)
     for x in fraction * a.size_m[0]:
@@ -126,8 +125,8 @@ def test_nothing_collides_and_all_is_in_view(domain):
             verts = pose_mesh(ENV.world.assets[o.asset], o.position_world, o.size_m,
                               o.yaw_rad).verts
             points_px, depth_m = camera.project(verts)
-            assert (depth_m > 0.5).all() and (points_px > 0).all() and (
-                points_px < [1024, 768]).all(), o.asset
+            assert ((depth_m > 0.5).all() and (points_px > 0).all()
+                    and (points_px < [1024, 768]).all()), o.asset
     assert overlap(item(CHAIR, (0, 0, 0)), item(CHAIR, (0.3, 0, 0)))
     assert not overlap(item(CHAIR, (0, 0, 0)), item(CHAIR, (0.5, 0, 0)))
 
@@ -151,11 +150,11 @@ def test_chairs_face_the_table_and_laptops_lie_on_it(domain):
             assert laptop.position_world[2] == table.size_m[2]
             corners = pose_mesh(ENV.world.assets[laptop.asset], laptop.position_world,
                                 laptop.size_m, laptop.yaw_rad).verts[:, :2]
-            inside = np.abs([to_footprint(table, corner)
-                             for corner in corners]) <= np.array(table.size_m[:2]) / 2
+            inside = (np.abs([to_footprint(table, corner) for corner in corners])
+                      <= np.array(table.size_m[:2]) / 2)
             assert inside.all()
     turns = [o.yaw_rad for objects, _ in layouts(domain, 25) for o in objects[5:]]
-    assert np.abs(np.mean(np.exp(1j * np.array(turns)))) < 0.4  # any yaw
+    assert np.abs(np.mean(np.exp(1j * np.array(turns)))) < 0.4  # laptops are turned by any angle
 
 
 @pytest.mark.parametrize("domain", ["source", "target-appearance"])
@@ -181,8 +180,8 @@ def test_ablation_pairs_take_one_half_of_the_target():
     for domain, count, lamps in (("source", 3, 3), ("target-content", 7, 3),
                                  ("target-appearance", 3, 6), ("target", 7, 6)):
         for scene in scenes(domain, 5):
-            assert len(scene.objects) == count and len(
-                scene.lights) == lamps and scene.room is not None
+            assert (len(scene.objects) == count and len(scene.lights) == lamps
+                    and scene.room is not None)
             textured = any(m.texture for o in scene.objects
                            for m in (o.material, *o.part_materials))
             assert textured == (lamps == 6)
@@ -199,11 +198,11 @@ def test_the_source_varies_in_color_alone_and_strong_in_everything_no_graph_hold
     assert len({m.roughness for m in skins(strong)}) > 100
     for value in (lambda s: s.exposure, lambda s: s.ground, lambda s: s.room.wall, lambda s: s.sky,
                   lambda s: s.lights[0].intensity):
-        assert len({value(s) for s in plain}) == 1 and len({value(s)
-                                                            for s in strong}) == len(strong)
+        assert (len({value(s) for s in plain}) == 1
+                and len({value(s) for s in strong}) == len(strong))
     for a, b in zip(plain, strong):
-        assert [(o.asset, o.position_world) for o in a.objects] == [(o.asset, o.position_world)
-                                                                    for o in b.objects]
+        assert ([(o.asset, o.position_world) for o in a.objects]
+                == [(o.asset, o.position_world) for o in b.objects])
     assert len({s.exposure for s in scenes("target", 5, "strong")}) == 1
 
 
@@ -245,11 +244,11 @@ def test_most_of_every_object_is_seen(domain, least_visible, least_found):
     rows = scenes(domain, 12)
     graphs = graphs_of(rows)
     found = sum(map(len, graphs)) / sum(len(s.objects) for s in rows)
-    assert found >= least_found and np.median(np.concatenate([g.visible
-                                                              for g in graphs])) >= least_visible
+    assert (found >= least_found
+            and np.median(np.concatenate([g.visible for g in graphs])) >= least_visible)
     assert all((g.truncated == 0).all() for g in graphs)
     images = render(rows[:3])
-    # neither dark nor burnt out
+    # neither too dark nor overexposed
     assert 0.15 < float(images.mean()) < 0.75 and float((images > 0.97).float().mean()) < 0.02
 
 
@@ -269,8 +268,7 @@ def test_a_scene_renders_to_the_same_bytes_alone_and_in_any_batch():
 # --- lifting --------------------------------------------------------------------------------------
 
 def lifted_laptops(rows, graphs, with_on):
-    """Of each laptop that truly is on a table: how far off it is lifted, meters, and how well its
-    box fits (IoU)."""
+    """Position errors (m) and box IoUs of lifted laptops that are on a table in the true scene."""
     errors, ious = [], []
     for i, (scene, graph) in enumerate(zip(rows, graphs)):
         if len(graph) < len(scene.objects):
@@ -305,13 +303,12 @@ def test_laptops_are_lifted_onto_their_tables():
             assert objects[s].position_world[2] == objects[o].size_m[2] > 0.6
         count += len(wanted)
     assert count >= 25
-    (with_on, fit), (without, _) = lifted_laptops(rows, graphs, True), lifted_laptops(rows, graphs,
-                                                                                      False)
+    (with_on, fit), (without, _) = (lifted_laptops(rows, graphs, True),
+                                    lifted_laptops(rows, graphs, False))
     print(f"{len(with_on)} laptops: median error {np.median(with_on):.3f} m, "
-          f"without `on` {np.median(without):.3f} m; "
-          f"median IoU {np.median(fit):.3f}")
-    assert len(with_on) > 20 and np.median(with_on) < 0.2 < 1.0 < np.median(without) and np.median(
-        fit) > 0.75
+          f"without `on` {np.median(without):.3f} m; median IoU {np.median(fit):.3f}")
+    assert (len(with_on) > 20 and np.median(with_on) < 0.2 < 1.0 < np.median(without)
+            and np.median(fit) > 0.75)
 
 
 def test_lifted_objects_stay_within_the_walls():
@@ -332,16 +329,19 @@ def test_laptops_are_put_back_on_a_table_that_grew():
     objects = [over, beyond, table, item(LAPTOP, (-1.0, 0, 0))]
     placed = ENV.world.snap_to_context(objects, np.zeros((4, 4)), ENV.world.camera,
                                        np.random.default_rng(0))
-    # over the top: only its height
+    # above the table top: only its height changes
     np.testing.assert_allclose(placed[0].position_world, (1.0, 0.2, 0.8), atol=1e-9)
-    # back to 0.8 of the half width
+    # beyond the edge: moved to 0.8 of the half width
     np.testing.assert_allclose(placed[1].position_world, (0.5, 0.32, 0.8), atol=1e-9)
     assert placed[3].position_world == (-1.0, 0, 0)
 
 
 def test_adaptive_thresholds_from_the_command_line(tmp_path, monkeypatch):
-    """Two images: chairs of .2 and .4, whose 0.9-quantile is .38; one table of .5; no laptop. A
-    fifth of each counts."""
+    """The threshold of 0.2 is a fraction of a category's best scores, if there are any.
+
+    In two images, the best chairs score 0.2 and 0.4, whose 0.9 quantile is 0.38; there is one table
+    of 0.5 and no laptop.
+    """
     (tmp_path / "target").mkdir()
     for name in ("a.png", "b.png"):
         Image.new("RGB", (64, 48)).save(tmp_path / "target" / name)
@@ -365,14 +365,13 @@ def test_adaptive_thresholds_from_the_command_line(tmp_path, monkeypatch):
     assert info["threshold"] == 0.2 and info["thresholds"] == pytest.approx([0.076, 0.1, 0.2])
     kept = [json.loads(line)["objects"]
             for line in (tmp_path / "out/predicted.jsonl").read_text().splitlines()]
-    # .2, though that is no .2 of 1
+    # the chair of 0.2 is kept, the one of 0.07 is not
     assert [[o["category"] for o in row] for row in kept] == [["chair"], ["chair", "table"]]
 
 
 # --- --assets -------------------------------------------------------------------------------------
 
-# a spike: base 2 wide (x) and 1 high (y), its point 4 along -z; in this order of corners it winds
-# outward
+# A spike with a base 2 wide (x) and 1 high (y) and its tip at z = -4; the faces wind outward.
 OBJ = "v -1 0 0\nv 1 0 0\nv 0 1 0\nv 0 0 -4\nf 1 2 3\nf 1 3 4\nf 2 4 3\nf 1 4 2\n"
 
 
@@ -385,10 +384,10 @@ def write(path, text):
 def check_spike(mesh):
     np.testing.assert_allclose(mesh.verts.min(0), [-0.5, -0.5, 0], atol=1e-6)
     np.testing.assert_allclose(mesh.verts.max(0), [0.5, 0.5, 1], atol=1e-6)
-    # the point is ahead
+    # the tip points forward (+x)
     np.testing.assert_allclose(mesh.verts[mesh.verts[:, 0] > 0.49], [[0.5, 0, 0]] * 3, atol=1e-6)
     a, b, c = (mesh.verts[mesh.faces[:, k]] for k in range(3))
-    # a pyramid of a triangle: 1/3 x 1/2 x 1
+    # volume of a pyramid on a triangle: 1/3 x 1/2 x 1
     assert (np.cross(a, b) * c).sum() / 6 == pytest.approx(1 / 6)
     assert ((np.cross(b - a, c - a) * mesh.normals[mesh.faces[:, 0]]).sum(1) > 0).all()
 
@@ -399,14 +398,14 @@ def test_files_replace_the_source_s_assets(tmp_path):
     write(tmp_path / "chair" / "inward.obj",
           OBJ[:OBJ.index("f")] + "f 3 2 1\nf 4 3 1\nf 3 4 2\nf 2 4 1\n")
     (tmp_path / "laptop").mkdir()
-    points, faces = [[1, 0, 0], [-1, 0, 0], [0, 1, 0],
-                     [0, 0, 4]], [[0, 1, 2], [0, 2, 3], [1, 3, 2], [0, 3, 1]]
+    points, faces = ([[1, 0, 0], [-1, 0, 0], [0, 1, 0], [0, 0, 4]],
+                     [[0, 1, 2], [0, 2, 3], [1, 3, 2], [0, 3, 1]])
     trimesh.Trimesh(points, faces).export(tmp_path / "laptop" / "spike.glb")
     env = replace_assets(ENV, tmp_path)
     assert env.world.category_assets[CHAIR] == ("chair/03001627-a/models/model_normalized.obj",
                                                 "chair/inward.obj")
-    assert env.world.category_assets[TABLE] == ENV.world.category_assets[
-        TABLE] and env.world.category_assets[LAPTOP] == ("laptop/spike.glb",)
+    assert (env.world.category_assets[TABLE] == ENV.world.category_assets[TABLE]
+            and env.world.category_assets[LAPTOP] == ("laptop/spike.glb",))
     for name in env.world.category_assets[CHAIR] + env.world.category_assets[LAPTOP]:
         check_spike(env.world.assets[name])
     for label in (CHAIR, LAPTOP):
@@ -418,8 +417,8 @@ def test_files_replace_the_source_s_assets(tmp_path):
                                    [[4, 2, 1]] * len(sizes))
     for domain in ("source", "target-content"):
         drawn = {o.asset for objects, _ in layouts(domain, 8, env) for o in objects}
-        assert drawn <= {name for row in env.world.category_assets
-                         for name in row} and "laptop/spike.glb" in drawn
+        assert (drawn <= {name for row in env.world.category_assets for name in row}
+                and "laptop/spike.glb" in drawn)
     assert {o.asset.split("_")[0] for objects, _ in layouts("target", 3, env)
             for o in objects} == set(KINDS["target"])
 
@@ -431,7 +430,7 @@ def test_files_replace_clevr_s_assets_too(tmp_path):
     drawn = [o for objects, _ in layouts("source", 20, env) for o in objects]
     assert {o.asset for o in drawn} == {"cube/spike.obj", "sphere", "cylinder"}
     lengths = {round(math.hypot(*o.size_m), 4) for o in drawn if o.label == 0}
-    assert lengths == {0.8573, 1.2247, 1.7146}  # a cube's diagonals: 2 r x the root of 3 / 2
+    assert lengths == {0.8573, 1.2247, 1.7146}  # the cubes' diagonals: 2 r sqrt(3 / 2)
 
 
 def test_a_saloon_from_a_file_is_as_large_as_the_simulator_s(tmp_path):

@@ -1,5 +1,4 @@
-"""Drive-Sim: streets against the appendix's numbers, lanes and trees by hand, depths against
-KITTI's labels."""
+"""Drive-Sim: streets against the paper's appendix, lanes and trees by hand, depths on KITTI."""
 import csv
 import math
 import tarfile
@@ -43,14 +42,14 @@ def test_source_streets_match_the_appendix():
     for objects in streets:
         xs = np.array([o.position_world[0] for o in objects if o.label == CAR])
         lanes, cars_in_lane = np.unique(xs.round(6), return_counts=True)
-        # in the middle of lanes
+        # cars are in the middle of lanes
         np.testing.assert_allclose(lanes / LANE_M, (lanes / LANE_M).round(), atol=1e-6)
-        np.testing.assert_allclose(np.diff(lanes), LANE_M)  # and none is empty
+        np.testing.assert_allclose(np.diff(lanes), LANE_M)  # no lane is empty
         lanes_seen.add(len(lanes))
         for number in cars_in_lane:
             places[number] += 1
         left_of_us, right_of_us = round(-lanes[0] / LANE_M), round(lanes[-1] / LANE_M)
-        # the camera drives in the right half
+        # the camera is on the right half of the road
         assert right_of_us >= 0 and left_of_us >= len(lanes) // 2
         for o in objects:
             if o.label == CAR:
@@ -72,8 +71,7 @@ def test_objects_of_the_stand_in_do_not_overlap():
 
 
 def test_label_files_of_the_stand_in_have_kitti_s_statistics(tmp_path):
-    """Expected are the numbers of all 7,481 of KITTI's; ours are of what shows in 300 rendered
-    frames."""
+    """Labels of 300 rendered frames, compared with statistics of KITTI's 7,481 label files."""
     run(tmp_path, "synthesize.py", "--env", "drive", "--domain", "target", "--num", 300, "--seed",
         5, "--export", "kitti", "--out", "t")
     found = {"Car": [], "Pedestrian": []}
@@ -91,7 +89,7 @@ def test_label_files_of_the_stand_in_have_kitti_s_statistics(tmp_path):
                                                                         rel=0.03)
         assert np.median(rows[:, 6]) == pytest.approx(depth_m, rel=0.15)
         np.testing.assert_allclose(np.quantile(rows[:, 4], [0.25, 0.75]), aside_m, atol=1.3)
-        # what hides KITTI's, trees and poles, we have fewer of
+        # there are fewer trees and poles than in KITTI to hide objects
         assert visible < (rows[:, 0] == 0).mean() < visible + 0.35
 
 
@@ -133,11 +131,10 @@ def test_relations_have_margins_in_meters_and_a_car_at_one_end():
     found = {(int(s), ENV.vocabulary.predicates[p], int(o)) for s, p, o in rows}
     assert {row for row in found if row[0] < 3 and row[2] < 3} == {
         (0, "left", 1), (1, "right", 0), (0, "left", 2), (0, "front", 2), (2, "right", 0),
-        (2, "behind", 0),
-        (1, "right", 2), (1, "front", 2), (2, "left", 1), (2, "behind", 1)}
-    assert not any({s, o} == {3, 4} for s, _, o in found)       # no car at either end
+        (2, "behind", 0), (1, "right", 2), (1, "front", 2), (2, "left", 1), (2, "behind", 1)}
+    assert not any({s, o} == {3, 4} for s, _, o in found)       # neither is a car
     assert {(4, "behind", 0), (0, "front", 4), (3, "right", 0)} <= found
-    assert not any(5 in (s, o) for s, _, o in found)            # out of reach
+    assert not any(5 in (s, o) for s, _, o in found)            # too far away
 
 
 # --- lifting --------------------------------------------------------------------------------------
@@ -149,11 +146,11 @@ def test_cars_snap_to_lanes_and_a_wide_box_becomes_a_row_of_trees():
     objects = [car(1.9, 12), car(-3.2, 12), poplar,
                SceneObject(HOUSE, "source barn", (30.0, 30.0, 0.0), (9, 9, 7), 0.0)]
     settled = drive.snap_to_context(objects, boxes, ENV.world.camera, rng)
-    # 1.9 m is nearest to the lane at 3.5 m, 1.6 m off its middle of which 0.8 m are left
+    # the lane nearest to 1.9 m is at 3.5 m; of the offset of 1.6 m from its middle, 0.8 m remain
     assert [o.position_world[0] for o in settled if o.label == CAR] == pytest.approx([2.7, -3.2])
-    # with us on the right, else towards us
+    # cars on the right drive in our direction, the others towards us
     assert [o.yaw_rad for o in settled if o.label == CAR] == [math.pi / 2, -math.pi / 2]
-    # 241.5 px at 20 m and 621 px focal length are 7.78 m: three poplars of 2.6 m, 2.59 m apart
+    # 241.5 px at 20 m, focal length 621 px: 7.78 m wide, three poplars of 2.6 m, 2.59 m apart
     trees = [o for o in settled if o.label == VEGETATION]
     assert [o.position_world[0] for o in trees] == pytest.approx([10 - 2.5926, 10.0, 10 + 2.5926],
                                                                  abs=1e-3)
@@ -162,8 +159,8 @@ def test_cars_snap_to_lanes_and_a_wide_box_becomes_a_row_of_trees():
 
 def test_the_road_is_wide_enough_for_the_cars():
     rng = np.random.default_rng(0)
-    # lanes of the cars -> painted lanes from, to: always ours; six at most, two of them to the
-    # right of ours
+    # lanes of the cars -> first and last painted lane: ours is always painted, at most six lanes
+    # are, and at most two to the right of ours
     for lanes, (low, high) in (((), (-1, 0)), ((0,), (-1, 0)), ((1,), (0, 1)),
                                ((-1, 0, 2), (-1, 2)), ((-4, 5), (-3, 2))):
         _, strips = drive.road([car(lane * LANE_M, 20) for lane in lanes], "source", rng)
@@ -187,13 +184,15 @@ def test_the_source_s_cars_drive_on_its_asphalt_and_its_walkers_walk_beside_it()
 
 
 def test_two_depths_are_weighed_by_their_errors():
-    """A car 20 m ahead whose box is a fifth too low: by hand 1.65 / (400 * pitch) against 1 /
-    (depth * spread)."""
+    """A car 20 m ahead whose box is a fifth too short.
+
+    The inverse errors by hand are 1.65 / (400 * pitch) and 1 / (depth * spread).
+    """
     camera, item = ENV.world.camera, car(0.0, 20.0)
     mesh = pose_mesh(ENV.world.assets[SALOON], item.position_world, item.size_m, item.yaw_rad)
     box = projected_box(mesh.verts, camera)
-    assert weigh_depths(item, box, camera, ENV).position_world == pytest.approx(item.position_world,
-                                                                                abs=1e-9)
+    assert weigh_depths(item, box, camera, ENV).position_world == pytest.approx(
+        item.position_world, abs=1e-9)
     low = box.copy()
     low[1] = low[3] - (box[3] - box[1]) * 0.8
     near = (item.size_m[0] + item.size_m[1]) / 4
@@ -207,8 +206,7 @@ def test_two_depths_are_weighed_by_their_errors():
 
 
 def test_lifted_cars_of_kitti_are_closer_to_their_measured_positions(real_data):
-    """Median depth error over fully visible cars of every twelfth frame, from their own 2-D
-    boxes."""
+    """Median depth error of fully visible cars in every twelfth frame, lifted from 2-D labels."""
     folder, errors = real_data("kitti") / "all_labels", []
     cameras = [camera_of(read_calib(folder / f"calib_variant_{variant}.txt"), 1242, 375)
                for variant in range(4)]
@@ -227,21 +225,21 @@ def test_lifted_cars_of_kitti_are_closer_to_their_measured_positions(real_data):
                     box = np.array(numbers[:4], float)
                     depth_m = float(numbers[9])
                     plain = camera.ground_point([(box[0] + box[2]) / 2, box[3]])[1]
-                    errors.append((plain - depth_m, lift_box(CAR, box, camera, ENV,
-                                                             rng).position_world[1] - depth_m))
+                    errors.append((
+                        plain - depth_m,
+                        lift_box(CAR, box, camera, ENV, rng).position_world[1] - depth_m))
     errors = np.array(errors)
     plain_m, lifted_m = np.median(np.abs(errors), 0)
     print(f"\n{len(errors)} cars: median depth error {plain_m:.2f} m from the box's bottom edge, "
-          f"{lifted_m:.2f} m lifted; "
-          f"bias {np.median(errors[:, 0]):.2f} and {np.median(errors[:, 1]):.2f} m")
+          f"{lifted_m:.2f} m lifted; bias {np.median(errors[:, 0]):.2f} and "
+          f"{np.median(errors[:, 1]):.2f} m")
     assert len(errors) > 800
     assert 3.2 < plain_m < 4.2 and lifted_m < 0.6 * plain_m  # the specification measured 3.7 m
     assert abs(np.median(errors[:, 1])) < 0.5 * abs(np.median(errors[:, 0]))
 
 
 def test_a_street_s_own_graph_lifts_to_the_street_again():
-    """Boxes of a rendered street of saloons, none hidden: they stand in the same lanes again,
-    depths within 5 %."""
+    """Saloons of a rendered street, none hidden, are lifted into their lanes, depths within 5 %."""
     saloons = replace(
         ENV, world=replace(ENV.world, category_assets=((SALOON,), *ENV.world.category_assets[1:])))
     rng = np.random.default_rng(1)
@@ -260,9 +258,8 @@ def test_a_street_s_own_graph_lifts_to_the_street_again():
 def test_an_empty_graph_is_an_empty_street():
     graph = make_graph("a.png", 1242, 375, [], np.zeros((0, 4)), np.zeros((0, 3), int))
     lifted, kept = lift(graph, ENV.world.camera, ENV, np.random.default_rng(0))
-    scene = ENV.world.sample_appearance(drive.snap_to_context(lifted, kept.boxes_px,
-                                                              ENV.world.camera, None),
-                                        ENV.world.camera, "source", "paper",
-                                        np.random.default_rng(0))
+    scene = ENV.world.sample_appearance(
+        drive.snap_to_context(lifted, kept.boxes_px, ENV.world.camera, None), ENV.world.camera,
+        "source", "paper", np.random.default_rng(0))
     # sidewalk, asphalt, two edges, one row of dashes
     assert scene.objects == () and len(scene.strips) == 5
