@@ -1,5 +1,4 @@
-"""The real command lines, at toy size, in a temporary folder: what each stage writes, repeats and
-refuses."""
+"""The command-line scripts at toy size: what they write, reproduce and refuse."""
 import hashlib
 import importlib.util
 import json
@@ -31,9 +30,9 @@ def test_the_stages_leave_the_documented_files(toy):
     assert {p.name for p in (toy / "data/1").iterdir()} == files | {"predicted.jsonl"}
     assert {p.name for p in (toy / "runs/1").iterdir()} >= {"model.pt", "config.json", "log.jsonl"}
     info = json.loads((toy / "data/target/test/dataset.json").read_text())
-    assert (info["env"], info["method"], info["count"],
-            info["width"]) == ("clevr", "target", 4, 160)
-    # one synthetic image a target image, lifted through that image's own camera
+    assert ((info["env"], info["method"], info["count"], info["width"])
+            == ("clevr", "target", 4, 160))
+    # one synthetic image per target image, lifted with the camera of that image
     assert len((toy / "data/1/graphs.jsonl").read_text().splitlines()) == 10
     target, ours = ([json.loads(line)["t"]
                      for line in (toy / path / "cameras.jsonl").read_text().splitlines()]
@@ -42,7 +41,7 @@ def test_the_stages_leave_the_documented_files(toy):
 
 
 def test_the_log_holds_every_loss_and_what_the_discriminators_do(toy):
-    # six steps are fewer than a line covers, and are logged when the run ends
+    # six steps are fewer than a log entry covers; they are logged at the end of the run
     assert [json.loads(line)["step"]
             for line in (toy / "runs/0/log.jsonl").read_text().splitlines()] == [6]
     run(toy, "train.py", "--source", "data/1", "--target", "data/target/train", "--align",
@@ -57,17 +56,16 @@ def test_evaluate_scores_and_splits(toy):
     printed = run(toy, "evaluate.py", "--checkpoint", "runs/1/model.pt", "--data",
                   "data/target/test")
     metrics = json.loads((toy / "runs/1/metrics.json").read_text())
-    assert "mAP@0.5" in printed and metrics["images"] == 4 and set(metrics["ap50"]) == {"cube",
-                                                                                        "sphere",
-                                                                                        "cylinder"}
+    assert ("mAP@0.5" in printed and metrics["images"] == 4
+            and set(metrics["ap50"]) == {"cube", "sphere", "cylinder"})
     assert 0 <= metrics["content_gap"]["objects_per_image"] <= 1
     assert (toy / "runs/1/figures/predictions.png").stat().st_size > 10_000
-    # the bare call finds the latest run and its own test set, and leaves the other metrics alone
+    # without options, the latest run is scored on its own test set; other metrics are not changed
     before = (toy / "runs/1/metrics.json").read_bytes()
     os.utime(toy / "runs/1/model.pt")
     assert "runs/1/model.pt on data/target/test" in run(toy, "evaluate.py", "--split", "hard")
-    assert (toy / "runs/1/metrics.json").read_bytes() == before and (
-        toy / "runs/1/metrics_hard.json").exists()
+    assert ((toy / "runs/1/metrics.json").read_bytes() == before
+            and (toy / "runs/1/metrics_hard.json").exists())
 
 
 def test_an_unlabeled_folder_gets_predictions_and_no_scores(toy, tmp_path):
@@ -77,13 +75,13 @@ def test_an_unlabeled_folder_gets_predictions_and_no_scores(toy, tmp_path):
         (photos / path.name).write_bytes(path.read_bytes())
     printed = run(toy, "evaluate.py", "--checkpoint", "runs/0/model.pt", "--data", photos, "--out",
                   tmp_path / "out")
-    assert "no scores without labels" in printed and "map50" not in json.loads(
-        (tmp_path / "out/metrics.json").read_text())
+    assert ("no scores without labels" in printed
+            and "map50" not in json.loads((tmp_path / "out/metrics.json").read_text()))
     rows = [json.loads(line)
             for line in (tmp_path / "out/predictions.jsonl").read_text().splitlines()]
     assert [(row["image"], row["width"], row["height"])
             for row in rows[:1]] == [("000000.png", 160, 120)]
-    # another data set's split does not overwrite what is there
+    # metrics of another data set are not overwritten
     line = run(toy, "evaluate.py", "--checkpoint", "runs/0/model.pt", "--data", "data/target/val",
                "--split", "hard", "--out", tmp_path / "out", code=3)
     assert "holds the metrics of data" in line
@@ -102,12 +100,12 @@ def test_the_table_of_a_loop(toy, tmp_path):
     printed = run(toy, "evaluate.py", "--summary", tmp_path / "loop")
     rows = [line.split("  ")[0] for line in printed.splitlines()]
     assert rows[2:8] == ["SDR, start of the loop", "SDR", "+ label, iteration 2",
-                         "+ label, iteration 10",
-                         "+ label + appearance, iteration 1", "+ label + appearance + prediction"]
+                         "+ label, iteration 10", "+ label + appearance, iteration 1",
+                         "+ label + appearance + prediction"]
     assert "mAP@0.5 0.200 -> 0.250 (better)" in printed
     with Image.open(tmp_path / "loop/figures/loop.png") as sheet:  # target, SDR and one iteration
         assert sheet.height == 3 * 184
-    # without the images there is still a table, and the old sheet stays
+    # without the images the table is still printed, and the old contact sheet is kept
     for folder in ("data/1", "data/sdr"):
         shutil.copytree(toy / folder, tmp_path / folder, ignore=shutil.ignore_patterns("*.png"))
     info = json.loads((tmp_path / "data/1/dataset.json").read_text())
@@ -146,8 +144,11 @@ def test_a_graph_file_is_lifted_and_rendered(toy):
 
 
 def test_a_street_is_lifted_into_lanes_and_rows_of_trees_and_read_back_as_kitti(tmp_path):
-    """A car 12 m ahead and 1.9 m to the right, 1.6 m off the middle of its lane; 28 m of
-    vegetation, 2 m high, at 30 m."""
+    """A car and a row of trees.
+
+    The car is 12 m ahead and 1.9 m to the right, 1.6 m off the middle of its lane; the vegetation
+    is 28 m wide, 2 m high and 30 m away.
+    """
     line = {"image": "x.png", "width": 1242, "height": 375, "relations": [],
             "objects": [{"category": "car", "box": [675, 200, 765, 275]},
                         {"category": "vegetation", "box": [640, 181, 1235, 222]}]}
@@ -180,8 +181,8 @@ def test_same_seed_same_bytes(toy, tmp_path):
         run(cwd, "synthesize.py", "--num", 5, "--seed", 3, "--randomize", "strong", "--out",
             "again")
         run(cwd, "train.py", "--source", "data/1", "--target", "data/target/train", "--align",
-            "appearance,prediction",
-            "--steps", 3, "--augment", "color", "--seed", 3, "--out", "run")
+            "appearance,prediction", "--steps", 3, "--augment", "color", "--seed", 3,
+            "--out", "run")
     assert fingerprint(tmp_path / "a/again") == fingerprint(tmp_path / "b/again")
     a, b = (torch.load(tmp_path / name / "run/model.pt", weights_only=True)["weights"]
             for name in "ab")
@@ -189,12 +190,11 @@ def test_same_seed_same_bytes(toy, tmp_path):
     run(tmp_path / "a", "synthesize.py", "--num", 3, "--seed", 3, "--randomize", "strong", "--out",
         "fewer")
     fewer, more = fingerprint(tmp_path / "a/fewer/images"), fingerprint(tmp_path / "a/again/images")
-    assert fewer.items() < more.items()  # image i depends on seed, domain and i alone
+    assert fewer.items() < more.items()  # image i depends only on seed, domain and i
 
 
 def test_target_labels_cannot_influence_training(toy, tmp_path):
-    """Garbage in every file beside the target's images and cameras changes not one bit of the
-    weights."""
+    """Garbage in target files other than images and cameras does not change any of the weights."""
     weights = []
     for name, garbage in (("clean", False), ("garbage", True)):
         folder = tmp_path / name
@@ -288,8 +288,8 @@ def test_mistakes_get_one_line_and_harm_nothing(toy, script, arguments, words):
 def test_a_number_is_finite(toy, script, arguments):
     result = subprocess.run([sys.executable, str(ROOT / script), *arguments, "--out", "y"], cwd=toy,
                             text=True, capture_output=True, env=ENVIRONMENT)
-    assert result.returncode == 2 and f"{arguments[-1]} is not a finite number" in result.stderr and not (
-        toy / "y").exists()
+    assert (result.returncode == 2 and f"{arguments[-1]} is not a finite number" in result.stderr
+            and not (toy / "y").exists())
     assert "Traceback" not in result.stderr
 
 
@@ -333,8 +333,7 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(toy, tmp_path):
      {"optimizer": "sgd", "factor": 4.0, "ramp": False, "imagenet": False, "backbone": "resnet18",
       "width": 320}),
     (["--warmup", 0.5, "--steps", 20, "--set", "appearance.factor=0.3", "--set",
-      "prediction.factor=0.01", "--align",
-      "prediction,appearance", "--input", "rgb"],
+      "prediction.factor=0.01", "--align", "prediction,appearance", "--input", "rgb"],
      {"warmup": 0.5, "factor": 0.3, "ramp": True, "lr": 2e-3, "input": "rgb", "width": 160}),
     (["--steps", 9], {"steps": 9, "input": "edges", "backbone": "resnet18"}),
     (["--steps", 1], {"steps": 1})])
@@ -342,12 +341,12 @@ def test_every_option_of_training_has_its_effect(toy, tmp_path, options, resolve
     target = ["--target", "data/target/train"] if "--align" in options else []
     run(toy, "train.py", "--source", "data/sdr", *target, *options, "--out", tmp_path / "run")
     config = json.loads((tmp_path / "run/config.json").read_text())
-    assert {name: (config["schedule"] | config["model"] | config["adaptation"].get("appearance",
-                                                                                   {}))[name]
+    assert {name: (config["schedule"] | config["model"]
+                   | config["adaptation"].get("appearance", {}))[name]
             for name in resolved} == resolved
     rows = [json.loads(line) for line in (tmp_path / "run/log.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == config["schedule"]["steps"]
-    # the discriminators start with the second half where that is the warm-up
+    # with a warm-up of 0.5, the discriminators start in the second half of training
     assert ["loss_appearance" in row
             for row in rows] == ([False, True] if "--warmup" in options else [bool(target)])
 
@@ -362,10 +361,10 @@ def test_training_stops_at_a_loss_that_is_not_finite(toy, tmp_path):
 
 
 def test_training_stops_at_a_gradient_that_is_not_finite_and_keeps_the_state_before(toy, tmp_path):
-    # ramped: step 0 is without it
+    # the factor is ramped up from 0 at step 0
     arguments = ["--source", "data/sdr", "--target", "data/target/train", "--align", "appearance",
-                 "--steps", 4, "--save-every", 1,
-                 "--set", "appearance.factor=1e39", "--out", tmp_path / "run"]
+                 "--steps", 4, "--save-every", 1, "--set", "appearance.factor=1e39",
+                 "--out", tmp_path / "run"]
     line = run(toy, "train.py", *arguments, code=1)
     assert "step 1: the gradient of the network is " in line and "data/target/train/images/" in line
     state = torch.load(tmp_path / ".run.partial/state.pt", weights_only=True)
@@ -384,8 +383,8 @@ def test_a_fourth_environment_is_one_file(tmp_path, monkeypatch):
     run(tmp_path, "evaluate.py", "--checkpoint", "r/model.pt", "--data", "a")
     run(tmp_path, "synthesize.py", "--env", "blocks", "--checkpoint", "r/model.pt", "--target", "a",
         "--num", 4, "--out", "b")
-    assert json.loads((tmp_path / "b/dataset.json").read_text())["categories"] == ["cube", "sphere",
-                                                                                   "drum"]
+    assert (json.loads((tmp_path / "b/dataset.json").read_text())["categories"]
+            == ["cube", "sphere", "drum"])
     assert "drum" in json.loads((tmp_path / "r/metrics.json").read_text())["ap50"]
 
 
