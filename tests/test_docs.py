@@ -22,7 +22,7 @@ for folder in ("sim2sg_lib", "envs", "examples"):
 FOLDERS = ("sim2sg_lib", "envs", "examples", "tests", "docs",
            "sim", "net", "adapt", "score", "io", "viz")
 FILE_ENDINGS = ("py", "sh", "md", "json", "jsonl", "pt", "png", "html", "txt")
-OTHERS_OPTIONS = {"--logdir", "--help"}  # of tensorboard; click's own
+OTHERS_OPTIONS = {"--logdir", "--help"}  # an option of tensorboard, and one that click adds
 
 pages = pytest.mark.parametrize("page", PAGES, ids=lambda path: str(path.relative_to(ROOT)))
 

@@ -330,7 +330,7 @@ corner = st.tuples(st.floats(-1.5, 1.5), st.floats(-1.5, 1.5), st.floats(0.5, 4)
 def test_degenerate_scenes_give_finite_images_and_gradients(
     triangles, twice, size, scale, from_eye, dtype
 ):
-    """No, degenerate and duplicate faces, scaled about the eye or about a point in front of it."""
+    """Zero, degenerate or duplicate faces, scaled about the eye or about a point in front of it."""
     origin = torch.tensor([0.0, 0.0, 0.0 if from_eye else 2.0], dtype=dtype)
     verts = torch.tensor(triangles, dtype=dtype).reshape(-1, 3)
     verts = (origin + scale * (verts - origin)).requires_grad_()

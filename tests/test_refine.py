@@ -131,7 +131,7 @@ def test_an_object_on_another_is_no_neighbor_of_it():
 
 
 def test_a_scene_is_refined_alike_alone_and_in_company():
-    """Also if objects overlap each other."""
+    """This includes objects that overlap each other."""
     rows = [[thing(CUBE, 0.1 * i, 0.0, 1.0), thing(SPHERE, 0.5, 0.4 - 0.1 * i, 1.0),
              thing(CYLINDER, -1.0, 1.0, 1.0)]
             for i in range(12)]

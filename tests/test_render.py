@@ -92,7 +92,7 @@ def test_tone_mapping_is_the_srgb_exponent_with_a_shoulder():
 # --- materials ------------------------------------------------------------------------------------
 
 def test_ggx_in_the_mirror_direction_by_hand():
-    """View and lamp are 30 degrees from the normal on opposite sides, so it is the half vector."""
+    """The normal is the half vector: view and lamp are 30 degrees from it on opposite sides."""
     normal, view, lamp = unit(0, 0, 1), unit(1, 0, 3 ** 0.5), unit(-1, 0, 3 ** 0.5)
     mirror, roughness = (
         torch.full((1, 3), 0.04, dtype=torch.float64),
