@@ -1,9 +1,10 @@
-"""`make faults`, the half about processes: killed at random moments, failed by the disk, watched for leaks.
+"""The second half of `make faults`: kill processes at random, fail their writes, look for leaks.
 
-    python tests/kills.py [share]     with share 0.1 a tenth of the trials
+    python tests/kills.py [fraction]     fraction 0.1 runs a tenth of the trials
 
-Trials are forks of one process that has imported everything and computed nothing, so that they begin at once and the moments
-fall into the work. Each is followed by the same command once more, which must end with the bytes of an undisturbed run.
+Each trial is a fork of one process that has imported all modules but computed nothing, so that it
+starts immediately and is killed during the actual work. The same command is then run again and must
+produce the same bytes as an uninterrupted run.
 """
 import builtins
 import errno
@@ -33,24 +34,28 @@ from sim2sg_lib.sim import fit, lift, shading  # noqa: F401
 from sim2sg_lib.viz import drawings  # noqa: F401
 
 SYNTHESIS = ["--env", "clevr", "--num", "40", "--out", "out"]
-TRAINING = ["--source", "../data", "--target", "../data", "--align", "appearance,prediction", "--augment", "color", "--steps",
-            "12", "--save-every", "2", "--seed", "1", "--out", "out"]
+TRAINING = ["--source", "../data", "--target", "../data", "--align", "appearance,prediction",
+            "--augment", "color", "--steps", "12", "--save-every", "2", "--seed", "1",
+            "--out", "out"]
 SHORT = {"synthesize.py": ["--num", "3", "--out", "out"],
          "train.py": ["--source", "../data", "--steps", "3", "--save-every", "1", "--out", "out"]}
 KILLS = {"synthesize.py": 200, "train.py": 100}
 
 
 def small_config(categories: int, predicates: int, width: int, height: int):
-    """A network whose steps take some hundredths of a second."""
-    return replace(whole_config(categories, predicates, width, height), width=64, height=48, fpn_channels=16, head_width=16,
-                   graph_width=16)
+    """A small network that trains at some hundredths of a second per step."""
+    return replace(whole_config(categories, predicates, width, height), width=64, height=48,
+                   fpn_channels=16, head_width=16, graph_width=16)
 
 
 whole_config, backbone.quick_config = backbone.quick_config, small_config
 
 
 def start(module, arguments: list[str], folder: Path, sabotage=None) -> int:
-    """Fork a process that runs a program in the folder. Returns its id; 99 is the status of a traceback."""
+    """Fork a process that runs a program in the folder, and return its process id.
+
+    Exit status 99 means that the program ended with a traceback.
+    """
     pid = os.fork()
     if pid:
         return pid
@@ -70,18 +75,19 @@ def start(module, arguments: list[str], folder: Path, sabotage=None) -> int:
 
 
 def finish(pid: int) -> int:
-    """The exit status, negative for a signal."""
+    """Wait for a process and return its exit status, negative for a signal."""
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
 def fingerprint(folder: Path) -> dict[str, str]:
-    """Of all files but the ones that say how long something took."""
-    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.rglob("*"))
+    """Hashes of all files except those that record timings."""
+    return {str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest()
+            for p in sorted(folder.rglob("*"))
             if p.is_file() and p.name not in ("config.json", "log.jsonl")}
 
 
 def whole(module, arguments: list[str], folder: Path) -> tuple[dict[str, str], float]:
-    """What an undisturbed run leaves, and its seconds."""
+    """Returns the fingerprint of an uninterrupted run and its duration in seconds."""
     folder.mkdir()
     begun = time.perf_counter()
     assert finish(start(module, arguments, folder)) == 0, (folder / "log.txt").read_text()
@@ -89,7 +95,10 @@ def whole(module, arguments: list[str], folder: Path) -> tuple[dict[str, str], f
 
 
 def kill(module, arguments: list[str], trials: int, root: Path, rng: random.Random) -> int:
-    """kill -9 at a random moment, then the same command again. Returns how many trials did not end as the undisturbed run."""
+    """Send kill -9 at a random moment, then run the same command again.
+
+    Returns the number of trials whose result differs from that of the uninterrupted run.
+    """
     wanted, seconds = whole(module, arguments, root / "whole")
     failures = 0
     for trial in range(trials):
@@ -98,7 +107,7 @@ def kill(module, arguments: list[str], trials: int, root: Path, rng: random.Rand
         pid = start(module, arguments, folder)
         time.sleep(rng.uniform(0, seconds))
         os.kill(pid, signal.SIGKILL)
-        if finish(pid) == -signal.SIGKILL:  # else it had ended, and there is nothing to go on with
+        if finish(pid) == -signal.SIGKILL:  # otherwise it had already finished
             finish(start(module, arguments, folder))
         left = sorted(path.name for path in folder.iterdir())
         failures += left != ["log.txt", "out"] or fingerprint(folder / "out") != wanted
@@ -106,7 +115,7 @@ def kill(module, arguments: list[str], trials: int, root: Path, rng: random.Rand
 
 
 def fail_at(count: int):
-    """The n-th call that writes, cuts or opens for writing, makes content last, or gives a name, finds the disk full."""
+    """Make the n-th call that opens for writing, writes, truncates, syncs or renames fail."""
     left, whole_open = [count], open
 
     def spoil(call):
@@ -118,7 +127,7 @@ def fail_at(count: int):
         return spoilt
 
     class Spoilt:
-        """A file open for writing."""
+        """A wrapper of a file opened for writing."""
 
         def __init__(self, file) -> None:
             self.file, self.write, self.truncate = file, spoil(file.write), spoil(file.truncate)
@@ -143,9 +152,10 @@ def fail_at(count: int):
 
 
 def fail_writes(module, arguments: list[str], root: Path) -> tuple[int, int]:
-    """Every n-th such call fails, until n is more than there are. Returns trials and failures.
+    """Fail the n-th write for n = 1, 2, ... until a run succeeds. Returns (trials, failures).
 
-    A run over finished results must end with one line, leave them as they were or new, and go on when there is room again.
+    A run that overwrites finished results must end with a one-line message, leave either the old or
+    the new results, and complete once there is space again.
     """
     arguments = [*arguments, "--overwrite"]
     wanted, _ = whole(module, arguments, root / "whole")
@@ -166,16 +176,20 @@ def fail_writes(module, arguments: list[str], root: Path) -> tuple[int, int]:
 
 
 def growth(command: list[str], folder: Path) -> float:
-    """How many times more memory a program holds in the last quarter of its time than in the second; 0 if it failed."""
-    process = subprocess.Popen([sys.executable, str(ROOT / command[0]), *command[1:]], cwd=folder, stderr=subprocess.DEVNULL,
-                               stdout=subprocess.DEVNULL)
+    """Ratio of a program's peak memory in the last quarter of its run to the second quarter.
+
+    Returns 0 if the program failed.
+    """
+    process = subprocess.Popen([sys.executable, str(ROOT / command[0]), *command[1:]], cwd=folder,
+                               stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
     pages = []
     while process.poll() is None:
         fields = Path(f"/proc/{process.pid}/statm").read_text().split()
         pages.append(int(fields[1]) if len(fields) > 1 else 0)
         time.sleep(0.2)
     quarter = len(pages) // 4
-    return max(pages[-quarter:]) / max(pages[quarter:2 * quarter]) if process.returncode == 0 else 0.0
+    return (max(pages[-quarter:]) / max(pages[quarter:2 * quarter])
+            if process.returncode == 0 else 0.0)
 
 
 def main() -> None:
@@ -190,19 +204,23 @@ def main() -> None:
             (root / "kill").mkdir()
             (root / "kill/data").symlink_to(root / "data")
             failures = kill(module, arguments, trials, root / "kill", rng)
-            print(f"{'kill -9 in ' + script + ', then again':<52}{trials:8d}{failures:10d}", flush=True)
+            print(f"{'kill -9 in ' + script + ', then again':<52}{trials:8d}{failures:10d}",
+                  flush=True)
             (root / "kill").rename(root / f"killed-{module.__name__}")
             (root / "disk").mkdir()
             (root / "disk/data").symlink_to(root / "data")
             trials, broken = fail_writes(module, SHORT[script], root / "disk")
-            print(f"{'disk full at the n-th write of ' + script:<52}{trials:8d}{broken:10d}", flush=True)
+            print(f"{'disk full at the n-th write of ' + script:<52}{trials:8d}{broken:10d}",
+                  flush=True)
             (root / "disk").rename(root / f"full-{module.__name__}")
             failed += failures + broken
-        for command in (["synthesize.py", "--num", "500", "--out", "soak"],  # fewer would be warm-up alone
+        # with fewer images, memory still grows during warm-up
+        for command in (["synthesize.py", "--num", "500", "--out", "soak"],
                         ["train.py", "--source", "soak", "--steps", "500", "--out", "soaked"]):
-            # it swings, the allocator keeps what it likes: the median counts
+            # the value varies with the allocator, so use the median
             grown = sorted(growth([*command, "--overwrite"], root) for _ in range(3))
-            print(f"{command[0] + ', 500 images or steps: memory grows':<52}{'':8}{100 * (grown[1] - 1):9.1f}%", flush=True)
+            print(f"{command[0] + ', 500 images or steps: memory grows':<52}{'':8}"
+                  f"{100 * (grown[1] - 1):9.1f}%", flush=True)
             failed += not 0 < grown[0] <= grown[1] < 1.05
     sys.exit(1 if failed else 0)
 

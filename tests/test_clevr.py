@@ -1,5 +1,4 @@
-"""CLEVR's domains against the appendix's numbers, and the labels of scenes whose answer is
-known."""
+"""CLEVR domains against the numbers of the appendix, and labels of scenes with known answers."""
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +27,7 @@ def draw(domain, count=60, randomize="paper"):
 
 
 def smallest_gap(scene):
-    """The smallest distance of two objects along left-right or front-behind, meters."""
+    """The smallest distance in meters between two objects along left-right or front-behind."""
     axes = predicate_axes(scene.camera)
     positions = np.array([o.position_world for o in scene.objects])
     return min(abs((positions[i] - positions[j]) @ axes[name]) for name in ("right", "behind")
@@ -76,7 +75,7 @@ def test_strong_randomizes_everything_that_no_graph_holds_and_nothing_else():
         assert len({value(scene) for scene in plain}) == 1 and len({value(scene)
                                                                     for scene in strong}) > 50
     assert {len(scene.objects) for scene in strong} == {4}
-    # the target's look is what it is
+    # the appearance of the target domain is fixed
     assert {o.material.metallic for scene in draw("target", randomize="strong")
             for o in scene.objects} == {0.0}
 
@@ -92,7 +91,7 @@ def test_a_copied_environment_needs_its_own_name(tmp_path, monkeypatch):
 
 
 def label(*things):
-    """Label boxes of one meter, given as (x, y), seen level from -y, 100 x 100 pixels."""
+    """Label 1 m boxes at (x, y), seen horizontally from -y in an image of 100 x 100 pixels."""
     camera = look_at((0, -10, 0.5), (0, 0, 0.5), 150, 100, 100)
     objects = tuple(SceneObject(0, "cube", (x, y, 0.0), (1.0, 1.0, 1.0), 0.0) for x, y in things)
     scene = Scene(objects, camera, (), Sky((1.0,) * 3, (1.0,) * 3), Material((0.5,) * 3))
@@ -104,9 +103,9 @@ def test_visible_fraction_of_an_occluded_object():
     assert alone.visible.tolist() == [1.0]
     half = label((0.0, 2.0), (0.5, -1.0))  # the nearer box hides the right half of the farther one
     assert half.visible.tolist() == pytest.approx([0.5, 1.0], abs=0.05)
-    # its box is what shows
+    # its 2-D box covers only the visible part
     assert half.boxes_px[0].tolist() == [*alone.boxes_px[0, :2], 50, alone.boxes_px[0, 3]]
-    # one right behind another is no object of the image, nor has it relations
+    # an object directly behind another is not in the graph and has no relations
     assert len(label((0.0, 2.0), (0.0, -2.0))) == 1 and len(label((0.0, 2.0),
                                                                   (0.0, -2.0)).relations) == 0
 
@@ -117,5 +116,5 @@ def test_truncated_fraction_of_an_object_at_the_border():
     width = inside.boxes_px[0, 2] - inside.boxes_px[0, 0]
     shown = cut.boxes_px[0, 2] - cut.boxes_px[0, 0]
     assert cut.boxes_px[0, 2] == 100
-    # seen from aside its box is wider than from the front: by the side that faces the camera
+    # seen obliquely, its 2-D box is wider than from the front by the side that faces the camera
     assert 1 - shown / width < cut.truncated[0] < 1 - shown / (width * 1.4)

@@ -1,4 +1,4 @@
-"""A fortieth of `make faults`, and the words of what is refused outside data sets."""
+"""One fortieth of the trials of `make faults`, and error messages for files outside data sets."""
 import json
 import random
 
@@ -14,14 +14,15 @@ from sim2sg_lib.cli import InputError
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("fault, trials", [entry[1:] for entry in FAULTS], ids=[entry[1].__name__ for entry in FAULTS])
+@pytest.mark.parametrize("fault, trials", [entry[1:] for entry in FAULTS],
+                         ids=[entry[1].__name__ for entry in FAULTS])
 def test_broken_files_are_read_or_refused_in_one_line(fault, trials):
     assert fault(max(trials // 40, min(trials, 50)), random.Random(0)) == []
 
 
 @pytest.mark.parametrize("file, field, value", [
-    ("metrics.json", "map50", "0.5"), ("metrics.json", "recall", {"20": 0.5}), ("metrics.json", "content_gap", [1]),
-    ("metrics.json", "ap50", {"cube": "x"}),
+    ("metrics.json", "map50", "0.5"), ("metrics.json", "recall", {"20": 0.5}),
+    ("metrics.json", "content_gap", [1]), ("metrics.json", "ap50", {"cube": "x"}),
     ("config.json", "seconds", None), ("config.json", "source", [])])
 def test_a_table_s_wrong_field_is_named(tmp_path, file, field, value):
     run = data_set(tmp_path / "run")
@@ -45,8 +46,9 @@ def test_a_log_s_wrong_field_is_named(tmp_path, row, field):
 
 
 @pytest.mark.parametrize("field, value", [
-    ("precision_at_recall", {"cube": [1, 2]}), ("precision_at_recall", [1]), ("recall_per_image", []), ("recall_curve", "abc"),
-    ("recall_per_image", {"20": ["x"]}), ("recall_curve_graph_constraint", [[1]]), ("content", 5), ("content", {"source": {}})])
+    ("precision_at_recall", {"cube": [1, 2]}), ("precision_at_recall", [1]),
+    ("recall_per_image", []), ("recall_curve", "abc"), ("recall_per_image", {"20": ["x"]}),
+    ("recall_curve_graph_constraint", [[1]]), ("content", 5), ("content", {"source": {}})])
 def test_a_curve_that_cannot_be_drawn_is_named(tmp_path, field, value):
     run = trained(tmp_path / "loop")
     (run / "curves.json").write_text(json.dumps(read_curves(run) | {field: value}))
@@ -55,9 +57,12 @@ def test_a_curve_that_cannot_be_drawn_is_named(tmp_path, field, value):
 
 
 @pytest.mark.parametrize("fields, words", [
-    ({"options": {"source": "data", "target": None}}, "options.source: not what train.py writes, format 1"),
-    ({"format": 2}, "format: not what"), ({"model": content_of()["model"] | {"width": "160"}}, "model: width: '160' expected"),
-    ({"model": content_of()["model"] | {"categories": 5}}, "model: 5 categories and 4 predicates, expected as many"),
+    ({"options": {"source": "data", "target": None}},
+     "options.source: not what train.py writes, format 1"),
+    ({"format": 2}, "format: not what"),
+    ({"model": content_of()["model"] | {"width": "160"}}, "model: width: '160' expected"),
+    ({"model": content_of()["model"] | {"categories": 5}},
+     "model: 5 categories and 4 predicates, expected as many"),
     ({"weights": {"w": torch.ones(1)}}, "its weights do not fit")])
 def test_a_checkpoint_s_wrong_field_is_named(tmp_path, fields, words):
     (tmp_path / "model.pt").write_bytes(archive_of(content_of(**fields)))

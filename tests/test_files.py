@@ -1,4 +1,8 @@
-"""Files and folders under interruption: old or new, never half; one process at a time; on with the same options only."""
+"""Interrupted writing of files and folders.
+
+Results are either old or new, never partial; only one process works at a time; and an interrupted
+run is resumed only with the same options.
+"""
 import errno
 import json
 import os
@@ -21,7 +25,10 @@ OPTIONS = {"seed": 1, "sizes": (1, 2)}
 
 
 def grow(out, options=OPTIONS, overwrite=False, resume=True, fail=False):
-    """Returns what an attempt finds in the folder that grows; it adds a file of its own, unless it fails."""
+    """Run one attempt in the work folder and return the files that it found there.
+
+    The attempt adds a second file unless it fails.
+    """
     with work_folder(out, options, overwrite, resume) as partial:
         found = {path.name for path in partial.iterdir()} - {folders.STARTED_WITH}
         (partial / "first").write_text("1")
@@ -49,8 +56,9 @@ def test_a_folder_is_published_whole_and_an_interrupted_one_goes_on(tmp_path):
     out = tmp_path / "out"
     interrupt(out)
     assert not out.exists()
-    assert grow(out) == {"first"}  # what was half written is swept
-    assert {path.name for path in out.iterdir()} == {"first", "second"} and [p.name for p in tmp_path.iterdir()] == ["out"]
+    assert grow(out) == {"first"}  # the incomplete file has been deleted
+    assert ({path.name for path in out.iterdir()} == {"first", "second"}
+            and [p.name for p in tmp_path.iterdir()] == ["out"])
 
 
 def test_other_options_inputs_or_code_do_not_finish_what_was_begun(tmp_path, monkeypatch):
@@ -63,7 +71,8 @@ def test_other_options_inputs_or_code_do_not_finish_what_was_begun(tmp_path, mon
     assert grow(out, OPTIONS, resume=False) == set()
 
 
-def test_a_refusal_names_all_that_differs_and_overwriting_says_what_it_throws_away(tmp_path, capsys):
+def test_a_refusal_names_all_that_differs_and_overwriting_says_what_it_throws_away(
+        tmp_path, capsys):
     out = tmp_path / "out"
     begun = {"schedule": {"steps": 6, "rate": 0.1}, "input": "a", "seed": 1}
     interrupt(out, begun)
@@ -73,13 +82,14 @@ def test_a_refusal_names_all_that_differs_and_overwriting_says_what_it_throws_aw
     interrupt_again = {"out": out, "options": begun | {"seed": 2}, "overwrite": True, "fail": True}
     with pytest.raises(RuntimeError):
         grow(**interrupt_again)
-    assert capsys.readouterr().out == f"{tmp_path}/.out.partial: thrown away, it was begun with seed 1, not 2\n"
+    assert (capsys.readouterr().out
+            == f"{tmp_path}/.out.partial: thrown away, it was begun with seed 1, not 2\n")
     grow(out, begun | {"seed": 2}, resume=False)
     assert "thrown away, as --no-resume asks" in capsys.readouterr().out
 
 
 def end_publishing(monkeypatch, moment, end):
-    """The `moment`-th rename or deletion of `publish` raises; what happened before has happened."""
+    """Make the `moment`-th rename or deletion in `publish` raise `end`; earlier ones succeed."""
     calls, publish = [], folders.publish
 
     def spoil(call):
@@ -100,7 +110,8 @@ def end_publishing(monkeypatch, moment, end):
 
 @pytest.mark.parametrize("occupied", [False, True])
 @pytest.mark.parametrize("end", [KeyboardInterrupt(), OSError(errno.EBUSY, "busy")])
-def test_whatever_ends_the_publishing_the_same_command_finishes_it(tmp_path, monkeypatch, end, occupied):
+def test_whatever_ends_the_publishing_the_same_command_finishes_it(
+        tmp_path, monkeypatch, end, occupied):
     for moment in range(1, 4 if occupied else 3):
         out = tmp_path / str(moment) / "out"
         if occupied:
@@ -119,14 +130,16 @@ def test_a_half_swept_folder_is_not_gone_on_with(tmp_path, monkeypatch):
     interrupt(out)
     (tmp_path / ".out.partial/folder").mkdir()
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(folders.shutil, "rmtree", lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(folders.shutil, "rmtree",
+                      lambda path: (_ for _ in ()).throw(KeyboardInterrupt))
         grow(out, resume=False)
     assert grow(out) == set()
 
 
 def test_a_folder_that_somebody_made_meanwhile_is_not_deleted(tmp_path):
     out = tmp_path / "out"
-    with pytest.raises(InputError, match="is not empty"), work_folder(out, {}, False, True) as partial:
+    with (pytest.raises(InputError, match="is not empty"),
+          work_folder(out, {}, False, True) as partial):
         (partial / "new").write_text("new")
         out.mkdir()
         (out / "precious").write_text("only copy")
@@ -138,7 +151,8 @@ def test_a_link_to_a_folder_is_replaced_at_its_target(tmp_path):
     (tmp_path / "out").symlink_to(tmp_path / "disk/far")
     for _ in range(2):
         grow(tmp_path / "out", overwrite=True)
-        assert (tmp_path / "out").is_symlink() and [p.name for p in (tmp_path / "disk").iterdir()] == ["far"]
+        assert ((tmp_path / "out").is_symlink()
+                and [p.name for p in (tmp_path / "disk").iterdir()] == ["far"])
         (tmp_path / "out/config.json").write_text("{}"), (tmp_path / "out/log.jsonl").write_text("")
 
 
@@ -184,7 +198,8 @@ def test_overwriting_starts_anew_where_options_differ_and_keeps_the_old_until_th
     out.mkdir()
     (out / "old").write_text("old")
     assert "is not empty" in complaint(out)
-    assert "neither a data set nor a run" in complaint(out, overwrite=True)  # it may be the only copy of something
+    # it may be the only copy of the file
+    assert "neither a data set nor a run" in complaint(out, overwrite=True)
     (out / "config.json").write_text("{}")  # a name that many programs use
     assert "neither a data set nor a run" in complaint(out, overwrite=True)
     (out / "log.jsonl").write_text("")
@@ -209,9 +224,11 @@ def test_an_end_between_the_two_renames_loses_nothing(tmp_path):
 def test_of_two_processes_one_wins_and_the_other_says_so(tmp_path):
     out = tmp_path / "out"
     code = ("import sys; from sim2sg_lib.io.folders import work_folder\n"
-            "with work_folder(sys.argv[1], {}, False, True): print('in', flush=True); sys.stdin.read()")
+            "with work_folder(sys.argv[1], {}, False, True): print('in', flush=True); "
+            "sys.stdin.read()")
     command = [sys.executable, "-c", code, str(out)]
-    first = subprocess.Popen(command, cwd=folders.ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    first = subprocess.Popen(command, cwd=folders.ROOT, stdin=subprocess.PIPE,
+                             stdout=subprocess.PIPE, text=True)
     assert first.stdout.readline() == "in\n"
     assert "another process is at work" in complaint(out, {})
     assert "another process is at work" in complaint(out, {}, resume=False)
@@ -239,7 +256,8 @@ def test_json_is_whole_and_without_nan(tmp_path):
     assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, 2]}
     with pytest.raises(ValueError):
         files.write_json(tmp_path / "a.json", {"a": float("nan")})
-    assert json.loads((tmp_path / "a.json").read_text()) == {"a": [1, 2]} and len(list(tmp_path.iterdir())) == 1
+    assert (json.loads((tmp_path / "a.json").read_text()) == {"a": [1, 2]}
+            and len(list(tmp_path.iterdir())) == 1)
 
 
 def test_steps_of_an_earlier_process_do_not_count_for_the_speed(monkeypatch, capsys):
@@ -248,7 +266,8 @@ def test_steps_of_an_earlier_process_do_not_count_for_the_speed(monkeypatch, cap
         bar.start_t = bar._time() - 10.0
         bar.update(20)
     row = bar.format_dict
-    assert (row["n"], row["initial"], row["total"]) == (6020, 6000, 9000) and row["elapsed"] == pytest.approx(10, abs=1)
+    assert ((row["n"], row["initial"], row["total"]) == (6020, 6000, 9000)
+            and row["elapsed"] == pytest.approx(10, abs=1))
     assert "6020/9000" in capsys.readouterr().err
 
 
@@ -263,7 +282,8 @@ def test_a_log_cut_back_and_put_aside_at_once_is_as_long_as_it_is(tmp_path):
     for step in range(12):
         log.add(step, {"loss": 1.0})
     again = TrainingLog(tmp_path / "log.jsonl", 4, 0.0)
-    again.restore({"bytes": 0, "rows": [{"loss": 1.0}] * 8, "step": 7, "last_loss": 1.0, "seconds": 1.0})
+    again.restore({"bytes": 0, "rows": [{"loss": 1.0}] * 8, "step": 7,
+                   "last_loss": 1.0, "seconds": 1.0})
     assert again.state()["bytes"] == 0
 
 
@@ -271,7 +291,8 @@ def test_a_digest_knows_contents_and_names_apart(tmp_path):
     for name, content in (("a", b"1"), ("b", b"1"), ("c", b"")):
         (tmp_path / name).write_bytes(content)
     groups = (("a",), ("b",), ("c",), ("a", "b"), ("b", "a"), ("none",), ())
-    assert len({folders.digest(*(tmp_path / name for name in group)) for group in groups}) == len(groups)
+    assert (len({folders.digest(*(tmp_path / name for name in group)) for group in groups})
+            == len(groups))
 
 
 def test_the_lock_that_a_killed_process_left_beside_its_result_goes_with_the_next_refusal(tmp_path):
@@ -283,7 +304,7 @@ def test_the_lock_that_a_killed_process_left_beside_its_result_goes_with_the_nex
 
 
 def test_recorded_paths_are_found_from_their_record(tmp_path, monkeypatch):
-    """One experiment, started in tmp_path/here; another folder happens to hold the same relative path."""
+    """One experiment, started in tmp_path/here; another folder contains the same relative path."""
     for place in ("here", "elsewhere"):
         (tmp_path / place / "data/sdr").mkdir(parents=True)
     record = tmp_path / "here/runs/0/model.pt"
@@ -297,8 +318,10 @@ def test_recorded_paths_are_found_from_their_record(tmp_path, monkeypatch):
 
 def test_output_names_are_unique_and_fit_the_file_system():
     long = "图" * 83  # 249 bytes
-    names = output_names(["a/x.png", "b\\x.png", "caf\udce9.png", "X.jpg", f"a/{long}.png", f"b/{long}.png", "é.png", "e\u0301.png"])
-    assert names == ["x.png", "b_x.png", "caf_.png", "X_2.jpg", "图" * 82 + ".png", "图" * 81 + "_2.png", "é.png", "e\u0301_2.png"]
+    names = output_names(["a/x.png", "b\\x.png", "caf\udce9.png", "X.jpg", f"a/{long}.png",
+                          f"b/{long}.png", "é.png", "e\u0301.png"])
+    assert names == ["x.png", "b_x.png", "caf_.png", "X_2.jpg", "图" * 82 + ".png",
+                     "图" * 81 + "_2.png", "é.png", "e\u0301_2.png"]
     assert max(len(f"{Path(name).stem}.dot.tmp".encode()) for name in names) <= 255
 
 
@@ -310,7 +333,8 @@ def test_a_file_system_without_locks_is_worked_on_and_said(tmp_path, monkeypatch
     monkeypatch.setattr("fcntl.flock", refuse)
     assert grow(tmp_path / "out") == set() and (tmp_path / "out/second").exists()
     assert f"out: the file system has no locks ({os.strerror(number)})" in capsys.readouterr().out
-    monkeypatch.setattr("fcntl.flock", lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
+    monkeypatch.setattr("fcntl.flock",
+                        lambda *_: (_ for _ in ()).throw(OSError(errno.EIO, "broken")))
     assert "cannot be locked (broken)" in complaint(tmp_path / "other")
 
 
@@ -322,4 +346,5 @@ def test_another_spelling_of_a_path_is_no_difference(tmp_path, monkeypatch):
     for target in (tmp_path / "data", "./data/", "link", "../" + tmp_path.name + "/data"):
         options = {"target": str(target), "source": [str(target), str(tmp_path / "other")]}
         assert folders.differences(tmp_path / ".out.partial", folders.completed(options)) == []
-    assert "target 'data', not 'other'" in complaint(tmp_path / "out", {"target": "other", "source": ["data", "other"]})
+    assert "target 'data', not 'other'" in complaint(
+        tmp_path / "out", {"target": "other", "source": ["data", "other"]})

@@ -1,4 +1,4 @@
-"""Scene-graph files: what is written, what is read back, and what is refused, by file, line and field."""
+"""Scene-graph files: writing, reading back, and errors that name the file, line and field."""
 import json
 
 import numpy as np
@@ -11,8 +11,10 @@ from sim2sg_lib.io.reading import MAX_LINE
 
 VOCABULARY = Vocabulary(("cube", "sphere"), ("left", "on"))
 LINE = {"image": "images/000000.png", "width": 320, "height": 240,
-        "objects": [{"category": "cube", "box": [123.0, 124.0, 146.0, 150.0], "score": 1.0, "visible": 0.9},
-                    {"category": "sphere", "box": [0.0, 0.0, 320.0, 240.0], "truncated": 0.25, "ignore": True}],
+        "objects": [{"category": "cube", "box": [123.0, 124.0, 146.0, 150.0],
+                     "score": 1.0, "visible": 0.9},
+                    {"category": "sphere", "box": [0.0, 0.0, 320.0, 240.0],
+                     "truncated": 0.25, "ignore": True}],
         "relations": [[0, "on", 1, 0.5], [1, "left", 0]]}
 
 
@@ -34,14 +36,15 @@ def test_written_lines_have_the_documented_form(tmp_path):
     graph = make_graph("a.png", 10, 8, [1], [[1, 2, 3, 4]], scores=[0.25])
     assert to_json(graph, VOCABULARY) == {
         "image": "a.png", "width": 10, "height": 8,
-        "objects": [{"category": "sphere", "box": [1.0, 2.0, 3.0, 4.0], "score": 0.25}], "relations": []}
+        "objects": [{"category": "sphere", "box": [1.0, 2.0, 3.0, 4.0], "score": 0.25}],
+        "relations": []}
     write_graphs(tmp_path / "g.jsonl", [graph, make_graph("b.png", 10, 8, [], [])], VOCABULARY)
     assert [len(g) for g in read_graphs(tmp_path / "g.jsonl", VOCABULARY)] == [1, 0]
 
 
 def test_select_objects_renumbers_relations():
-    graph = make_graph("a.png", 10, 8, [0, 1, 0], [[0, 0, 1, 1]] * 3, [[0, 0, 2], [1, 1, 2], [2, 0, 0]],
-                       relation_scores=[0.1, 0.2, 0.3])
+    graph = make_graph("a.png", 10, 8, [0, 1, 0], [[0, 0, 1, 1]] * 3,
+                       [[0, 0, 2], [1, 1, 2], [2, 0, 0]], relation_scores=[0.1, 0.2, 0.3])
     kept = select_objects(graph, np.array([True, False, True]))
     np.testing.assert_array_equal(kept.relations, [[0, 0, 1], [1, 0, 0]])
     np.testing.assert_array_equal(kept.relation_scores, [0.1, 0.3])
@@ -106,14 +109,17 @@ def test_no_relation_is_there_twice(count):
 
 
 def test_a_line_is_not_endless(tmp_path):
-    (tmp_path / "graphs.jsonl").write_text(json.dumps(LINE) + "\n" + json.dumps(LINE | {"image": "x" * MAX_LINE}))
-    with pytest.raises(InputError, match=r"graphs.jsonl:2: \d+ characters, expected 8388608 per line at most"):
+    (tmp_path / "graphs.jsonl").write_text(
+        json.dumps(LINE) + "\n" + json.dumps(LINE | {"image": "x" * MAX_LINE}))
+    with pytest.raises(InputError,
+                       match=r"graphs.jsonl:2: \d+ characters, expected 8388608 per line at most"):
         read_graphs(tmp_path / "graphs.jsonl", VOCABULARY)
 
 
 def test_what_a_line_quotes_is_shown_as_one_short_line():
     message = InputError("a\nb\x1b[2J\u202e\ud800" + "x" * 10**6 + "end").format_message()
-    assert message.startswith("a\\nb\\x1b[2J\\u202e\\ud800xxx") and message.endswith("xxxend") and len(message) == 600
+    assert (message.startswith("a\\nb\\x1b[2J\\u202e\\ud800xxx") and message.endswith("xxxend")
+            and len(message) == 600)
 
 
 def test_a_byte_order_mark_and_any_line_end_are_read(tmp_path):
@@ -130,8 +136,9 @@ def test_missing_and_binary_files(tmp_path):
     with pytest.raises(InputError, match="b.jsonl:2: cannot be read as UTF-8"):
         read_graphs(tmp_path / "b.jsonl", VOCABULARY)
     with open(tmp_path / "large.jsonl", "wb") as file:
-        file.truncate(2**28 + 1)  # takes no space
-    with pytest.raises(InputError, match="large.jsonl: 268435457 bytes, expected JSON Lines, of 268435456 at most"):
+        file.truncate(2**28 + 1)  # sparse, takes no disk space
+    with pytest.raises(InputError, match="large.jsonl: 268435457 bytes, "
+                                         "expected JSON Lines, of 268435456 at most"):
         read_graphs(tmp_path / "large.jsonl", VOCABULARY)
 
 

@@ -1,4 +1,7 @@
-"""Standard streams that are closed, full or lack characters: the work is done all the same. Real processes, without torch."""
+"""Standard streams that are closed, full or cannot encode some characters do not stop the work.
+
+Runs real processes, without torch.
+"""
 import json
 import os
 import subprocess
@@ -35,26 +38,31 @@ command_line(main)
 
 
 def shell(tmp_path, line: str, *arguments, **environment) -> subprocess.CompletedProcess:
-    """`program` in a bash line is the program above, writing done.txt."""
+    """Run a bash line in which `program` is replaced by the program above, writing done.txt."""
     (tmp_path / "program.py").write_text(PROGRAM)
     program = f"'{sys.executable}' program.py done.txt {' '.join(arguments)}"
-    return subprocess.run(["bash", "-c", "set -o pipefail; " + line.replace("program", program, 1)], cwd=tmp_path, capture_output=True,
-                          text=True, env=os.environ | {"PYTHONPATH": str(ROOT)} | environment)
+    return subprocess.run(["bash", "-c", "set -o pipefail; " + line.replace("program", program, 1)],
+                          cwd=tmp_path, capture_output=True, text=True,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)} | environment)
 
 
 @pytest.mark.parametrize("line", [
-    "program | head -1", "program | true", "program > /dev/full", "program >&-", "program >&- 2>&-", "program 2>&-",
-    "program 2> /dev/full > /dev/full", "(program 2>&1 >/dev/null) | true", "(program --json 2>&1) | head -c 10"])
+    "program | head -1", "program | true", "program > /dev/full", "program >&-", "program >&- 2>&-",
+    "program 2>&-", "program 2> /dev/full > /dev/full", "(program 2>&1 >/dev/null) | true",
+    "(program --json 2>&1) | head -c 10"])
 def test_what_cannot_be_printed_stops_nothing(tmp_path, line):
     done = shell(tmp_path, line)
-    assert done.returncode == 0 and done.stderr == "" and (tmp_path / "done.txt").read_text() == "done"
+    assert (done.returncode == 0 and done.stderr == ""
+            and (tmp_path / "done.txt").read_text() == "done")
 
 
 def test_characters_that_an_encoding_lacks_are_replaced(tmp_path):
     done = shell(tmp_path, "program", PYTHONIOENCODING="ascii")
-    assert done.returncode == 0 and done.stdout.splitlines()[::4] == ["begin ? gr??e", "end ?"] and done.stderr == ""
+    assert (done.returncode == 0 and done.stdout.splitlines()[::4] == ["begin ? gr??e", "end ?"]
+            and done.stderr == "")
     failed = shell(tmp_path, "program", "--fail", PYTHONIOENCODING="ascii")
-    assert failed.returncode == 3 and failed.stderr.startswith("Error: gr") and failed.stderr.count("\n") == 1
+    assert (failed.returncode == 3 and failed.stderr.startswith("Error: gr")
+            and failed.stderr.count("\n") == 1)
 
 
 def test_an_error_keeps_its_status_without_a_reader(tmp_path):
