@@ -6,6 +6,7 @@
 #
 # Data sets go to OUT/data, each row of the table to a folder of its own beside it. A stage is skipped if
 # its result is there and not older than its inputs: an interrupted loop continues where it stopped.
+# Paths are relative to the folder of this file.
 # shellcheck disable=SC3013  # every sh has test -nt
 set -eu
 cd "$(dirname "$0")"
@@ -59,6 +60,11 @@ fi
 number() {
     echo "$numbers" | sed -n "s/^$1=//p" | grep . || echo "$1"
 }
+given=  # those that were given belong to the options of OUT
+for name in SOURCE_IMAGES TARGET_IMAGES LIFTED_IMAGES START_STEPS STEPS; do
+    value=$(printenv "$name" || true)
+    given="$given${value:+ $name=$value}"
+done
 : "${SOURCE_IMAGES:=$(number SOURCE_IMAGES)}" # random images of the source domain
 : "${TARGET_IMAGES:=$(number TARGET_IMAGES)}" # images of the stand-in
 : "${LIFTED_IMAGES:=$(number LIFTED_IMAGES)}" # images of one iteration
@@ -90,7 +96,7 @@ fi
 # A folder holds one loop: other options would mix its old stages with new ones.
 options="ENV=$ENV ITERATIONS=$ITERATIONS PRESET=$PRESET SEED=$SEED TARGET=$TARGET DOMAIN=$DOMAIN"
 options="$options PROTOCOL=$PROTOCOL TRAIN_OPTIONS=$TRAIN_OPTIONS LIFT_OPTIONS=$LIFT_OPTIONS"
-options="$options${CAMERA:+ CAMERA=$CAMERA}"
+options="$options${CAMERA:+ CAMERA=$CAMERA}$given"
 if [ -e "$OUT/data" ]; then
     made_with=$(cat "$OUT/options.txt")
     [ "$options" = "$made_with" ] ||
@@ -162,15 +168,15 @@ lift() {
     fi
 }
 
-# fine_tune ROW DATA OPTION...: train on SDR and one more data set, and score. Every row begins with the
+# fine_tune ROW DATA [METHODS]: train on SDR and one more data set, and score. Every row begins with the
 # start, not with the last iteration's network, so that all take the same number of steps. SDR stays in
 # the mix, or a network forgets what the lifted scenes lack.
 fine_tune() {
-    row=$1 data=$2
-    shift 2
-    if todo "Train $row on random scenes and $data${1:+ with $4 alignment}." \
+    row=$1 data=$2 methods=${3-}
+    if todo "Train $row on random scenes and $data${methods:+ with $methods alignment}." \
         "$OUT/$row/model.pt" "$OUT/start/model.pt" "$OUT/data/$data/dataset.json"; then
-        train --source "$OUT/data/sdr" --source "$OUT/data/$data" "$@" \
+        train --source "$OUT/data/sdr" --source "$OUT/data/$data" \
+            ${methods:+--target "$train_images" --align "$methods"} \
             --init "$OUT/start/model.pt" --steps "$STEPS" --out "$OUT/$row"
     fi
     evaluate "$row"
@@ -216,12 +222,12 @@ algorithm_1() { # a function, so that this file is read whole first: it may chan
             data=appearance$k
             lift "$data" "$appearance"
         fi
-        fine_tune "appearance$k" "$data" --target "$train_images" --align appearance
+        fine_tune "appearance$k" "$data" appearance
         appearance=appearance$k
     done
 
     # The last iteration once more, with prediction alignment (D_c), too.
-    fine_tune full "$data" --target "$train_images" --align appearance,prediction
+    fine_tune full "$data" appearance,prediction
 
     echo
     echo "# The table of all rows."
