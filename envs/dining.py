@@ -5,7 +5,8 @@ the floor or on the table, one color per part. Target: a kitchen table, four Win
 face it and two MacBook-like laptops on it, in textured wood and metal under soft, warm light. The
 ablations of Table 6 mix them: `target-content` has the target's arrangement of the source's
 furniture in the source's look, `target-appearance` the source's arrangement of the target's
-furniture in the target's look. """
+furniture in the target's look.
+"""
 import math
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from sim2sg_lib.graph import Vocabulary
 from sim2sg_lib.scene import (
     PATTERNS, Light, Material, RelationRules, Room, Scene, SceneObject, Sky, Strip, Texture,
     from_footprint, linear, to_footprint)
-from sim2sg_lib.sim.lift import side_by_side
+from sim2sg_lib.sim.lift import footprint_corners, overlapping
 from sim2sg_lib.sim.render import render_scenes, sample_scene
 
 CATEGORIES = ("chair", "table", "laptop")
@@ -37,11 +38,8 @@ GAP_M = 0.04                          # smallest distance between two objects
 MAX_TRIES = 3000                      # per layout; the environment's own furniture takes about 20
 SHADOW_TEXELS = 640                   # of about 7 mm: chairs have thin legs
 
-ASSETS = {f"{kind}_{i}": asset for kind, assets in (
-    ("cantilever", furniture.cantilever_chairs()), ("workshop", furniture.workshop_tables()),
-    ("pc", furniture.pc_laptops()), ("windsor", furniture.windsor_chairs()),
-    ("kitchen", furniture.kitchen_tables()), ("macbook", furniture.macbook_laptops()),
-) for i, asset in enumerate(assets)}
+ASSETS = {f"{kind}_{i}": asset
+          for kind, assets in furniture.ASSETS.items() for i, asset in enumerate(assets)}
 SCALES = (0.94, 1.0, 1.06)  # each asset comes in three sizes
 KINDS = {"source": ("cantilever", "workshop", "pc"), "target": ("windsor", "kitchen", "macbook")}
 KIND_NAMES = {look: tuple(tuple(name for name in ASSETS if name.startswith(kind)) for kind in kinds)
@@ -60,11 +58,9 @@ def sample_layout(env: Env, domain: str,
     kinds = env.world.category_assets if look == "source" else KIND_NAMES["target"]
     on_table = rng.uniform() < 0.5  # outside the loop, which prefers what fits more easily
     for _ in range(MAX_TRIES):
-        if content == "target":
-            objects = dining_set(env, kinds, rng)
-        else:
-            objects = single_pieces(env, kinds, on_table, rng)
-        clear = not any(too_close(a, b) for i, a in enumerate(objects) for b in objects[:i])
+        objects = (dining_set(env, kinds, rng) if content == "target" else
+                   single_pieces(env, kinds, on_table, rng))
+        clear = not any(overlapping(a, b, GAP_M) for i, a in enumerate(objects) for b in objects[:i])
         if clear and all(in_view(o, camera) for o in objects):
             return objects, camera
     names = ", ".join(sorted({o.asset for o in objects}))
@@ -94,8 +90,7 @@ def single_pieces(env: Env, kinds, on_table: bool, rng: np.random.Generator) -> 
 
 
 def dining_set(env: Env, kinds, rng: np.random.Generator) -> list[SceneObject]:
-    """A table anywhere, four equal chairs at its sides that face its center, and two laptops on
-    it."""
+    """A table anywhere, four equal chairs at its sides that face it, and two laptops on it."""
     center, yaw_rad = [rng.uniform(*side) for side in SET_M], float(rng.uniform(0, 2 * np.pi))
     label, asset, size_m = sample_asset(env, TABLE, kinds, rng)
     table = SceneObject(label, asset, (float(center[0]), float(center[1]), 0.0), size_m, yaw_rad)
@@ -127,30 +122,11 @@ def rotated(point_m, yaw_rad: float) -> tuple[float, float]:
     return float(cos * point_m[0] - sin * point_m[1]), float(sin * point_m[0] + cos * point_m[1])
 
 
-def corners_world(item: SceneObject) -> np.ndarray:
-    """(4, 2) the corners of a footprint."""
-    half, signs = np.array(item.size_m[:2]) / 2, ((1, 1), (-1, 1), (-1, -1), (1, -1))
-    corners = np.array([rotated(half * sign, item.yaw_rad) for sign in signs])
-    return corners + item.position_world[:2]
-
-
-def too_close(a: SceneObject, b: SceneObject) -> bool:
-    """Whether two boxes side by side are nearer than GAP_M (separating axes)."""
-    if not side_by_side(a, b):
-        return False
-    for item, other in ((a, b), (b, a)):
-        seen = np.array([to_footprint(item, corner) for corner in corners_world(other)])
-        half = np.array(item.size_m[:2]) / 2 + GAP_M
-        if ((seen.min(0) > half) | (seen.max(0) < -half)).any():
-            return False
-    return True
-
-
 def in_view(item: SceneObject, camera: Camera) -> bool:
     """Whether all of an object's box is in the image."""
-    corners = [(*corner, item.position_world[2] + z) for corner in corners_world(item)
-               for z in (0.0, item.size_m[2])]
-    points_px, depth_m = camera.project(np.array(corners))
+    corners_world = [(*corner, item.position_world[2] + z) for corner in footprint_corners(item)
+                     for z in (0.0, item.size_m[2])]
+    points_px, depth_m = camera.project(np.array(corners_world))
     return bool((depth_m > 0.5).all() and (points_px > 0).all()
                 and (points_px < [WIDTH, HEIGHT]).all())
 

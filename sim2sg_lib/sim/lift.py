@@ -189,15 +189,19 @@ def radius_m(item: SceneObject) -> float:
     return (item.size_m[0] + item.size_m[1]) / 4
 
 
-def overlapping(a: SceneObject, b: SceneObject) -> bool:
-    """Whether the boxes of two objects intersect, by the separating axes of their footprints."""
+def footprint_corners(item: SceneObject) -> list[tuple[float, float]]:
+    """The four corners (x, y) of a footprint in the world."""
+    half_m = np.array(item.size_m[:2]) / 2
+    return [from_footprint(item, *half_m * sign) for sign in product((-1, 1), repeat=2)]
+
+
+def overlapping(a: SceneObject, b: SceneObject, gap_m: float = -CONTACT_M) -> bool:
+    """Whether two boxes are nearer than gap_m, by the separating axes of their footprints."""
     if not side_by_side(a, b):
         return False
     for item, other in ((a, b), (b, a)):
-        half_m = np.array(other.size_m[:2]) / 2
-        corners_world = (from_footprint(other, *half_m * sign) for sign in product((-1, 1), repeat=2))
-        corners_m = np.array([to_footprint(item, corner) for corner in corners_world])
-        reach_m = np.array(item.size_m[:2]) / 2 - CONTACT_M
+        corners_m = np.array([to_footprint(item, corner) for corner in footprint_corners(other)])
+        reach_m = np.array(item.size_m[:2]) / 2 + gap_m
         if ((corners_m.min(0) > reach_m) | (corners_m.max(0) < -reach_m)).any():
             return False
     return True
