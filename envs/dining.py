@@ -4,8 +4,7 @@ Source: a cantilever chair, a workshop table and a PC laptop anywhere in a plain
 the floor or on the table, one color per part. Target: a kitchen table, four Windsor chairs that
 face it and two MacBook-like laptops on it, in textured wood and metal under soft, warm light. The
 ablations of Table 6 mix them: `target-content` has the target's arrangement of the source's
-furniture in the source's look, `target-appearance` the source's arrangement of the target's
-furniture in the target's look.
+furniture in the source's look, `target-appearance` the opposite.
 """
 import math
 from dataclasses import replace
@@ -17,9 +16,8 @@ from sim2sg_lib.camera import Camera, look_at
 from sim2sg_lib.cli import InputError
 from sim2sg_lib.env import DOMAINS, Env, Preset, World
 from sim2sg_lib.graph import Vocabulary
-from sim2sg_lib.scene import (
-    PATTERNS, Light, Material, RelationRules, Room, Scene, SceneObject, Sky, Strip, Texture,
-    from_footprint, linear, to_footprint)
+from sim2sg_lib.scene import (PATTERNS, Light, Material, RelationRules, Room, Scene, SceneObject,
+                              Sky, Strip, Texture, from_footprint, linear, to_footprint)
 from sim2sg_lib.sim.lift import footprint_corners, overlapping
 from sim2sg_lib.sim.render import render_scenes, sample_scene
 
@@ -48,8 +46,8 @@ KIND_NAMES = {look: tuple(tuple(name for name in ASSETS if name.startswith(kind)
 
 # --- content --------------------------------------------------------------------------------------
 
-def sample_layout(env: Env, domain: str,
-                  rng: np.random.Generator) -> tuple[list[SceneObject], Camera]:
+def sample_layout(env: Env, domain: str, rng: np.random.Generator
+                  ) -> tuple[list[SceneObject], Camera]:
     """Furniture without appearance, in view and without collisions, and a jittered camera."""
     content, look = DOMAINS[domain]
     eye, aim = (np.array(point) + rng.uniform(-CAMERA_JITTER_M, CAMERA_JITTER_M, 3)
@@ -137,8 +135,7 @@ def snap_to_context(objects: list[SceneObject], boxes_px: np.ndarray, camera: Ca
     snapped = []
     for item in objects:
         reach_m = max(item.size_m[:2]) / 2
-        x, y = np.clip(item.position_world[:2], np.array(LOW_M) + reach_m,
-                       np.array(HIGH_M) - reach_m)
+        x, y = np.clip(item.position_world[:2], np.add(LOW_M, reach_m), np.subtract(HIGH_M, reach_m))
         snapped.append(replace(item, position_world=(float(x), float(y), item.position_world[2])))
     tables = [o for o in snapped if o.label == TABLE]
     return [put_on_nearest(o, tables) if tables and o.position_world[2] > 0 else o for o in snapped]
@@ -232,8 +229,8 @@ def sample_materials(label: int, look: str, strong: bool,
     for colors, (metallic, roughness, pattern, scale_m, dark) in parts:
         color = linear(colors[rng.integers(len(colors))])
         if pattern:
-            pattern = Texture(pattern, tuple(dark * c for c in color), scale_m, 0.9,
-                              int(rng.integers(1 << 16)))
+            second, seed = tuple(dark * c for c in color), int(rng.integers(1 << 16))
+            pattern = Texture(pattern, second, scale_m, 0.9, seed)
         materials.append(Material(color, metallic, roughness, pattern))
     return materials
 
@@ -293,13 +290,9 @@ ENV = Env(
         "quick": Preset(image_size=(192, 144), source_images=1000, target_images=400,
                         lifted_images=400, start_steps=500, steps=350, iterations=1, warmup=0.3),
         "paper": Preset(image_size=(WIDTH, HEIGHT), source_images=5000, target_images=8000,
-                        lifted_images=5000, start_steps=10_000, steps=70_000, iterations=6, warmup=0.7),
-    },
-    domains=DOMAINS,
-    threshold=0.2,
-    adaptive=True,
-    sample=sample_scene,
-    render=render_scenes,
+                        lifted_images=5000, start_steps=10_000, steps=70_000, iterations=6,
+                        warmup=0.7)},
+    domains=DOMAINS, threshold=0.2, adaptive=True, sample=sample_scene, render=render_scenes,
     world=World(
         # only relations with a table: of two predicates for each of 42 ordered pairs, recall@50
         # could find 60 % by guessing
@@ -316,6 +309,4 @@ ENV = Env(
         min_visible_fraction=25 / (192 * 144),
         sample_layout=sample_layout,
         snap_to_context=snap_to_context,
-        sample_appearance=sample_appearance,
-    ),
-)
+        sample_appearance=sample_appearance))
