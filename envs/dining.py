@@ -8,6 +8,7 @@ furniture in the source's look, `target-appearance` the opposite.
 """
 import math
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 
@@ -58,7 +59,7 @@ def sample_layout(env: Env, domain: str, rng: np.random.Generator
     for _ in range(MAX_TRIES):
         objects = (dining_set(env, kinds, rng) if content == "target" else
                    single_pieces(env, kinds, on_table, rng))
-        clear = not any(overlapping(a, b, GAP_M) for i, a in enumerate(objects) for b in objects[:i])
+        clear = not any(overlapping(a, b, GAP_M) for a, b in combinations(objects, 2))
         if clear and all(in_view(o, camera) for o in objects):
             return objects, camera
     names = ", ".join(sorted({o.asset for o in objects}))
@@ -135,7 +136,8 @@ def snap_to_context(objects: list[SceneObject], boxes_px: np.ndarray, camera: Ca
     snapped = []
     for item in objects:
         reach_m = max(item.size_m[:2]) / 2
-        x, y = np.clip(item.position_world[:2], np.add(LOW_M, reach_m), np.subtract(HIGH_M, reach_m))
+        low_m, high_m = np.add(LOW_M, reach_m), np.subtract(HIGH_M, reach_m)
+        x, y = np.clip(item.position_world[:2], low_m, high_m)
         snapped.append(replace(item, position_world=(float(x), float(y), item.position_world[2])))
     tables = [o for o in snapped if o.label == TABLE]
     return [put_on_nearest(o, tables) if tables and o.position_world[2] > 0 else o for o in snapped]

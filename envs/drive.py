@@ -85,7 +85,8 @@ def sample_object(label: int, pool: Pool, x: float, y: float, yaw_rad: float,
     """A random asset of the category at (x, y), in a random size."""
     name = str(rng.choice(list(pool[label])))
     between, sizes_m = rng.uniform(), pool[label][name]
-    size_m = tuple(float(low + between * (high - low)) for low, high in zip(sizes_m[0], sizes_m[-1]))
+    ranges_m = zip(sizes_m[0], sizes_m[-1])  # smallest and largest
+    size_m = tuple(float(low + between * (high - low)) for low, high in ranges_m)
     return SceneObject(label, name, (float(x), float(y), 0.0), size_m, float(yaw_rad))
 
 
@@ -96,8 +97,8 @@ def source_street(pool: Pool, rng: np.random.Generator) -> list[SceneObject]:
     left, right, objects = -(own + 0.5) * LANE_M, (lanes - own - 0.5) * LANE_M, []
     for lane in range(lanes):
         for _ in range(rng.integers(1, 3)):
-            x, y, yaw_rad = (lane - own) * LANE_M, rng.uniform(5, 60), HEADINGS_RAD[int(lane < lanes // 2)]
-            objects.append(sample_object(CAR, pool, x, y, yaw_rad, rng))
+            x, heading_rad = (lane - own) * LANE_M, HEADINGS_RAD[int(lane < lanes // 2)]
+            objects.append(sample_object(CAR, pool, x, rng.uniform(5, 60), heading_rad, rng))
     for _ in range(rng.integers(0, 3)):
         x = rng.choice([left - SIDEWALK_M / 2, right + SIDEWALK_M / 2]) + rng.uniform(-0.8, 0.8)
         y, yaw_rad = rng.uniform(5, 35), rng.uniform(0, 2 * math.pi)
@@ -200,7 +201,8 @@ def snap_to_context(objects: list[SceneObject], boxes_px: np.ndarray, camera: Ca
         if item.label == CAR:
             lane = round(x / LANE_M) * LANE_M
             item = moved_to(item, lane + float(np.clip(x - lane, -0.8, 0.8)), y)
-            snapped.append(replace(item, yaw_rad=HEADINGS_RAD[int(lane < 0)]))  # traffic is on the right
+            # traffic is on the right
+            snapped.append(replace(item, yaw_rad=HEADINGS_RAD[int(lane < 0)]))
         elif item.label == VEGETATION:
             wide_m = (x1 - x0) * max(y, 1.0) / camera.K[0, 0]
             count = int(np.clip(round(wide_m / item.size_m[0]), 1, 6))

@@ -1,9 +1,10 @@
 """The pinhole camera, and every frame convention of the project.
 
-World   meters, right-handed, z up; the ground is the plane z = 0. Yaw: radians about world z, x to
-y. Camera  OpenCV: x right, y down, z forward (depth). x_camera = R x_world + t. Pixels  x right, y
-down; the center of the first pixel is (0.5, 0.5), so an image spans [0, width] x [0, height].
-        u = K00 x/z + K02, v = K11 y/z + K12 with K the 3 x 3 intrinsic matrix in pixels (no skew).
+World   meters, right-handed, z up; the ground is z = 0. Yaw: radians about world z, x to y.
+Camera  OpenCV: x right, y down, z forward (depth). x_camera = R x_world + t.
+Pixels  x right, y down; the center of the first pixel is (0.5, 0.5), so an image spans
+        [0, width] x [0, height]. u = K00 x/z + K02, v = K11 y/z + K12 with K the 3 x 3 intrinsic
+        matrix in pixels (no skew).
 Boxes   x0, y0, x1, y1 in float pixels, half-open.
 
 `Camera` is one view in numpy, for files and lifting; `Cameras` a batch in torch, for rendering.
@@ -77,8 +78,8 @@ class Camera:
     def offset_from(self, nominal: "Camera") -> np.ndarray:
         """(2,) whole meters along x and y from `nominal`: the origin of its world in this one.
 
-        The origin of a world is arbitrary, and environments place lamps, roads and walls by that of
-        their nominal camera. Rounded, so that cameras near the nominal one share its world.
+        Environments place lamps, roads and walls relative to their nominal camera. Rounded, so that
+        cameras near it share its world.
         """
         return np.round((self.position_world - nominal.position_world)[:2])
 

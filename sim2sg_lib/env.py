@@ -1,9 +1,9 @@
-"""What an environment declares: each file of envs/ holds one `Env`, and the library never imports
-them.
+"""What an environment declares: each file of envs/ holds one `Env`.
 
-A new file is a new environment, and nothing else has to change, as long as a 3-D world's predicates
-are among left, right, front, behind (in the camera's ground frame) and on (scene.py; lifting moves
-objects by them). A 2-D environment labels its own relations, so it may have any predicates. """
+Nothing else has to change for a new file, as long as a 3-D world's predicates are among left,
+right, front, behind (in the camera's ground frame) and on (scene.py; lifting moves objects by
+them). A 2-D environment labels its own relations, so it may have any predicates.
+"""
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,8 +15,7 @@ from sim2sg_lib.cli import InputError
 from sim2sg_lib.graph import SceneGraph, Vocabulary
 from sim2sg_lib.scene import Mesh, RelationRules, Scene, SceneObject
 
-# the paper's domains: name -> (whose content, whose appearance); the two mixed ones are its
-# ablations
+# the paper's domains: name -> (whose content, whose appearance); the mixed ones are its ablations
 DOMAINS = {
     "source": ("source", "source"), "target": ("target", "target"),
     "target-content": ("target", "source"), "target-appearance": ("source", "target")}

@@ -144,7 +144,7 @@ class Scene:
     exposure:      factor before tone mapping.
     style_seed:    seed of the procedural stylization of the finished image; None for none.
     strips:        painted on the ground, later ones over earlier ones.
-    room:          walls around it, None outdoors.
+    room:          walls around it; None outdoors.
     shadow_texels: width of each lamp's shadow map; equal for all scenes of a batch.
     origin_world:  the point (x, y) that is rendered as the origin: near the objects, since single
                    precision is not enough far from it.
@@ -174,11 +174,13 @@ class Scene:
         def move_item(item):
             return replace(item, position_world=move(item.position_world))
 
+        lights = (light if light.directional else move_item(light) for light in self.lights)
+        room = self.room and replace(self.room, low_m=move(self.room.low_m),
+                                     high_m=move(self.room.high_m))
         return replace(
             self, objects=tuple(map(move_item, self.objects)), camera=self.camera.moved((dx, dy)),
-            lights=tuple(light if light.directional else move_item(light) for light in self.lights),
-            strips=tuple(map(move_item, self.strips)), origin_world=move(self.origin_world),
-            room=self.room and replace(self.room, low_m=move(self.room.low_m), high_m=move(self.room.high_m)))
+            lights=tuple(lights), strips=tuple(map(move_item, self.strips)), room=room,
+            origin_world=move(self.origin_world))
 
     def to_json(self) -> dict:
         """One line of scenes.jsonl."""
@@ -266,8 +268,11 @@ def stands_on(upper: SceneObject, lower: SceneObject, gap_allowed_m: float) -> b
     return inside and abs(gap_m) <= gap_allowed_m
 
 
-def to_footprint(item: SceneObject, point_world: Sequence[float]) -> tuple[float, float]:
-    """x and y of a world point in the frame of an object, from the center of its footprint."""
+def to_footprint(item: SceneObject | Strip, point_world):
+    """x and y of a world point in the frame of an object or strip, from the center of its footprint.
+
+    point_world: x and y, and more that is ignored; floats or tensors, as the result.
+    """
     dx, dy = point_world[0] - item.position_world[0], point_world[1] - item.position_world[1]
     cos, sin = math.cos(item.yaw_rad), math.sin(item.yaw_rad)
     return cos * dx + sin * dy, cos * dy - sin * dx
