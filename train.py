@@ -28,20 +28,13 @@ STATE = "state.pt"  # in an unfinished run: everything needed to resume
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the network is trained.
+    """How the network is trained."""
 
-    steps:     optimizer steps.
-    warmup:    fraction of the steps before adaptation starts.
-    batch:     images of each domain per step.
-    optimizer: "adamw" with a one-cycle learning rate, or "sgd" with a constant one.
-    rate:      learning rate of the network, the peak of the cycle.
-    """
-
-    steps: int
-    warmup: float
-    batch: int
-    optimizer: str
-    rate: float
+    steps: int  # of the optimizer
+    warmup: float  # fraction of the steps before adaptation starts
+    batch: int  # images of each domain per step
+    optimizer: str  # "adamw" with a one-cycle learning rate, or "sgd" with a constant one
+    rate: float  # learning rate of the network, the peak of the cycle
 
 
 # preset -> batch, optimizer, rate; steps and warm-up are the environment's.

@@ -21,16 +21,12 @@ FAR_M = 80.0  # rays are cut here if they meet the ground farther away, or never
 
 @dataclass(frozen=True)
 class Camera:
-    """One view.
+    """One view."""
 
-    K: (3, 3) float64 intrinsics in pixels.    R: (3, 3) float64 world -> camera rotation.
-    t: (3,) float64 world -> camera translation, meters.    width, height: image size in pixels.
-    """
-
-    K: np.ndarray
-    R: np.ndarray
-    t: np.ndarray
-    width: int
+    K: np.ndarray  # (3, 3) float64 intrinsics in pixels
+    R: np.ndarray  # (3, 3) float64 world -> camera rotation
+    t: np.ndarray  # (3,) float64 world -> camera translation, meters
+    width: int  # pixels
     height: int
 
     @property
@@ -102,15 +98,12 @@ def look_at(eye_world, target_world, focal_px: float, width: int, height: int) -
 
 @dataclass(frozen=True)
 class Cameras:
-    """B views of one pixel size.
+    """B views of one pixel size."""
 
-    K, R: (B, 3, 3) float.    t: (B, 3) float.    width, height: image size in pixels.
-    """
-
-    K: Tensor
-    R: Tensor
-    t: Tensor
-    width: int
+    K: Tensor  # (B, 3, 3)
+    R: Tensor  # (B, 3, 3)
+    t: Tensor  # (B, 3)
+    width: int  # pixels
     height: int
 
     def project(self, points_world: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:

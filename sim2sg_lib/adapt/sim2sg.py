@@ -67,13 +67,11 @@ def domain_loss(source: list[Tensor], target: list[Tensor],
 
 @dataclass(frozen=True)
 class Knobs:
-    """factor: gradient-reversal factor (its peak).  ramp: whether the factor grows from 0.
-    lr: constant learning rate of the discriminator, which must keep up with the network.
-    """
+    """Of both methods."""
 
-    factor: float
-    ramp: bool
-    lr: float
+    factor: float  # gradient-reversal factor, or its peak
+    ramp: bool  # whether the factor grows from 0
+    lr: float  # constant learning rate of the discriminator, which must keep up with the network
 
 
 class AppearanceAlignment(Adaptation):

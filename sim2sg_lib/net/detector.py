@@ -34,30 +34,20 @@ MIN_PRE_NMS = 300       # fewer RPN boxes per level may all lie on the few most 
 
 @dataclass(frozen=True)
 class Detections:
-    """Detections, one entry per image, highest score first. n differs by image and may be 0.
+    """Detections, one entry per image, highest score first. n differs by image and may be 0."""
 
-    boxes:  (n, 4) px, clipped to the image.
-    labels: (n,) int64 in 1..C.
-    scores: (n,) in (SCORE_THRESHOLD, 1].
-    """
-
-    boxes: list[Tensor]
-    labels: list[Tensor]
-    scores: list[Tensor]
+    boxes: list[Tensor]  # (n, 4) px, clipped to the image
+    labels: list[Tensor]  # (n,) int64 in 1..C
+    scores: list[Tensor]  # (n,) in (SCORE_THRESHOLD, 1]
 
 
 @dataclass(frozen=True)
 class AnchorOutputs:
-    """Output of the RPN head for B images, with R anchors per location and A in all.
+    """Output of the RPN head for B images, with R anchors per location and A in all."""
 
-    level_logits: per pyramid level (B, R, h, w), objectness before the sigmoid.
-    logits:       (B * A, 1), the same in the order of the anchors.
-    deltas:       (B * A, 4), box regression.
-    """
-
-    level_logits: list[Tensor]
-    logits: Tensor
-    deltas: Tensor
+    level_logits: list[Tensor]  # per pyramid level (B, R, h, w), objectness before the sigmoid
+    logits: Tensor  # (B * A, 1), the same in the order of the anchors
+    deltas: Tensor  # (B * A, 4), box regression
 
 
 def pyramid_anchors(config: ModelConfig) -> Tensor:

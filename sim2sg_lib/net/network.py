@@ -23,23 +23,15 @@ ADAPT_NODES, ADAPT_PAIRS = 16, 64  # per image, in what adaptation methods see
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's predicted scene graph, before any threshold. N nodes, K pairs; both may be 0.
+    """One image's predicted scene graph, before any threshold. N nodes, K pairs; both may be 0."""
 
-    width, height:   network input size, pixels.
-    boxes_px:        (N, 4) x0 y0 x1 y1, network input pixels.
-    labels:          (N,) int64, category index from 0.
-    scores:          (N,) detection scores.
-    pairs:           (K, 2) int64, subject node, object node.
-    predicate_probs: (K, P) probability of each predicate by itself.
-    """
-
-    width: int
+    width: int  # of the network input, pixels
     height: int
-    boxes_px: Tensor
-    labels: Tensor
-    scores: Tensor
-    pairs: Tensor
-    predicate_probs: Tensor
+    boxes_px: Tensor  # (N, 4) x0 y0 x1 y1, network input pixels
+    labels: Tensor  # (N,) int64, category index from 0
+    scores: Tensor  # (N,) detection scores
+    pairs: Tensor  # (K, 2) int64, subject node, object node
+    predicate_probs: Tensor  # (K, P) probability of each predicate by itself
 
 
 class SceneGraphNet(nn.Module):

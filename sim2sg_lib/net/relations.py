@@ -21,20 +21,13 @@ PROPOSAL_WIDTH = 64  # width of the relation proposal network's embeddings
 
 @dataclass(frozen=True)
 class Nodes:
-    """The object boxes of a batch, image after image.
+    """The object boxes of a batch, image after image."""
 
-    counts:       nodes of each image.
-    image:        (N,) int64, index of each node's image.
-    boxes:        (N, 4) px.
-    features:     (N, head_width) box-head features.
-    class_logits: (N, C + 1) of the detector, background first.
-    """
-
-    counts: list[int]
-    image: Tensor
-    boxes: Tensor
-    features: Tensor
-    class_logits: Tensor
+    counts: list[int]  # nodes of each image
+    image: Tensor  # (N,) int64, index of each node's image
+    boxes: Tensor  # (N, 4) px
+    features: Tensor  # (N, head_width) box-head features
+    class_logits: Tensor  # (N, C + 1) of the detector, background first
 
 
 def image_index(counts: list[int], device: torch.device) -> Tensor:

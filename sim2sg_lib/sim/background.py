@@ -30,19 +30,13 @@ def shade_background(meshes: Meshes, cameras: Cameras, light: Lighting) -> Tenso
 
 @dataclass(frozen=True)
 class BackgroundPoints:
-    """What N pixels see behind the objects, scene after scene.
+    """What N pixels see behind the objects, scene after scene."""
 
-    scene:             (N,) int64.
-    rays:              (N, 3) world directions, see Cameras.rays_world.
-    points, normal:    (N, 3) on ground and walls; meaningless in the sky.
-    ground, wall, sky: (N,) bool, which of the three each pixel sees.
-    """
-
-    scene: Tensor
-    rays: Tensor
-    points: Tensor
-    normal: Tensor
-    ground: Tensor
+    scene: Tensor  # (N,) int64
+    rays: Tensor  # (N, 3) world directions, see Cameras.rays_world
+    points: Tensor  # (N, 3) on ground and walls; meaningless in the sky, as are the normals
+    normal: Tensor  # (N, 3)
+    ground: Tensor  # (N,) bool, which pixels see the ground, a wall, the sky
     wall: Tensor
     sky: Tensor
 

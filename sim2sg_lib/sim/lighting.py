@@ -21,28 +21,18 @@ SUN_DISTANCE = 50.0  # distance of a sun's shadow camera, in radii of the scene
 
 @dataclass(frozen=True)
 class Lighting:
-    """Light and ground of B scenes; scenes with fewer than L lamps are filled up with dark ones.
+    """Light and ground of B scenes; scenes with fewer than L lamps are filled up with dark ones."""
 
-    lamp_world:    (B, L, 3) meters; of a sun, its direction.
-    is_sun:        (B, L) bool.
-    intensity:     (B, L, 3), irradiance at one meter, linear RGB.
-    zenith, horizon, ground_color: (B, 3) linear RGB.
-    exposure:      (B,).
-    ground:        the B textures of the ground.
-    shadows:       per lamp, see `shadow_maps`.
-    scenes:        with their clouds, rooms and strips.
-    """
-
-    lamp_world: Tensor
-    is_sun: Tensor
-    intensity: Tensor
-    zenith: Tensor
+    lamp_world: Tensor  # (B, L, 3) meters; of a sun, its direction
+    is_sun: Tensor  # (B, L) bool
+    intensity: Tensor  # (B, L, 3), irradiance at one meter, linear RGB
+    zenith: Tensor  # (B, 3) linear RGB
     horizon: Tensor
     ground_color: Tensor
-    exposure: Tensor
-    ground: Textures
-    shadows: list[tuple[Cameras, Tensor]]
-    scenes: list[Scene]
+    exposure: Tensor  # (B,)
+    ground: Textures  # B textures
+    shadows: list[tuple[Cameras, Tensor]]  # per lamp, see `shadow_maps`
+    scenes: list[Scene]  # with their clouds, rooms and strips
 
 
 def pack_lighting(scenes: list[Scene], meshes: Meshes, like: Tensor) -> Lighting:

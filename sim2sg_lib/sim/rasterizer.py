@@ -31,20 +31,17 @@ TINY = 1e-12       # squared length in pixels below which an edge is a point
 
 @dataclass(frozen=True)
 class Fragments:
-    """What each pixel of B images sees, nearest first; face indices count through the whole batch.
+    """What each pixel of B images sees, nearest first; all fields are -1 where it sees fewer faces.
 
-    pix_to_face: (B, H, W, K) int64, the K nearest faces; -1 where there are fewer.
-    zbuf:        (B, H, W, K) float, depth in meters; -1 where empty.
-    bary_coords: (B, H, W, K, 3) float, perspective-correct barycentric coordinates, clipped to the
-                 face beyond its edges; -1 where empty.
-    dists:       (B, H, W, K) float, squared distance to the nearest edge of the face on the screen,
-                 negative inside, in NDC (the short side of the image is 2 long); -1 where empty.
+    bary_coords: perspective-correct barycentric coordinates, clipped to the face beyond its edges.
+    dists:       squared distance to the nearest edge of the face on the screen, negative inside, in
+                 NDC (the short side of the image is 2 long).
     """
 
-    pix_to_face: Tensor
-    zbuf: Tensor
-    bary_coords: Tensor
-    dists: Tensor
+    pix_to_face: Tensor  # (B, H, W, K) int64, the K nearest faces, counted through the whole batch
+    zbuf: Tensor  # (B, H, W, K) float, depth in meters
+    bary_coords: Tensor  # (B, H, W, K, 3) float
+    dists: Tensor  # (B, H, W, K) float
 
 
 def scale_cameras(cameras: Cameras, factor: int) -> Cameras:
@@ -57,23 +54,18 @@ def scale_cameras(cameras: Cameras, factor: int) -> Cameras:
 class ScreenFaces:
     """F faces as their cameras see them. Offsets: pixels from the center of a face's first pixel.
 
-    face:    (F,) int64, index into Meshes.faces.
-    depth_m: (F, 3) of the corners, negative behind the camera.
-    first:   (F, 2) int64, column and row of the first pixel; rows of all images: scene * H + row.
-    span:    (F, 2) int64, columns and rows of the blurred box inside the image, at least 1.
-    inverse: (F, 3, 3), inverse[:, :, i] . (x, y, 1) is the unnormalized barycentric of corner i.
-    ends:    (F, E, 2, 2), offsets of both ends of the three edges and, if any face of the batch
-             crosses the near plane, of the cut along it.
-    drawn:   (F, E) bool, whether any part of the edge is beyond the near plane.
+    inverse: inverse[:, :, i] . (x, y, 1) is the unnormalized barycentric of corner i.
+    ends:    offsets of both ends of the three edges and, if any face of the batch crosses the near
+             plane, of the cut along it.
     """
 
-    face: Tensor
-    depth_m: Tensor
-    first: Tensor
-    span: Tensor
-    inverse: Tensor
-    ends: Tensor
-    drawn: Tensor
+    face: Tensor  # (F,) int64, index into Meshes.faces
+    depth_m: Tensor  # (F, 3) of the corners, negative behind the camera
+    first: Tensor  # (F, 2) int64, column and row of the first pixel; the row is scene * H + row
+    span: Tensor  # (F, 2) int64, columns and rows of the blurred box inside the image, at least 1
+    inverse: Tensor  # (F, 3, 3)
+    ends: Tensor  # (F, E, 2, 2)
+    drawn: Tensor  # (F, E) bool, whether any part of the edge is beyond the near plane
 
 
 # --- faces on the screen --------------------------------------------------------------------------
@@ -169,18 +161,12 @@ def edges_px(corners: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Pairs:
-    """P pairs of face and pixel.
+    """P pairs of face and pixel."""
 
-    face:   (P,) int64, index into ScreenFaces.
-    offset: (P, 2) float, pixels from the first pixel of the face.
-    pixel:  (P,) int64, counted row by row from the start of the band.
-    inside: (P,) bool, whether the center of the pixel lies in the face.
-    """
-
-    face: Tensor
-    offset: Tensor
-    pixel: Tensor
-    inside: Tensor
+    face: Tensor  # (P,) int64, index into ScreenFaces
+    offset: Tensor  # (P, 2) float, pixels from the first pixel of the face
+    pixel: Tensor  # (P,) int64, counted row by row from the start of the band
+    inside: Tensor  # (P,) bool, whether the center of the pixel lies in the face
 
     def select(self, chosen: Tensor) -> "Pairs":
         """The pairs at an index."""

@@ -47,17 +47,13 @@ def shade(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[S
 
 @dataclass(frozen=True)
 class Samples:
-    """N samples that see an object.
+    """N samples that see an object."""
 
-    face, scene: (N,) int64.    bary: (N, 3) barycentrics.    pixel: (N,) int64 among all B * H * W.
-    per_pixel:   samples per pixel, those that see no object included.
-    """
-
-    face: Tensor
-    bary: Tensor
-    scene: Tensor
-    pixel: Tensor
-    per_pixel: int
+    face: Tensor  # (N,) int64
+    bary: Tensor  # (N, 3) barycentrics
+    scene: Tensor  # (N,) int64
+    pixel: Tensor  # (N,) int64 among all B * H * W
+    per_pixel: int  # samples per pixel, those that see no object included
 
     def select(self, index: Tensor) -> "Samples":
         """The samples at an index (M,)."""

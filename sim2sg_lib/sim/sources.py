@@ -21,15 +21,11 @@ from sim2sg_lib.sim.lift import lift
 
 @dataclass(frozen=True)
 class RandomScenes:
-    """Random scenes of one domain: SDR for the source, else a stand-in for real images.
-
-    domain:    a key of env.domains.
-    randomize: "paper" or "strong", see `World.sample_appearance`.
-    """
+    """Random scenes of one domain: SDR for the source, else a stand-in for real images."""
 
     env: Env
-    domain: str
-    randomize: str
+    domain: str  # a key of env.domains
+    randomize: str  # "paper" or "strong", see `World.sample_appearance`
     seed: int
     graphs: ClassVar[tuple] = ()
 
@@ -54,23 +50,15 @@ class RandomScenes:
 
 @dataclass(frozen=True)
 class LiftedScenes:
-    """Label alignment (section 4.1): 3-D scenes of given graphs, in a random look of the source
-    domain.
-
-    graphs:    what is lifted; scene i shows graph i modulo their number.
-    cameras:   one per graph, of any pixel size.
-    randomize: "paper" or "strong", see `World.sample_appearance`.
-    fit_steps: gradient steps that fit the lifted objects to their boxes; 0 for none.
-    device:    of the fit.
-    """
+    """Label alignment (section 4.1): 3-D scenes of given graphs, in a random look of the source."""
 
     env: Env
-    graphs: list[SceneGraph]
-    cameras: list[Camera]
-    randomize: str
-    fit_steps: int
+    graphs: list[SceneGraph]  # scene i shows graph i modulo their number
+    cameras: list[Camera]  # one per graph, of any pixel size
+    randomize: str  # "paper" or "strong", see `World.sample_appearance`
+    fit_steps: int  # gradient steps that fit the lifted objects to their boxes
     seed: int
-    device: torch.device
+    device: torch.device  # of the fit
     method: ClassVar[str] = "label"
 
     def splits(self, num: int) -> dict[str, range]:
