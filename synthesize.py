@@ -237,7 +237,8 @@ def write_data_set(folder: Path, indices: range, source, size: tuple[int, int], 
     if info["export"]:
         from sim2sg_lib.io.export import write_coco, write_kitti
     if "kitti" in info["export"]:
-        objects = [[scene.objects[i] for i in rows] for scene, rows in zip(scenes, rendered.labeled)]
+        pairs = zip(scenes, rendered.labeled)
+        objects = [[scene.objects[i] for i in rows] for scene, rows in pairs]
         write_kitti(folder, graphs, objects, [scene.camera for scene in scenes], vocabulary)
     if "coco" in info["export"]:
         write_coco(folder, graphs, vocabulary)

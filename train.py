@@ -148,8 +148,6 @@ def train(state, schedule: Schedule, labeled, unlabeled, augment: bool, seed: in
           state_path: Path, save_every: int, device) -> None:
     """The inner loop of Algorithm 1, from the step at which an earlier run was interrupted.
 
-    unlabeled: the target's images; None without adaptation.
-
     Raises: click.ClickException for a loss or a gradient that is not finite.
     """
     import torch

@@ -225,10 +225,7 @@ def stands_on(upper: SceneObject, lower: SceneObject, gap_allowed_m: float) -> b
 
 
 def to_footprint(item: SceneObject | Strip, point_world):
-    """x and y of a world point in the frame of an object or strip, from the center of its footprint.
-
-    point_world: x and y, and more that is ignored; floats or tensors, as the result.
-    """
+    """x and y of world points (floats or tensors) in the frame of a footprint, from its center."""
     dx, dy = point_world[0] - item.position_world[0], point_world[1] - item.position_world[1]
     cos, sin = math.cos(item.yaw_rad), math.sin(item.yaw_rad)
     return cos * dx + sin * dy, cos * dy - sin * dx

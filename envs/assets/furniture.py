@@ -191,7 +191,7 @@ def drawers(low: Point, high: Point, count: int) -> list[Part]:
 
 
 def workshop_table(depth_m: float, width_m: float, top_m: float, kind: str) -> Asset:
-    """A thick top of boards on a `kind` of "frame" with a shelf, "cabinet", "trestles" or "vice"."""
+    """A thick top of boards on a `kind` of "frame" and shelf, "cabinet", "trestles" or "vice"."""
     x, y, under = depth_m / 2 - 0.07, width_m / 2 - 0.08, top_m - 0.07
     parts = planks(depth_m, width_m, under, top_m, 4, TOP)
     if kind == "trestles":
@@ -212,8 +212,8 @@ def workshop_table(depth_m: float, width_m: float, top_m: float, kind: str) -> A
     parts += planks(2 * x, 2 * y, 0.16, 0.2, 3, DRAWERS)
     if kind == "vice":  # below the top and within its outline
         middle, z = 0.3 * y + 0.12, under - 0.1
-        parts += [box((x + 0.02, 0.3 * y, under - 0.18), (x + 0.07, 0.3 * y + 0.25, under), DRAWERS),
-                  rod((x, middle, z), (x + 0.06, middle, z), 0.05, LEGS)]
+        jaws = box((x + 0.02, 0.3 * y, under - 0.18), (x + 0.07, 0.3 * y + 0.25, under), DRAWERS)
+        parts += [jaws, rod((x, middle, z), (x + 0.06, middle, z), 0.05, LEGS)]
         parts += drawers((-0.2, -0.8 * y, under - 0.17), (x, -0.1 * y, under), 1)
     else:
         parts += [rod((-x, -s * y, 0.22), (-x, s * y, under - 0.1), 0.03, LEGS) for s in (1, -1)]

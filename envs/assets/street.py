@@ -7,7 +7,8 @@ import math
 import numpy as np
 
 from sim2sg_lib.scene import Mesh
-from sim2sg_lib.sim.meshes import Part, box_mesh, compose, cylinder_mesh, flat_mesh, prism_mesh, sphere_mesh
+from sim2sg_lib.sim.meshes import (Part, box_mesh, compose, cylinder_mesh, flat_mesh, prism_mesh,
+                                   sphere_mesh)
 
 Asset = tuple[Mesh, tuple[float, float, float]]  # a unit mesh and its extents in meters
 BOX, BALL, ROUND = box_mesh(), sphere_mesh(1), cylinder_mesh(12)
@@ -157,8 +158,8 @@ def hedge(height_m: float, width_m: float, length_m: float, seed: int) -> Asset:
     """Bushes in a row along y."""
     count = max(2, round(length_m / width_m))
     size_m = (1.2 * width_m, 1.5 * length_m / count, height_m)
-    return compose([Part(crown(seed + i, 0.15, 1), size_m,
-                         (0.0, (i - (count - 1) / 2) * length_m / count, 0.0)) for i in range(count)])
+    places = [(0.0, (i - (count - 1) / 2) * length_m / count, 0.0) for i in range(count)]
+    return compose([Part(crown(seed + i, 0.15, 1), size_m, at) for i, at in enumerate(places)])
 
 
 # low-poly assets of the source's simulator, and assets of the target

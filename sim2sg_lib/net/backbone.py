@@ -77,8 +77,8 @@ def quick_config(categories: int, predicates: int, width: int, height: int) -> M
     """A network that trains on a laptop CPU in minutes, without downloads.
 
     CLEVR's 160x120 images show four objects of 8 to 40 pixels. Larger images show more objects,
-    some of them smaller (a distant car: 6 pixels), so that the pyramid starts one level finer and
-    the graph has more nodes.
+    some smaller (a distant car: 6 pixels): the pyramid starts one level finer and the graph has
+    more nodes.
     """
     large = width * height > 20_000
     return ModelConfig(
@@ -106,8 +106,7 @@ def local_edges(images: Tensor) -> Tensor:
 
     |dx|, |dy| and their norm, by central differences, over EDGE_FLOOR plus the root mean square of
     the norm in a square window, cut at the image border (as in Dalal and Triggs 2005). From random
-    weights, a network on RGB first learns shortcuts of one domain's palette and lamps, for instance
-    that objects are darker than the ground.
+    weights, a network on RGB first learns shortcuts of one domain's palette and lamps.
     """
     luminance = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     dx = luminance[..., 1:-1, 2:] - luminance[..., 1:-1, :-2]

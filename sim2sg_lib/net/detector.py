@@ -73,9 +73,8 @@ def roi_align(feature: Tensor, boxes: Tensor, stride: int) -> Tensor:
     """RoIAlign (He et al. 2017) of one image's feature map: (C, H, W), (n, 4) px -> (n, 7, 7, C).
 
     Bilinear sampling and averaging are linear in the map and separable in x and y, hence two matrix
-    products. The numbers are those of torchvision with two samples per bin and axis, with axes in
-    the order x, y, C; the backward pass takes a tenth of the time on a CPU, and is deterministic on
-    a GPU. No gradient reaches the boxes.
+    products. The numbers are torchvision's with two samples per bin and axis; the backward pass
+    takes a tenth of the time on a CPU and is deterministic on a GPU. No gradient reaches the boxes.
     """
     channels, height, width = feature.shape
     boxes = boxes.detach() / stride

@@ -100,8 +100,8 @@ class SceneGraphNet(nn.Module):
                 ) -> list[Prediction]:
         """One Prediction per image, the same in training and in evaluation mode.
 
-        allowed: (P, C, C) bool of `RelationRules.allowed_predicates`; other predicates are not
-        predicted. None: all are allowed.
+        allowed: (P, C, C) bool of `RelationRules.allowed_predicates`, the predicates to predict;
+        None: all.
         """
         outputs = Outputs(self, features, self.config.nodes_test, self.config.pairs_test, allowed)
         nodes, detections = outputs.nodes, outputs.detections
@@ -141,7 +141,6 @@ class Outputs:
     step and domain. Parts come from test-time detection, without labels, hence in the same way in
     both domains. Nothing is detached unless said so.
 
-    model:     the network, whose parts run here.
     features:  pyramid level -> (B, fpn_channels, h, w).
     max_nodes: detections per image that become graph nodes.
     max_pairs: pairs per image whose predicates are predicted.

@@ -58,12 +58,9 @@ def visible_boxes(fragments: Fragments, meshes: Meshes) -> tuple[np.ndarray, np.
 
 
 def truncated_fractions(meshes: Meshes, cameras: Cameras) -> np.ndarray:
-    """(O,) fraction of each object's projected box outside the image, as KITTI's `truncated`.
-
-    Parts behind the camera are clipped at the near plane first.
-    """
+    """(O,) fraction of each object's projected box outside the image, as KITTI's `truncated`."""
     corners = cameras.homogeneous_px(meshes.verts_world, meshes.vert_scene)[meshes.faces]
-    ends, drawn = edges_px(corners)  # (F, E, 2, 2)
+    ends, drawn = edges_px(corners)  # (F, E, 2, 2), clipped at the near plane
     seen, index = drawn[..., None, None], meshes.face_object[:, None].expand(-1, 2)
     low = torch.where(seen, ends, torch.inf).amin((1, 2))
     high = torch.where(seen, ends, -torch.inf).amax((1, 2))

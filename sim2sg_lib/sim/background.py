@@ -80,7 +80,8 @@ def surface_colors(seen: BackgroundPoints, cameras: Cameras, light: Lighting) ->
     """(N, 3) reflectance of ground and walls, 0 elsewhere."""
     ground = seen.ground.nonzero()[:, 0]
     color = ground_colors(*pick(ground, seen.points, seen.rays, seen.scene), light, cameras)
-    color, walls = torch.zeros_like(seen.rays).index_copy(0, ground, color), seen.wall.nonzero()[:, 0]
+    color = torch.zeros_like(seen.rays).index_copy(0, ground, color)
+    walls = seen.wall.nonzero()[:, 0]
     for b, room in enumerate(one.room for one in light.scenes):
         if room is not None:
             rows = walls[seen.scene.index_select(0, walls) == b]

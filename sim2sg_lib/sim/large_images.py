@@ -1,9 +1,8 @@
 """A second, faster shading of large images, where its approximations are too small to be seen.
 
-`shade_large` does what shading.shade does, with three savings: samples of one pixel and face share
-their shading, ground and walls are lit in every other column and interpolated, and background
-pixels that objects hide are skipped. 1.4 times as fast at 1242x375; differences are below 0.1/255
-on average.
+`shade_large` does what shading.shade does, except that samples of one pixel and face share their
+shading, ground and walls are lit in every other column and interpolated, and background pixels that
+objects hide are skipped. 1.4 times as fast at 1242x375; mean differences are below 0.1/255.
 """
 from dataclasses import replace
 
@@ -87,7 +86,7 @@ def shade_band(meshes: Meshes, cameras: Cameras, light: Lighting, rows: tuple[in
 def coarse_irradiance(meshes: Meshes, cameras: Cameras, light: Lighting) -> Tensor:
     """(B, H, W, 6) irradiance and normal of ground and walls, interpolated from every other column.
 
-    From every row, since neighbors in a column lie far apart on ground seen at a grazing angle.
+    Of every row, since neighbors in a column lie far apart on ground seen at a grazing angle.
     """
     half = Cameras(cameras.K * cameras.K.new_tensor([0.5, 1.0, 1.0])[:, None], cameras.R, cameras.t,
                    (cameras.width + 1) // 2, cameras.height)

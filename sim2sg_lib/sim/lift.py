@@ -28,9 +28,8 @@ def lift(graph: SceneGraph, camera: Camera, env: Env,
          rng: np.random.Generator) -> tuple[list[SceneObject], SceneGraph]:
     """Objects without appearance, in the world of the camera, and the sub-graph of these objects.
 
-    graph:  boxes in pixels of graph.width x graph.height; no thresholding is applied here. Ignore
-            regions and neutral objects (`visible` 0), which training and scoring leave out, are
-            left out here, too.
+    graph:  boxes in pixels of graph.width x graph.height; no threshold is applied. Ignore regions
+            and neutral objects (`visible` 0) are left out, as in training and scoring.
     camera: its view, of any pixel size.
     """
     graph = select_objects(graph, graph.is_ground_truth)
@@ -67,11 +66,11 @@ def lift_box(label: int, box_px: np.ndarray, camera: Camera, env: Env, rng: np.r
 
 
 def weigh_depths(item: SceneObject, box_px: np.ndarray, camera: Camera, env: Env) -> SceneObject:
-    """Move an object along its line of sight to the mean of two depths, by bottom and height of its box.
+    """Move an object along its ray to the mean of two depths, from bottom and height of its box.
 
-    Weighted by inverse variances. Where the ground is not level, the error of the first grows with
-    the square of the depth; that of the second is the spread of sizes. Boxes cut off by the image
-    tell no height.
+    Weighted by inverse variances: where the ground is not level, the error of the first grows with
+    the square of the depth; that of the second is the spread of sizes. Cut-off boxes tell no
+    height.
     """
     if box_px[1] <= 1 or box_px[3] >= camera.height - 1:
         return item
@@ -228,9 +227,8 @@ def refine_by_relations(objects: list[SceneObject], graph: SceneGraph, support: 
                         axes: dict[str, np.ndarray], env: Env) -> list[SceneObject]:
     """Move objects along the ground until the relations of their graph hold.
 
-    No two solids are moved into each other. Relations that cannot hold together, a cycle for
-    instance, or without an overlap are dropped, the least certain first. What stands on another
-    object, support (N,), moves with it.
+    No two solids are moved into each other. Relations that cannot hold together, or not without an
+    overlap, are dropped, the least certain first. Objects move with their support (N,).
     """
     start = np.array([o.position_world for o in objects]).reshape(-1, 3)
     constraints = ground_constraints(graph, support, axes, env)

@@ -1,8 +1,8 @@
 """Lamps, suns, sky and shadows: the light that reaches a point.
 
-Units: `intensity` is a lamp's irradiance at one meter; a white diffuse surface reflects all of it as
-radiance (irradiance is divided by pi here). Every sum runs over a fixed number of terms, so that a
-scene renders to the same bytes alone and in any batch.
+Units: `intensity` is a lamp's irradiance at one meter; a white diffuse surface reflects all of it
+as radiance (irradiance is divided by pi here). Every sum runs over a fixed number of terms, so that
+a scene renders to the same bytes alone and in any batch.
 """
 from dataclasses import dataclass, replace
 
@@ -59,10 +59,7 @@ def pack_lighting(scenes: list[Scene], meshes: Meshes, like: Tensor) -> Lighting
 
 
 def incoming(light: Lighting, lamp: int, scene: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit directions (N, 3) from points (N, 3) of scenes (N,) to a lamp, and its irradiance (N, 3).
-
-    For surfaces that face the lamp, without shadows.
-    """
+    """Directions (N, 3) from points (N, 3) of scenes (N,) to a lamp, and its irradiance (N, 3)."""
     position, sun, intensity = (rows_of(values[:, lamp], scene) for values in (
         light.lamp_world, light.is_sun[..., None], light.intensity))
     offset = position - points * rows_of((~light.is_sun[:, lamp, None]).to(points.dtype), scene)
@@ -93,8 +90,8 @@ def shadow_maps(meshes: Meshes, lamp_world: Tensor, is_sun: Tensor,
                 size: int) -> list[tuple[Cameras, Tensor]]:
     """For each of L lamps, B cameras at the lamp and the depth that they see, inf for nothing.
 
-    Back faces are drawn, so that lit surfaces need no depth bias. The depth is (B, 2 + size + 3, 2
-    + size + 3): a margin of inf surrounds the map.
+    Back faces are drawn, so that lit surfaces need no depth bias. The depth is (B, 2 + size + 3,
+    2 + size + 3): a margin of inf surrounds the map.
     """
     batch, lamps = is_sun.shape
     backs, maps = replace(meshes, faces=meshes.faces.flip(1)), []
@@ -144,8 +141,7 @@ def looking_at(center: Tensor, radius: Tensor, eye: Tensor, size: int) -> Camera
 def shadow_visibility(shadow: tuple[Cameras, Tensor], scene: Tensor, points: Tensor) -> Tensor:
     """(N,) in [0, 1], how visible a lamp is from points (N, 3); 1 beyond its shadow map.
 
-    Percentage-closer filtering (Reeves et al. 1987): the four texels around each point are compared
-    with its depth and interpolated, so that edges are soft.
+    Percentage-closer filtering of four texels (Reeves et al. 1987), so that edges are soft.
     """
     cameras, depth = shadow
     # one affine map per scene, gathered coefficient by coefficient: long rows suit the cache

@@ -97,10 +97,7 @@ def _subdivide(verts: list[np.ndarray], faces: list[tuple]) -> list[tuple]:
 
 
 def cylinder_mesh(segments: int = 48, top: float = 1.0) -> Mesh:
-    """An upright cylinder with flat caps and smooth sides; 4 * segments - 4 faces.
-
-    top: width of the upper end as a fraction of the lower; 0 for a cone.
-    """
+    """An upright cylinder with flat caps; `top`: width of its upper end over that of the lower."""
     angle = np.arange(segments) * 2 * np.pi / segments
     side = np.stack([np.cos(angle), np.sin(angle), np.zeros(segments)], 1)  # (S, 3)
     lower, upper = 0.5 * side, 0.5 * top * side + [0, 0, 1]
@@ -248,8 +245,7 @@ def object_poses(scenes: list[Scene], device: torch.device | str = "cpu") -> Pos
 def place(meshes: Meshes, poses: Poses) -> Meshes:
     """Scale every object to its size, turn it about z by its yaw and move it to its position.
 
-    Gradients reach the poses. Computed in float64; the result has the floating type of the
-    materials.
+    Gradients reach the poses. Computed in float64; the result has the type of the materials.
     """
     owner, dtype = meshes.vert_object, meshes.color.dtype
     position, size_m = poses.position_world.double()[owner], poses.size_m.double()[owner]

@@ -73,8 +73,7 @@ class ScreenFaces:
 def screen_faces(meshes: Meshes, cameras: Cameras, blur_px: float, cull_backfaces: bool) -> ScreenFaces:
     """All faces with a pixel within `blur_px`, except those without area on the screen.
 
-    In single precision, faces smaller than the rounding of their corners, 1e-5 pixels, have no
-    area.
+    In single precision, these are faces smaller than the rounding of their corners, 1e-5 pixels.
     """
     verts = cameras.homogeneous_px(meshes.verts_world, meshes.vert_scene)  # (V, 3): z u, z v, z
     with torch.no_grad():
@@ -121,11 +120,8 @@ def shift(corners: Tensor, origin_px: Tensor) -> Tensor:
 
 
 def invert(corners: Tensor) -> tuple[Tensor, Tensor]:
-    """(F, 3, 3) -> inverses, and signed volumes (F,) of the normalized corners, 0 if edge-on.
-
-    In double precision, or thin faces would lose their sign.
-    """
-    a, b, c = corners.double().unbind(1)
+    """(F, 3, 3) -> inverses, and signed volumes (F,) of the normalized corners, 0 if edge-on."""
+    a, b, c = corners.double().unbind(1)  # or thin faces would lose their sign
     cross = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], 2)
     determinant = (cross[..., 0] * a).sum(-1)
     with torch.no_grad():
@@ -221,8 +217,8 @@ def row_columns(faces: ScreenFaces, face: Tensor, y: Tensor, width: int, blur_px
                 ) -> tuple[Tensor, Tensor]:
     """First column (R,) and the one after the last, of the pixels in rows y (R,) of the faces (R,).
 
-    Without blur exactly, to the bit, the columns at which no barycentric is negative. Even rounded,
-    each is monotonic along a row, so two columns show where its sign changes. With blur, a superset.
+    Without blur exactly the columns at which no barycentric is negative: even rounded, each is
+    monotonic along a row, so two columns show where its sign changes. With blur, a superset.
     """
     begin, end = torch.zeros_like(y), faces.span[:, 0].to(y.dtype).index_select(0, face)
     affine = faces.inverse + 0.0  # turns negative zeros into positive ones
@@ -287,12 +283,11 @@ def depth_and_barycentrics(faces: ScreenFaces, pairs: Pairs) -> tuple[Tensor, Te
 
 def rasterize(meshes: Meshes, cameras: Cameras, blur_radius: float = 0.0, faces_per_pixel: int = 1,
               cull_backfaces: bool = False, memory_mb: float = 512) -> Fragments:
-    """The nearest `faces_per_pixel` faces that cover a pixel's center or are within the blur radius.
+    """The nearest `faces_per_pixel` faces that cover a pixel's center or are within the blur.
 
     blur_radius:    squared NDC distance up to which a face is seen beyond its edges.
     cull_backfaces: skip faces whose corners run clockwise, seen from the camera.
-    memory_mb:      approximate memory of the pairs, without the result and what autograd keeps. The
-                    result does not depend on it; the gradient only by the order of its sums.
+    memory_mb:      approximate memory of the pairs; affects gradients by the order of sums alone.
     """
     blur_px = math.sqrt(blur_radius) * min(cameras.width, cameras.height) / 2
     faces = screen_faces(meshes, cameras, blur_px, cull_backfaces)

@@ -25,8 +25,8 @@ def render_scenes(env: Env, scenes: list[Scene], names: list[str], size: tuple[i
                   device: torch.device, renderer: str = "own") -> Rendered:
     """Images of the scenes and their exact labels.
 
-    names: of the images, for their graphs.    size: width and height in pixels.
-    renderer: a name of RASTERIZERS.
+    names: of the images, for their graphs. size: width and height in pixels. renderer: in
+    RASTERIZERS.
 
     Raises: InputError if PyTorch3D is asked for and cannot be imported.
     """

@@ -2,8 +2,8 @@
 
 A source has a `method` (its name in dataset.json), the `graphs` that it lifts, `splits(num)`
 (subfolder -> images) and `scenes(indices)`, the scenes of those images. Scene i depends on the
-source's fields and on i alone, so that any order, any chunks and any number of threads give the
-same bytes. """
+source's fields and on i alone, so that chunks and threads do not change the bytes.
+"""
 import zlib
 from dataclasses import dataclass
 from typing import ClassVar
@@ -34,8 +34,7 @@ class RandomScenes:
         return "sdr" if self.domain == "source" else self.domain
 
     def splits(self, num: int) -> dict[str, range]:
-        """Subfolder -> images. Of a target: a quarter to test, an eighth to validate, the rest to
-        adapt to."""
+        """Of a target: a quarter to test, an eighth to validate, the rest to adapt to."""
         if self.domain == "source":
             return {".": range(num)}
         test, val = -(-num // 4), -(-num // 8)
