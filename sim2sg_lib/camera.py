@@ -58,7 +58,7 @@ class Camera:
         return np.array([point[0], point[1], height_m])
 
     def ground_axes(self) -> tuple[np.ndarray, np.ndarray]:
-        """The ground frame of the camera: unit (3,) world vectors `right` and `forward`, horizontal."""
+        """The ground frame: unit (3,) horizontal world vectors `right` and `forward`."""
         right, forward = self.R[0] * [1, 1, 0], self.R[2] * [1, 1, 0]
         return right / np.linalg.norm(right), forward / np.linalg.norm(forward)
 
@@ -106,16 +106,9 @@ class Cameras:
     width: int  # pixels
     height: int
 
-    def project(self, points_world: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 3) world points, seen by cameras `view` (N,) -> (N, 2) pixels, (N,) depth in meters."""
-        # not a matrix product, whose last digits would depend on the number of points
-        points_camera = (self.R[view] * points_world[:, None, :]).sum(-1) + self.t[view]  # (N, 3)
-        depth_m = points_camera[:, 2]
-        focal_px = torch.stack([self.K[:, 0, 0], self.K[:, 1, 1]], -1)[view]  # (N, 2)
-        return points_camera[:, :2] / depth_m[:, None] * focal_px + self.K[view, :2, 2], depth_m
-
     def homogeneous_px(self, points_world: Tensor, view: Tensor) -> Tensor:
         """(N, 3) world points, each seen by camera `view` (N,) -> (N, 3) depth times (u, v, 1)."""
+        # not a matrix product, whose last digits would depend on the number of points
         points_camera = (self.R[view] * points_world[:, None, :]).sum(-1) + self.t[view]
         return (self.K[view] * points_camera[:, None, :]).sum(-1)
 
@@ -134,10 +127,10 @@ class Cameras:
         return x[:, None, :, None] * R[..., 0, :] + y[:, :, None, None] * R[..., 1, :] + R[..., 2, :]
 
 
-def stack_cameras(cameras: list[Camera], width: int, height: int, device: torch.device | str = "cpu",
-                  dtype: torch.dtype = torch.float32) -> Cameras:
+def stack_cameras(cameras: list[Camera], width: int, height: int,
+                  device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Cameras:
     """Several views resized to one pixel size, as a batch."""
     views = [camera.resized(width, height) for camera in cameras]
-    K, R, t = (torch.from_numpy(np.stack(arrays)).to(device, dtype)
-               for arrays in zip(*((view.K, view.R, view.t) for view in views)))
+    K, R, t = (torch.from_numpy(np.stack([getattr(view, name) for view in views])).to(device, dtype)
+               for name in "KRt")
     return Cameras(K, R, t, width, height)

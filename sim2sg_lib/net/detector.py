@@ -175,11 +175,9 @@ class Detector(nn.Module):
         level_sizes = [level[0].numel() for level in anchors.level_logits]
         was_training = self.rpn.training
         self.rpn.train(training)  # torchvision's RPN keeps fewer proposals at test time
-        try:
-            return self.rpn.filter_proposals(
-                boxes.view(batch, -1, 4), anchors.logits, sizes, level_sizes)[0]
-        finally:
-            self.rpn.train(was_training)
+        found, _ = self.rpn.filter_proposals(boxes.view(batch, -1, 4), anchors.logits, sizes, level_sizes)
+        self.rpn.train(was_training)
+        return found
 
     def losses(self, features: dict[str, Tensor], anchors: AnchorOutputs, proposals: list[Tensor],
                targets: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Detections]:

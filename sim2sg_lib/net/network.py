@@ -185,19 +185,12 @@ class Outputs:
         return detector.proposals(self.anchors, training=False)
 
     @cached_property
-    def roi_features(self) -> Tensor:
-        """Box-head features of all proposals, image after image: (M, head_width)."""
-        return self.model.detector.box_features(self.features, self.proposals)
-
-    @cached_property
-    def roi_predictions(self) -> tuple[Tensor, Tensor]:
-        """Class logits (M, C + 1) and box regression (M, 4 (C + 1)) of all proposals."""
-        return self.model.detector.roi_heads.box_predictor(self.roi_features)
-
-    @cached_property
     def detections(self) -> Detections:
-        """The detected objects."""
-        return self.model.detector.detections(*self.roi_predictions, self.proposals, self.max_nodes)
+        """The objects detected among the proposals."""
+        detector = self.model.detector
+        roi_features = detector.box_features(self.features, self.proposals)  # (M, head_width)
+        logits, deltas = detector.roi_heads.box_predictor(roi_features)  # (M, C + 1), (M, 4 (C + 1))
+        return detector.detections(logits, deltas, self.proposals, self.max_nodes)
 
     @cached_property
     def nodes(self) -> Nodes:

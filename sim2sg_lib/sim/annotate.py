@@ -25,7 +25,7 @@ def annotate(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: lis
     boxes, shown = visible_boxes(fragments, meshes)
     labeled = shown >= env.world.min_visible_fraction * (fine * width) * (fine * height)
     coarse = 1 if is_large(cameras) else fine
-    alone = object_pixels(meshes, scale_cameras(cameras, coarse), cull_backfaces=True)
+    alone = object_pixels(meshes, scale_cameras(cameras, coarse))
     alone = alone.cpu().numpy() * (fine / coarse) ** 2
     visible = np.clip(shown / np.maximum(alone, 1), 0, 1)
     truncated = truncated_fractions(meshes, cameras)
@@ -49,11 +49,9 @@ def visible_boxes(fragments: Fragments, meshes: Meshes) -> tuple[np.ndarray, np.
     count = len(meshes.object_scene)
     shown = torch.bincount(object_index, minlength=count)
     blank = torch.zeros(count, dtype=torch.int64, device=object_index.device)
-    boxes = torch.stack([
-        blank.scatter_reduce(0, object_index, column, "amin", include_self=False),
-        blank.scatter_reduce(0, object_index, row, "amin", include_self=False),
-        blank.scatter_reduce(0, object_index, column + 1, "amax", include_self=False),
-        blank.scatter_reduce(0, object_index, row + 1, "amax", include_self=False)], 1)
+    sides = (column, "amin"), (row, "amin"), (column + 1, "amax"), (row + 1, "amax")
+    boxes = torch.stack([blank.scatter_reduce(0, object_index, values, which, include_self=False)
+                         for values, which in sides], 1)
     return boxes.cpu().numpy().astype(np.float64), shown.cpu().numpy()
 
 

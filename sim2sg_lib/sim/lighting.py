@@ -104,7 +104,7 @@ def shadow_maps(meshes: Meshes, lamp_world: Tensor, is_sun: Tensor,
         distance = (lamp_world[:, i] - center).norm(dim=-1).maximum(1.2 * radius)
         near = center + direction * distance[:, None]
         cameras = looking_at(center, radius, torch.where(sun, far, near), size)
-        depth = depth_map(backs, cameras, cull_backfaces=True)
+        depth = depth_map(backs, cameras)
         maps.append((cameras, F.pad(depth, (2, 3, 2, 3), value=torch.inf)))
     return maps
 

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sim2sg_lib.camera import Cameras
 from sim2sg_lib.sim.meshes import Meshes
-from sim2sg_lib.sim.tensor_ops import ragged_arange
+from sim2sg_lib.sim.tensor_ops import pick, ragged_arange
 
 NEAR_M = 0.05      # near plane: nothing nearer is drawn, faces that cross it are clipped
 PAIR_BYTES = 200   # peak memory per pair of face and pixel
@@ -80,14 +80,15 @@ def screen_faces(meshes: Meshes, cameras: Cameras, blur_px: float, cull_backface
         first, span = pixel_boxes(verts, meshes.faces, blur_px, cameras)
         near = (span > 0).all(1).nonzero()[:, 0]
     corners = verts.index_select(0, meshes.faces.index_select(0, near).reshape(-1)).view(-1, 3, 3)
-    corners = shift(corners, first.index_select(0, near) + 0.5)  # (F, 3, 3)
+    # relative to the first pixels, against cancellation
+    corners = torch.cat([corners[..., :2] - corners[..., 2:] * (first[near] + 0.5)[:, None],
+                         corners[..., 2:]], -1)  # (F, 3, 3)
     inverse, volume = invert(corners)
     with torch.no_grad():
         keep = volume < 0 if cull_backfaces else volume != 0
     face = near
     if not keep.all():
-        keep = keep.nonzero()[:, 0]
-        face, corners, inverse = near[keep], corners.index_select(0, keep), inverse.index_select(0, keep)
+        face, corners, inverse = pick(keep.nonzero()[:, 0], near, corners, inverse)
     ends, drawn = edges_px(corners)
     scene = meshes.object_scene[meshes.face_object[face]]
     column, row = first[face].long().unbind(1)
@@ -112,11 +113,6 @@ def pixel_boxes(verts: Tensor, faces: Tensor, blur_px: float, cameras: Cameras) 
     first = (low - (blur_px + 0.5)).ceil().clamp(min=0).minimum(size)
     end = ((high + (blur_px - 0.5)).floor() + 1).clamp(min=0).minimum(size)
     return first, (end - first).clamp(min=0)
-
-
-def shift(corners: Tensor, origin_px: Tensor) -> Tensor:
-    """(F, 3, 3) corners z (u, v, 1) relative to pixel origins (F, 2), against cancellation."""
-    return torch.cat([corners[..., :2] - corners[..., 2:] * origin_px[:, None], corners[..., 2:]], -1)
 
 
 def invert(corners: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,11 +162,10 @@ class Pairs:
 
     def select(self, chosen: Tensor) -> "Pairs":
         """The pairs at an index."""
-        columns = self.face, self.offset, self.pixel, self.inside
-        return Pairs(*(values.index_select(0, chosen) for values in columns))
+        return Pairs(*pick(chosen, self.face, self.offset, self.pixel, self.inside))
 
 
-def row_bands(faces: ScreenFaces, rows: int, memory_mb: float) -> list[tuple[int, int]]:
+def row_bands(faces: ScreenFaces, rows: int, memory_mb: float = 512) -> list[tuple[int, int]]:
     """Split the rows of the batch into bands whose pairs fit the memory budget."""
     change = torch.zeros(rows + 1, dtype=torch.int64, device=faces.first.device)
     change.index_add_(0, faces.first[:, 1], faces.span[:, 0])
@@ -297,8 +292,7 @@ def rasterize(meshes: Meshes, cameras: Cameras, blur_radius: float = 0.0, faces_
             pairs = covered(faces, (low, high), cameras.width, blur_px)
             depth_m, bary = depth_and_barycentrics(faces, pairs)
             chosen, rank = k_nearest(pairs.pixel, depth_m, faces_per_pixel, (high - low) * cameras.width)
-            pairs = pairs.select(chosen)
-            depth_m, bary = depth_m.index_select(0, chosen), bary.index_select(0, chosen)
+            pairs, (depth_m, bary) = pairs.select(chosen), pick(chosen, depth_m, bary)
         if faces.inverse.requires_grad:
             depth_m, bary = depth_and_barycentrics(faces, pairs)
         slot = (pairs.pixel + low * cameras.width) * faces_per_pixel + rank
@@ -350,12 +344,11 @@ def signed_distance(faces: ScreenFaces, pairs: Pairs, cameras: Cameras) -> Tenso
 
 
 @torch.no_grad()
-def depth_map(meshes: Meshes, cameras: Cameras, cull_backfaces: bool = False,
-              memory_mb: float = 512) -> Tensor:
-    """(B, H, W) meters to the nearest face at each pixel's center, inf for none."""
-    faces = screen_faces(meshes, cameras, 0.0, cull_backfaces)
+def depth_map(meshes: Meshes, cameras: Cameras) -> Tensor:
+    """(B, H, W) meters to the nearest front face at each pixel's center, inf for none."""
+    faces = screen_faces(meshes, cameras, 0.0, cull_backfaces=True)
     depth_m = faces.depth_m.new_full((meshes.scenes * cameras.height, cameras.width), torch.inf)
-    for low, high in row_bands(faces, len(depth_m), memory_mb):
+    for low, high in row_bands(faces, len(depth_m)):
         pairs = covered(faces, (low, high), cameras.width, 0.0)
         found_m, _ = depth_and_barycentrics(faces, pairs)
         depth_m[low:high].view(-1).scatter_reduce_(0, pairs.pixel, found_m, "amin")
@@ -363,14 +356,12 @@ def depth_map(meshes: Meshes, cameras: Cameras, cull_backfaces: bool = False,
 
 
 @torch.no_grad()
-def object_pixels(meshes: Meshes, cameras: Cameras, cull_backfaces: bool = False,
-                  memory_mb: float = 512) -> Tensor:
+def object_pixels(meshes: Meshes, cameras: Cameras) -> Tensor:
     """(O,) int64, the number of pixels whose center each object covers, ignoring occlusion."""
-    faces = screen_faces(meshes, cameras, 0.0, cull_backfaces)
+    faces = screen_faces(meshes, cameras, 0.0, cull_backfaces=True)
     count = torch.zeros(len(meshes.object_scene), dtype=torch.int64, device=faces.face.device)
-    for low, high in row_bands(faces, meshes.scenes * cameras.height, memory_mb):
-        pairs = covered(faces, (low, high), cameras.width, 0.0)
-        pixels = (high - low) * cameras.width
+    for low, high in row_bands(faces, meshes.scenes * cameras.height):
+        pairs, pixels = covered(faces, (low, high), cameras.width, 0.0), (high - low) * cameras.width
         object_index = meshes.face_object[faces.face[pairs.face]]
         seen = (object_index * pixels + pairs.pixel).unique()
         count += torch.bincount(seen // pixels, minlength=len(count))
