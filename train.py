@@ -17,9 +17,8 @@ from pathlib import Path
 import click
 
 import envs
-from sim2sg_lib.cli import (
-    FloatRange, InputError, command_line, log_info, output_options, print_json, progress,
-    stop_request)
+from sim2sg_lib.cli import (FloatRange, InputError, command_line, log_info, output_options,
+                            print_json, progress, stop_request)
 
 PATH = click.Path(path_type=Path)
 CLIP = 10.0  # largest gradient norm, of the network and of the adaptation methods

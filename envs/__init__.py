@@ -14,8 +14,7 @@ def names() -> list[str]:
 def find(name: str, where: str = "--env"):
     """The `Env` that envs/<name>.py declares.
 
-    Raises: InputError for an unknown name, starting with `where` it came from; and for a file whose
-    Env has another name.
+    Raises: InputError for an unknown name, starting with `where`, or if the Env has another name.
     """
     if name not in names():
         raise InputError(f"{where}: {name!r} is not one of {', '.join(names())}")

@@ -74,13 +74,12 @@ class Camera:
     def offset_from(self, nominal: "Camera") -> np.ndarray:
         """(2,) whole meters along x and y from `nominal`: the origin of its world in this one.
 
-        Environments place lamps, roads and walls relative to their nominal camera. Rounded, so that
-        cameras near it share its world.
+        Environments place lamps, roads and walls relative to their nominal camera.
         """
         return np.round((self.position_world - nominal.position_world)[:2])
 
     def to_json(self) -> dict:
-        """K, R and t as nested lists, the fields of cameras.jsonl."""
+        """The fields of cameras.jsonl."""
         return {"K": self.K.tolist(), "R": self.R.tolist(), "t": self.t.tolist()}
 
 

@@ -195,8 +195,7 @@ def relations(objects: Sequence[SceneObject], camera: Camera, predicates: tuple[
               rules: RelationRules) -> np.ndarray:
     """All relations between N objects: (R, 3) int64 rows (s, p, o), ordered by s, then o, then p.
 
-    Spatial ones as in CLEVR (Johnson et al. 2017): <s, p, o> holds iff (position_s - position_o) .
-    axis_p > margin; the axes are horizontal.
+    As in CLEVR (Johnson et al. 2017), <s, p, o> if (position_s - position_o) . axis_p > margin.
     """
     axes = predicate_axes(camera)
     positions = np.array([o.position_world for o in objects], np.float64).reshape(-1, 3)

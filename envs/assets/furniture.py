@@ -1,8 +1,7 @@
 """Chairs, tables and laptops, five of each for the source and for the target of the dining room.
 
 All lengths are meters in the asset's own frame: x ahead (where a sitter looks, or from a laptop to
-its user), y left, z up. A table's highest point is its flat top, so that objects `on` it are at its
-full height.
+its user), y left, z up. A table's highest point is its flat top, for objects `on` it.
 """
 import math
 
@@ -267,8 +266,7 @@ def laptop(width_m: float, depth_m: float, thick_m: float, lid_m: float, open_ra
     """A base with keys and touchpad, and a lid opened by `open_rad` beyond upright.
 
     keys: start and end of the keyboard as fractions of the depth from the front, rows, keys per
-    row. pad_m: the touchpad's depth and width. lid_m: the lid's thickness. bezel_m: around the
-    screen.
+    row. pad_m: depth and width of the touchpad. lid_m: thickness of the lid.
     """
     x, y, tilt = depth_m / 2, width_m / 2, (0.0, -open_rad, 0.0)
     parts = [slab(rounded(depth_m, width_m, round_power), 0.0, thick_m, BODY)]

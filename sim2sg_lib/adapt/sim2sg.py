@@ -46,8 +46,7 @@ def domain_loss(source: list[Tensor], target: list[Tensor],
 
     source, target: 1-D logits, one entry per image (or per level of an image). weights: in the same
     shapes, summing to 1 in each entry; uniform by default. All entries count the same, so that an
-    image with many triplets does not outweigh others; empty ones are left out. Without logits: 0
-    and 0.5.
+    image with many triplets does not outweigh others. Without any logit: 0 and 0.5.
     """
     losses, accuracies = [], []
     for domain, entries, weights in ((0.0, source, source_weights), (1.0, target, target_weights)):
@@ -104,9 +103,8 @@ class AppearanceAlignment(Adaptation):
 class PredictionAlignment(Adaptation):
     """D_c: a two-layer perceptron over the features of one candidate triplet.
 
-    D_c sees both domains, but its gradient reaches the network through the target images alone (as
-    in Tsai et al. 2018). Reversing it for the synthetic ones too, which have labels to learn from,
-    makes training diverge.
+    Its gradient reaches the network through target images alone (as in Tsai et al. 2018): reversing
+    it for the synthetic ones too, which have labels to learn from, makes training diverge.
     """
 
     PRESETS = {"quick": Knobs(0.02, True, 2e-3), "paper": Knobs(4.0, False, 1e-4)}
@@ -132,8 +130,7 @@ class PredictionAlignment(Adaptation):
 def triplet_features(outputs: Outputs) -> list[Tensor]:
     """h(z): the candidate triplets of each image, (T, 2 (C + 1 + 4) + P); T may be 0.
 
-    Class probabilities and box (x, y, w, h over the image size) of both ends, predicate
-    probabilities.
+    Class probabilities and box (x, y, w, h over the image size) of both ends, then predicates.
     """
     nodes, pairs, config = outputs.nodes, outputs.pairs, outputs.model.config
     boxes = box_convert(nodes.boxes, "xyxy", "cxcywh")

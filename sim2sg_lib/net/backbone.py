@@ -76,9 +76,8 @@ class ModelConfig:
 def quick_config(categories: int, predicates: int, width: int, height: int) -> ModelConfig:
     """A network that trains on a laptop CPU in minutes, without downloads.
 
-    CLEVR's 160x120 images show four objects of 8 to 40 pixels. Larger images show more objects,
-    some smaller (a distant car: 6 pixels): the pyramid starts one level finer and the graph has
-    more nodes.
+    CLEVR's 160x120 images show four objects of 8 to 40 pixels; larger ones show more and smaller
+    objects (a distant car: 6 pixels), hence a finer pyramid and a graph with more nodes.
     """
     large = width * height > 20_000
     return ModelConfig(

@@ -1,7 +1,6 @@
 """The whole network, and one forward pass that the task and all adaptation methods share.
 
-phi and h of Prakash et al. 2021, "Sim2SG": images -> features -> scene graphs. Letters in shapes as
-in relations.py.
+phi and h of Prakash et al. 2021: images -> features -> scene graphs. Letters as in relations.py.
 """
 import copy
 from collections import OrderedDict
@@ -37,9 +36,7 @@ class Prediction:
 class SceneGraphNet(nn.Module):
     """ResNet-FPN and Faster R-CNN, then Graph R-CNN: images -> scene graphs.
 
-    pretrained: False leaves out the ImageNet weights, where a checkpoint is loaded afterwards.
-
-    Raises: InputError if ImageNet weights are needed and cannot be loaded.
+    pretrained: False leaves out the ImageNet weights. Raises: InputError if they cannot be loaded.
     """
 
     def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
@@ -67,8 +64,7 @@ class SceneGraphNet(nn.Module):
     def losses(self, outputs: "Outputs", targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The seven task losses by name, each a scalar; their sum is trained on (section 4.1).
 
-        targets, per image: see detector.py; and `relations` (R, 3) int64, rows of subject,
-        predicate, object. R may be 0.
+        targets: see detector.py; also `relations` (R, 3) int64 of subject, predicate, object.
         """
         features = outputs.features
         losses, detections = self.detector.losses(
@@ -100,8 +96,7 @@ class SceneGraphNet(nn.Module):
                 ) -> list[Prediction]:
         """One Prediction per image, the same in training and in evaluation mode.
 
-        allowed: (P, C, C) bool of `RelationRules.allowed_predicates`, the predicates to predict;
-        None: all.
+        allowed: (P, C, C) bool of `RelationRules.allowed_predicates`; None: all are allowed.
         """
         outputs = Outputs(self, features, self.config.nodes_test, self.config.pairs_test, allowed)
         nodes, detections = outputs.nodes, outputs.detections

@@ -47,9 +47,8 @@ def box_geometry(boxes: Tensor, width: int, height: int) -> Tensor:
 def pair_geometry(subjects: Tensor, objects: Tensor, width: int, height: int) -> Tensor:
     """What the union box does not show, which end is where: boxes (K, 4) px twice -> (K, 18).
 
-    box_geometry of both; of the subject relative to the object, center offsets (x/W, y/H),
-    bottom-edge offset (y1/H, a depth cue on a ground plane) and log size ratios (w, h); and the
-    IoU.
+    box_geometry of both; of the subject relative to the object, center offsets (x/W, y/H), offset
+    of the bottom edge (y1/H, a depth cue on a ground plane), log size ratios (w, h); and the IoU.
     """
     sizes_s, sizes_o = subjects[:, 2:] - subjects[:, :2], objects[:, 2:] - objects[:, :2]  # (K, 2)
     centers = (subjects[:, :2] + subjects[:, 2:] - objects[:, :2] - objects[:, 2:]) / 2
@@ -79,8 +78,7 @@ def ordered_pairs(image: Tensor) -> Tensor:
 class RelationProposal(nn.Module):
     """RePN (Yang et al. 2018): logit that two objects are related, s_ij = <Phi(x_i), Psi(x_j)>.
 
-    x_i: class probabilities and, with a second pair of kernels, the box; the two products are
-    added.
+    Of class probabilities and, with a second pair of kernels, of boxes; the products are added.
     """
 
     def __init__(self, config: ModelConfig) -> None:

@@ -16,9 +16,8 @@ def annotate(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: lis
     """The graphs of B rendered scenes, and for each graph which objects of its scene its rows are.
 
     fragments: of the same views, finer by a whole factor; boxes are in the pixels of the cameras.
-    Objects that show in less than env.world.min_visible_fraction of the image are left out, with
-    their relations. `visible` is the fraction of an object's pixels that nothing hides, `truncated`
-    the fraction of its projected box outside the image.
+    `visible` is the fraction of an object's pixels that nothing hides, `truncated` the fraction of
+    its projected box outside the image.
     """
     width, height = cameras.width, cameras.height
     fine = fragments.pix_to_face.shape[2] // width

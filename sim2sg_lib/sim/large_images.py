@@ -59,7 +59,7 @@ def share_samples(face: Tensor, pixel: Tensor, pixels: int) -> tuple[Tensor, Ten
 
 
 def shade_background(meshes: Meshes, cameras: Cameras, light: Lighting, hidden: Tensor) -> Tensor:
-    """(B, H, W, 3) radiance of the background; black at the pixels `hidden` (B, H, W) bool."""
+    """(B, H, W, 3) radiance of the background; black where `hidden` (B, H, W)."""
     coarse, step = coarse_irradiance(meshes, cameras, light), max(BAND_PIXELS // cameras.width, 1)
     bands = [(low, min(low + step, cameras.height)) for low in range(0, cameras.height, step)]
     return torch.cat([

@@ -69,10 +69,9 @@ def weigh_depths(item: SceneObject, box_px: np.ndarray, camera: Camera, env: Env
     """Move an object along its ray to the mean of two depths, from bottom and height of its box.
 
     Weighted by inverse variances: where the ground is not level, the error of the first grows with
-    the square of the depth; that of the second is the spread of sizes. Cut-off boxes tell no
-    height.
+    the square of the depth; that of the second is the spread of sizes.
     """
-    if box_px[1] <= 1 or box_px[3] >= camera.height - 1:
+    if box_px[1] <= 1 or box_px[3] >= camera.height - 1:  # cut off by the image
         return item
     position, eye = np.array(item.position_world), camera.position_world
     mesh = pose_mesh(env.world.assets[item.asset], position, item.size_m, item.yaw_rad)

@@ -115,10 +115,9 @@ def cylinder_mesh(segments: int = 48, top: float = 1.0) -> Mesh:
 
 
 def prism_mesh(outline: list[tuple[float, float]], top: float = 1.0) -> Mesh:
-    """A side view (x, z), extruded along y, with flat sides.
+    """A side view (x, z), extruded along y, with flat sides. `top`: as in cylinder_mesh.
 
     outline: (N, 2) points, counter-clockwise with z up, star-shaped around their mean.
-    top:     width along y at the upper end as a fraction of the lower.
     """
     points = np.array(outline, np.float64)
     low, high = points.min(0), points.max(0)

@@ -1,8 +1,7 @@
 """Scene sources: where the scenes that `synthesize.py` renders come from.
 
 A source has a `method` (its name in dataset.json), the `graphs` that it lifts, `splits(num)`
-(subfolder -> images) and `scenes(indices)`, the scenes of those images. Scene i depends on the
-source's fields and on i alone, so that chunks and threads do not change the bytes.
+(subfolder -> images) and `scenes(indices)`. Scene i depends on the source's fields and on i alone.
 """
 import zlib
 from dataclasses import dataclass
