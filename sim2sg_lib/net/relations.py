@@ -186,8 +186,7 @@ class GraphConvolution(nn.Module):
         for layer, states, edge, weight in zip(self.to_objects, senders, edges, weights):
             messages = layer(states).relu()[edge[1]] * weight[:, None]  # (E, D_o)
             received = received.index_add(0, edge[0], messages)
-        sent = [layer(objects).relu()[pairs[:, end]]  # 2 x (K, D_r)
-                for end, layer in enumerate(self.to_relations)]
+        sent = [layer(objects).relu()[pairs[:, end]] for end, layer in enumerate(self.to_relations)]
         return objects + received / 3, relations + (sent[0] + sent[1]) / 2
 
 
