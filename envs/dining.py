@@ -270,10 +270,9 @@ def kitchen(objects: list[SceneObject],
     colors = [linear(rgb) for rgb in ((120, 40, 40), (50, 70, 100), (190, 170, 130), (90, 100, 70))]
     rim, inner = (colors[i] for i in rng.permutation(len(colors))[:2])
     sides = [tuple(side + grow for side in table.size_m[:2]) for grow in (1.1, 0.85)]
-    return floor, wall, tuple(
-        Strip(table.position_world[:2], side, table.yaw_rad,
-              matte(color, "noise", (0.6 * c for c in color), 0.03))
-        for side, color in zip(sides, (rim, inner)))
+    cloths = [matte(color, "noise", (0.6 * c for c in color), 0.03) for color in (rim, inner)]
+    return floor, wall, tuple(Strip(table.position_world[:2], side, table.yaw_rad, cloth)
+                              for side, cloth in zip(sides, cloths))
 
 
 def any_material(rng: np.random.Generator) -> Material:

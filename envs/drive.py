@@ -301,9 +301,8 @@ def source_materials(label: int, randomize: str, rng: np.random.Generator) -> li
         return [paint, Material((0.03, 0.04, 0.05), 0.0, 0.2), Material((0.02,) * 3),
                 Material((0.8, 0.8, 0.7)), Material((0.4, 0.02, 0.02))]
     if label == PEDESTRIAN:
-        skin = rng.uniform(0.15, 0.6) * np.array([1.0, 0.72, 0.55])
-        return [body, random_material(rng, tint=0.9), Material(tuple(skin)),
-                Material((0.05, 0.03, 0.02))]
+        skin = Material(tuple(rng.uniform(0.15, 0.6) * np.array([1.0, 0.72, 0.55])))
+        return [body, random_material(rng, tint=0.9), skin, Material((0.05, 0.03, 0.02))]
     if label == HOUSE:
         return [body, random_material(rng), Material((0.05, 0.06, 0.08), 0.0, 0.3),
                 random_material(rng)]
@@ -323,10 +322,9 @@ def target_materials(label: int, randomize: str, rng: np.random.Generator) -> li
         return [paint, Material((0.02, 0.025, 0.03), 0.0, 0.12), Material((0.015,) * 3),
                 Material((0.85, 0.85, 0.8), 0.0, 0.2), Material((0.35, 0.01, 0.01), 0.0, 0.3)]
     if label == PEDESTRIAN:
-        skin = rng.uniform(0.2, 0.6) * np.array([1.0, 0.7, 0.55])
+        skin = Material(tuple(rng.uniform(0.2, 0.6) * np.array([1.0, 0.7, 0.55])))
         return [Material(tuple(rng.uniform(0.02, 0.3) * rng.uniform(0.5, 1, 3))),
-                Material(tuple(rng.uniform(0.01, 0.12) * np.ones(3))), Material(tuple(skin)),
-                Material((0.04, 0.025, 0.015))]
+                Material(tuple(rng.uniform(0.01, 0.12) * np.ones(3))), skin, Material((0.04, 0.025, 0.015))]
     if label == HOUSE:
         color, pattern = WALLS[rng.integers(len(WALLS))]
         scale_m = 0.5 if pattern == "brick" else 2.0

@@ -41,7 +41,7 @@ class Rendered:
 
     images: np.ndarray  # (B, H, W, 3) uint8
     graphs: list[SceneGraph]  # exact labels, one graph per image
-    object_rows: list[list[int]]  # per graph, the scene objects that its objects are
+    object_rows: list[list[int]]  # per graph, indices of its objects in the scene
 
 
 @dataclass(frozen=True)

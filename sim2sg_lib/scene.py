@@ -52,7 +52,7 @@ class SceneObject:
 
     label: int  # category index
     asset: str  # name of a unit mesh of the environment
-    position_world: tuple[float, float, float]  # center of the footprint, meters; z = 0: ground
+    position_world: tuple[float, float, float]  # center of the footprint, m; z is 0 on the ground
     size_m: tuple[float, float, float]  # full extents along x, y, z of the asset
     yaw_rad: float  # rotation about world z; at 0 the x axis of the asset is that of the world
     material: Material = Material()  # of the asset's first part, and of parts beyond part_materials
@@ -117,7 +117,7 @@ class Scene:
     sky: Sky
     ground: Material  # of the plane z = 0; its texture lies in x, y relative to origin_world
     exposure: float = 1.0  # factor before tone mapping
-    style_seed: int | None = None  # of the stylization of the finished image; None: none
+    style_seed: int | None = None  # of the stylization of the finished image, if any
     strips: tuple[Strip, ...] = ()  # later ones are painted over earlier ones
     room: Room | None = None  # None outdoors
     shadow_texels: int = 192  # width of each lamp's shadow map; equal for all scenes of a batch

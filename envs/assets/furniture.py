@@ -190,7 +190,7 @@ def drawers(low: Point, high: Point, count: int) -> list[Part]:
 
 
 def workshop_table(depth_m: float, width_m: float, top_m: float, kind: str) -> Asset:
-    """A thick top of boards on a `kind` of "frame" and shelf, "cabinet", "trestles" or "vice"."""
+    """A thick top of boards; kind: "frame" with a shelf, "cabinet", "trestles" or "vice"."""
     x, y, under = depth_m / 2 - 0.07, width_m / 2 - 0.08, top_m - 0.07
     parts = planks(depth_m, width_m, under, top_m, 4, TOP)
     if kind == "trestles":
@@ -220,7 +220,7 @@ def workshop_table(depth_m: float, width_m: float, top_m: float, kind: str) -> A
 
 
 def kitchen_table(depth_m: float, width_m: float, top_m: float, kind: str) -> Asset:
-    """A table of kind "turned" or "tapered" by its legs, "pedestal", or "trestle" with a beam."""
+    """kind: "turned" or "tapered" legs, "pedestal", or "trestle" ends with a beam."""
     x, y, under = depth_m / 2 - 0.09, width_m / 2 - 0.09, top_m - 0.035
     if kind == "pedestal":
         parts = [slab(rounded(depth_m, width_m, 0.3, 20), under, top_m, TOP)]

@@ -41,26 +41,27 @@ def car(length_m: float, width_m: float, height_m: float, hood: float, trunk: fl
             parts.append(Part(ROUND, (2 * wheel, 2 * wheel, 0.2), hub, 2, turn_rad))
     for side in (-1, 1):
         y = side * (width_m / 2 - 0.28)
-        parts.append(Part(BOX, (0.06, 0.36, 0.14), (half - 0.035 * length_m, y, 0.38 * height_m), 3))
-        parts.append(Part(BOX, (0.06, 0.3, 0.18), (-half + 0.015 * length_m, y, 0.42 * height_m), 4))
+        lamp, rear_lamp = half - 0.035 * length_m, -half + 0.015 * length_m  # along x
+        parts += [Part(BOX, (0.06, 0.36, 0.14), (lamp, y, 0.38 * height_m), 3),
+                  Part(BOX, (0.06, 0.3, 0.18), (rear_lamp, y, 0.42 * height_m), 4)]
     # pillars between the windows
     for x in (back + 0.5 * (front - back), back + 0.15 * (front - back)):
-        pillar = [(x - 0.05, belt), (x + 0.05, belt), (x + 0.05, height_m - 0.05),
-                  (x - 0.05, height_m - 0.05)]
+        top = height_m - 0.05
+        pillar = [(x - 0.05, belt), (x + 0.05, belt), (x + 0.05, top), (x - 0.05, top)]
         parts.append(extruded(pillar, 0.905 * width_m, 0, 0.84))
     return compose(parts)
 
 
-def extruded(outline: list[tuple[float, float]], width_m: float, number: int, top: float = 1.0) -> Part:
+def extruded(outline: list[tuple[float, float]], width_m: float, number: int, top: float) -> Part:
     """A side view (x, z) in meters, extruded to a width."""
     (low_x, low_z), (high_x, high_z) = np.min(outline, 0), np.max(outline, 0)
     return Part(prism_mesh(outline, top), (high_x - low_x, width_m, high_z - low_z),
                 ((low_x + high_x) / 2, 0.0, low_z), number)
 
 
-def walker(height_m: float, stride_rad: float, build: float, coat: float, pack: bool = False) -> Asset:
-    """A walking figure; coat: how far the jacket reaches down, as a fraction of the legs."""
-    h, leg, limb, parts = height_m, 0.47 * height_m, cylinder_mesh(8, 0.8), []
+def walker(h: float, stride_rad: float, build: float, coat: float, pack: bool = False) -> Asset:
+    """A figure h meters tall; coat: how far the jacket reaches down, as a fraction of the legs."""
+    leg, limb, parts = 0.47 * h, cylinder_mesh(8, 0.8), []
     for side in (-1, 1):
         swing = side * stride_rad
         hip, shoulder = (0.0, side * 0.09 * build, leg), (0.0, side * 0.24 * build, 0.81 * h)
@@ -96,9 +97,10 @@ def house(depth_m: float, width_m: float, wall_m: float, roof: str, roof_m: floa
                 size = (0.1, min(1.3, 0.55 * pitch), 0.5 * story)
                 z, number = row * story + 0.28 * story, 2
             parts += [Part(BOX, size, (side * depth_m / 2, y, z), number) for side in (-1, 1)]
+        z = row * story + 0.28 * story
         for x in (-0.25 * depth_m, 0.25 * depth_m):
-            parts += [Part(BOX, (1.1, 0.1, 0.5 * story),
-                           (x, side * width_m / 2, row * story + 0.28 * story), 2) for side in (-1, 1)]
+            parts += [Part(BOX, (1.1, 0.1, 0.5 * story), (x, side * width_m / 2, z), 2)
+                      for side in (-1, 1)]
     return compose(parts)
 
 

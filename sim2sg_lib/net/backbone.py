@@ -40,7 +40,7 @@ class ModelConfig:
     fpn_channels: int  # of every pyramid level
     head_width: int  # of the two-layer box head, and of the one for union boxes
     rois_per_image: int  # RoIs sampled per image for the loss of the box head
-    # RPN proposals per image; before non-maximum suppression so many per level, or MIN_PRE_NMS
+    # RPN proposals per image (before non-maximum suppression: per level, at least MIN_PRE_NMS)
     proposals_train: int
     proposals_test: int
     graph_width: int  # of object and relation states in the graph network

@@ -180,7 +180,7 @@ class GraphConvolution(nn.Module):
 
     def forward(self, objects: Tensor, relations: Tensor, pairs: Tensor, edges: list[Tensor],
                 weights: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Objects (N, D_o), relations (K, D_r), updated; pairs (K, 2), per edge type weights (E,)."""
+        """Updated objects (N, D_o), relations (K, D_r); pairs (K, 2), weights (E,) by edge type."""
         received = torch.zeros_like(objects)
         senders = (objects, relations, relations)
         for layer, states, edge, weight in zip(self.to_objects, senders, edges, weights):

@@ -59,7 +59,7 @@ def pack_lighting(scenes: list[Scene], meshes: Meshes, like: Tensor) -> Lighting
 
 
 def incoming(light: Lighting, lamp: int, scene: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Directions (N, 3) from points (N, 3) of scenes (N,) to a lamp, and its irradiance (N, 3)."""
+    """Unit directions (N, 3) from points (N, 3) of scenes (N,) to a lamp, and irradiance (N, 3)."""
     position, sun, intensity = (rows_of(values[:, lamp], scene) for values in (
         light.lamp_world, light.is_sun[..., None], light.intensity))
     offset = position - points * rows_of((~light.is_sun[:, lamp, None]).to(points.dtype), scene)

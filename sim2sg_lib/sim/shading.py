@@ -30,10 +30,10 @@ SHOULDER = 0.8     # display value from which highlights are compressed, so that
 
 def shade(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[Scene],
           light: Lighting | None = None) -> Tensor:
-    """(B, 3, H, W) images in [0, 1] at the size of the cameras, from fragments finer by a factor.
+    """(B, 3, H, W) images in [0, 1] at the size of the cameras.
 
-    Objects are shaded per sample, the background, which is smooth, per pixel. Gradients reach
-    lamps, sky, ground and exposure of a given `light`.
+    fragments: finer by a whole factor. Objects are shaded per sample, the background, which is
+    smooth, per pixel. Gradients reach lamps, sky, ground and exposure of a given `light`.
     """
     light = light or pack_lighting(scenes, meshes, cameras.K)
     background = tone_map(shade_background(meshes, cameras, light), light.exposure[:, None, None, None])
