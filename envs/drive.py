@@ -323,8 +323,9 @@ def target_materials(label: int, randomize: str, rng: np.random.Generator) -> li
                 Material((0.85, 0.85, 0.8), 0.0, 0.2), Material((0.35, 0.01, 0.01), 0.0, 0.3)]
     if label == PEDESTRIAN:
         skin = Material(tuple(rng.uniform(0.2, 0.6) * np.array([1.0, 0.7, 0.55])))
-        return [Material(tuple(rng.uniform(0.02, 0.3) * rng.uniform(0.5, 1, 3))),
-                Material(tuple(rng.uniform(0.01, 0.12) * np.ones(3))), skin, Material((0.04, 0.025, 0.015))]
+        jacket = Material(tuple(rng.uniform(0.02, 0.3) * rng.uniform(0.5, 1, 3)))
+        trousers = Material(tuple(rng.uniform(0.01, 0.12) * np.ones(3)))
+        return [jacket, trousers, skin, Material((0.04, 0.025, 0.015))]
     if label == HOUSE:
         color, pattern = WALLS[rng.integers(len(WALLS))]
         scale_m = 0.5 if pattern == "brick" else 2.0

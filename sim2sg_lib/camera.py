@@ -127,7 +127,8 @@ class Cameras:
 
 
 def stack_cameras(cameras: list[Camera], width: int, height: int,
-                  device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32) -> Cameras:
+                  device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+                  ) -> Cameras:
     """Several views resized to one pixel size, as a batch."""
     views = [camera.resized(width, height) for camera in cameras]
     K, R, t = (torch.from_numpy(np.stack([getattr(view, name) for view in views])).to(device, dtype)

@@ -175,7 +175,8 @@ class Detector(nn.Module):
         level_sizes = [level[0].numel() for level in anchors.level_logits]
         was_training = self.rpn.training
         self.rpn.train(training)  # torchvision's RPN keeps fewer proposals at test time
-        found, _ = self.rpn.filter_proposals(boxes.view(batch, -1, 4), anchors.logits, sizes, level_sizes)
+        boxes = boxes.view(batch, -1, 4)
+        found, _ = self.rpn.filter_proposals(boxes, anchors.logits, sizes, level_sizes)
         self.rpn.train(was_training)
         return found
 

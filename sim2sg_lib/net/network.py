@@ -184,7 +184,7 @@ class Outputs:
         """The objects detected among the proposals."""
         detector = self.model.detector
         roi_features = detector.box_features(self.features, self.proposals)  # (M, head_width)
-        logits, deltas = detector.roi_heads.box_predictor(roi_features)  # (M, C + 1), (M, 4 (C + 1))
+        logits, deltas = detector.roi_heads.box_predictor(roi_features)  # (M, C + 1), (M, 4 C + 4)
         return detector.detections(logits, deltas, self.proposals, self.max_nodes)
 
     @cached_property
