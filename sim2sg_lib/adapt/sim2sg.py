@@ -66,7 +66,7 @@ def domain_loss(source: list[Tensor], target: list[Tensor],
 
 @dataclass(frozen=True)
 class Knobs:
-    """Of both methods."""
+    """Settings of both methods."""
 
     factor: float  # gradient-reversal factor, or its peak
     ramp: bool  # whether the factor grows from 0
