@@ -104,8 +104,8 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
         source = RandomScenes(env, domain, randomize, seed)
     if "kitti" in formats:  # before hours of rendering
         from sim2sg_lib.io.export import check_level
-        for camera_, name in list(zip(cameras, names))[:num] or [(env.world.camera, "")]:
-            check_level(camera_, f"the camera of {name}".removesuffix(" of "))
+        for view, name in list(zip(cameras, names))[:num] or [(env.world.camera, "")]:
+            check_level(view, f"the camera of {name}".removesuffix(" of "))
     method = LiftedScenes.method if lifting else source.method
     log_info(f"{env.name} | {method} | {num} images | {randomize} look | seed {seed} | {device} "
              f"-> {out}")

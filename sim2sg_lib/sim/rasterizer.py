@@ -117,7 +117,7 @@ def pixel_boxes(verts: Tensor, faces: Tensor, blur_px: float, cameras: Cameras) 
 
 def invert(corners: Tensor) -> tuple[Tensor, Tensor]:
     """(F, 3, 3) -> inverses, and signed volumes (F,) of the normalized corners, 0 if edge-on."""
-    a, b, c = corners.double().unbind(1)  # or thin faces would lose their sign
+    a, b, c = corners.double().unbind(1)  # in double, or thin faces lose their sign
     cross = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], 2)
     determinant = (cross[..., 0] * a).sum(-1)
     with torch.no_grad():

@@ -38,8 +38,7 @@ class RandomScenes:
             return {".": range(num)}
         test, val = -(-num // 4), -(-num // 8)
         train = num - test - val
-        return {"train": range(train), "val": range(train, num - test),
-                "test": range(num - test, num)}
+        return {"train": range(train), "val": range(train, num - test), "test": range(num - test, num)}
 
     def scenes(self, indices: range) -> list:
         return [self.env.sample(self.env, self.domain, self.randomize, rng)
