@@ -37,8 +37,9 @@ class RandomScenes:
         if self.domain == "source":
             return {".": range(num)}
         test, val = -(-num // 4), -(-num // 8)
-        train = num - test - val
-        return {"train": range(train), "val": range(train, num - test), "test": range(num - test, num)}
+        first = num - test
+        train = first - val
+        return {"train": range(train), "val": range(train, first), "test": range(first, num)}
 
     def scenes(self, indices: range) -> list:
         return [self.env.sample(self.env, self.domain, self.randomize, rng)
