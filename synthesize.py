@@ -19,8 +19,8 @@ from pathlib import Path
 import click
 
 import envs
-from sim2sg_lib.cli import (
-    FloatRange, InputError, command_line, log_info, output_options, print_json, progress)
+from sim2sg_lib.cli import (FloatRange, InputError, command_line, log_info, output_options,
+                            print_json, progress)
 
 PREVIEWED = 12
 PREDICTED = "read.jsonl"  # in an unfinished data set: the graphs predicted so far
@@ -75,9 +75,8 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
     from sim2sg_lib.sim import pytorch3d
     from sim2sg_lib.sim.sources import LiftedScenes, RandomScenes
 
-    env, device = envs.find(env_name), pick_device(device)
+    env, device, lifting = envs.find(env_name), pick_device(device), bool(checkpoint or graphs_path)
     formats = [name.strip() for name in export.split(",") if name.strip()]
-    lifting = bool(checkpoint or target or graphs_path)
     check_options(env, domain, num, checkpoint, target, camera, graphs_path, threshold, refine,
                   assets, formats)
     if renderer == "pytorch3d":
@@ -105,8 +104,8 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
         source = RandomScenes(env, domain, randomize, seed)
     if "kitti" in formats:  # before hours of rendering
         from sim2sg_lib.io.export import check_level
-        for camera_, name in list(zip(cameras, names))[:num] or [(env.world.camera, "")]:
-            check_level(camera_, f"the camera of {name}".removesuffix(" of "))
+        for view, name in list(zip(cameras, names))[:num] or [(env.world.camera, "")]:
+            check_level(view, f"the camera of {name}".removesuffix(" of "))
     method = LiftedScenes.method if lifting else source.method
     log_info(f"{env.name} | {method} | {num} images | {randomize} look | seed {seed} | {device} "
              f"-> {out}")
@@ -224,12 +223,12 @@ def write_data_set(folder: Path, indices: range, source, size: tuple[int, int], 
     rendered = Rendered(folder, vocabulary)
     done, left = chunks[:rendered.chunks], chunks[rendered.chunks:]
     scenes = [scene for made in in_parallel(source.scenes, done, device) for scene in made]
+
+    def render(chunk: range):
+        made, first = source.scenes(chunk), chunk.start - indices.start
+        return made, *write_chunk(folder, made, first, source, size, info, device)
+
     with progress(len(indices), "render", "image", done=len(scenes)) as bar:
-
-        def render(chunk: range):
-            made, first = source.scenes(chunk), chunk.start - indices.start
-            return made, *write_chunk(folder, made, first, source, size, info, device)
-
         for made, *labels in in_parallel(render, left, device):
             scenes += made
             rendered.add(*labels)
@@ -238,8 +237,8 @@ def write_data_set(folder: Path, indices: range, source, size: tuple[int, int], 
     if info["export"]:
         from sim2sg_lib.io.export import write_coco, write_kitti
     if "kitti" in info["export"]:
-        objects = [[scene.objects[i] for i in rows]
-                   for scene, rows in zip(scenes, rendered.labeled)]
+        pairs = zip(scenes, rendered.labeled)
+        objects = [[scene.objects[i] for i in rows] for scene, rows in pairs]
         write_kitti(folder, graphs, objects, [scene.camera for scene in scenes], vocabulary)
     if "coco" in info["export"]:
         write_coco(folder, graphs, vocabulary)
@@ -275,8 +274,10 @@ def draw_preview(path: Path, folder: Path, indices: range, source, size: tuple[i
     from sim2sg_lib.sim.chunks import cut_into_chunks
     from sim2sg_lib.viz.drawings import contact_sheet, draw_boxes, save_png
     (folder / "images").mkdir()
-    graphs = [graph for chunk in cut_into_chunks(indices, size) for graph in write_chunk(
-        folder, source.scenes(chunk), chunk.start, source, size, info, device)[0]]
+    graphs = []
+    for chunk in cut_into_chunks(indices, size):
+        scenes = source.scenes(chunk)
+        graphs += write_chunk(folder, scenes, chunk.start, source, size, info, device)[0]
     tiles = [draw_boxes(read_image(folder / graph.image, *size), graph, source.env.vocabulary)
              for graph in graphs]
     rows = [(f"from {start}", tiles[start:start + 4]) for start in range(0, len(tiles), 4)]

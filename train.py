@@ -17,66 +17,55 @@ from pathlib import Path
 import click
 
 import envs
-from sim2sg_lib.cli import (
-    FloatRange, InputError, command_line, log_info, output_options, print_json, progress,
-    stop_request)
+from sim2sg_lib.cli import (FloatRange, InputError, command_line, log_info, output_options,
+                            print_json, progress, stop_request)
 
+PATH = click.Path(path_type=Path)
 CLIP = 10.0  # largest gradient norm, of the network and of the adaptation methods
 STATE = "state.pt"  # in an unfinished run: everything needed to resume
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """How the network is trained.
+    """How the network is trained."""
 
-    steps:     optimizer steps.
-    warmup:    fraction of the steps before adaptation starts.
-    batch:     images of each domain per step.
-    optimizer: "adamw" with a one-cycle learning rate, or "sgd" with a constant one.
-    rate:      learning rate of the network, the peak of the cycle.
-    """
-
-    steps: int
-    warmup: float
-    batch: int
-    optimizer: str
-    rate: float
+    steps: int  # of the optimizer
+    warmup: float  # fraction of the steps before adaptation starts
+    batch: int  # images of each domain per step
+    optimizer: str  # "adamw" with a one-cycle learning rate, or "sgd" with a constant one
+    rate: float  # learning rate of the network, the peak of the cycle
 
 
-OPTIMIZERS = {  # preset -> batch, optimizer, rate; steps and warm-up are the environment's
-    "quick": (4, "adamw", 5e-4),
-    "paper": (4, "sgd", 1e-4),  # Prakash et al. 2021, implementation details
-}
+# preset -> batch, optimizer, rate; steps and warm-up are the environment's.
+# "paper": Prakash et al. 2021, implementation details
+OPTIMIZERS = {"quick": (4, "adamw", 5e-4), "paper": (4, "sgd", 1e-4)}
 
 
 @click.command(help=__doc__,
                context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
-@click.option("--source", type=click.Path(path_type=Path), multiple=True,
-              default=["data/clevr/sdr"], help="Labeled data set; repeatable, the newest last.")
-@click.option("--target", type=click.Path(path_type=Path), default=None,
-              help="Folder of unlabeled images to adapt to.")
+@click.option("--source", type=PATH, multiple=True, default=["data/clevr/sdr"],
+              help="Labeled data set; repeatable, the newest last.")
+@click.option("--target", type=PATH, help="Folder of unlabeled images to adapt to.")
 @click.option("--align", default="", show_default="none",
               help="Adaptation methods of sim2sg_lib/adapt, separated by commas.")
 @click.option("--set", "settings", multiple=True, metavar="NAME.KNOB=VALUE",
               help="A method's setting, e.g. appearance.factor=4; repeatable.")
-@click.option("--init", type=click.Path(path_type=Path), default=None,
-              help="Checkpoint to start from.")
-@click.option("--out", type=click.Path(path_type=Path), default="runs/clevr/0",
-              help="Run folder to write.")
+@click.option("--init", type=PATH, help="Checkpoint to start from.")
+@click.option("--out", type=PATH, default="runs/clevr/0", help="Run folder to write.")
 @click.option("--preset", type=click.Choice(list(OPTIMIZERS)), default="quick",
               help="Network, input size and schedule: minutes on two cores, or the paper's; with "
                    "--init the schedule alone.")
-@click.option("--backbone", type=click.Choice(["resnet101", "resnet50", "resnet18"]), default=None,
+@click.option("--backbone", type=click.Choice(["resnet101", "resnet50", "resnet18"]),
               show_default="the preset's", help="Encoder.")
 @click.option("--imagenet/--scratch", default=None, show_default="the preset's",
               help="ImageNet weights and frozen batch norm, or random weights and group norm.")
-@click.option("--input", "input_", type=click.Choice(["edges", "rgb"]), default=None,
+@click.option("--input", "input_", type=click.Choice(["edges", "rgb"]),
               show_default="edges from scratch, rgb with ImageNet weights",
               help="What the encoder sees of an image.")
-@click.option("--steps", type=click.IntRange(1), default=None,
+@click.option("--steps", type=click.IntRange(1),
               show_default="the environment's for the preset, with or without --init",
               help="Optimizer steps.")
-@click.option("--warmup", type=FloatRange(0, 1, max_open=True), default=None,
+@click.option("--warmup", type=FloatRange(0, 1, max_open=True),
               show_default="the environment's with --init, else 0",
               help="Fraction of the steps before adaptation starts.")
 @click.option("--augment", type=click.Choice(["none", "color"]), default="none",
@@ -158,8 +147,6 @@ def train(state, schedule: Schedule, labeled, unlabeled, augment: bool, seed: in
           state_path: Path, save_every: int, device) -> None:
     """The inner loop of Algorithm 1, from the step at which an earlier run was interrupted.
 
-    unlabeled: the target's images; None without adaptation.
-
     Raises: click.ClickException for a loss or a gradient that is not finite.
     """
     import torch
@@ -218,8 +205,7 @@ def train(state, schedule: Schedule, labeled, unlabeled, augment: bool, seed: in
     log.close()
 
 
-def make_schedule(numbers, preset: str, init: bool, steps: int | None, warmup: float | None
-                  ) -> Schedule:
+def make_schedule(numbers, preset: str, init: bool, steps: int | None, warmup: float | None):
     """The environment's `Preset` and this file's, with the options that were given."""
     default = (numbers.steps, numbers.warmup) if init else (numbers.start_steps, 0.0)
     return override(Schedule(*default, *OPTIMIZERS[preset]), steps=steps, warmup=warmup)
@@ -227,8 +213,7 @@ def make_schedule(numbers, preset: str, init: bool, steps: int | None, warmup: f
 
 def override(preset, **options):
     """A preset with the options that were given."""
-    given = {name: value for name, value in options.items() if value is not None}
-    return replace(preset, **given)
+    return replace(preset, **{name: v for name, v in options.items() if v is not None})
 
 
 def make_model(init: Path | None, env, preset: str, backbone: str | None, imagenet: bool | None,
@@ -247,8 +232,8 @@ def make_model(init: Path | None, env, preset: str, backbone: str | None, imagen
                              " leave --backbone, --imagenet and --input out")
         return model.train()
     make_config = {"quick": quick_config, "paper": paper_config}[preset]
-    vocabulary, size = env.vocabulary, env.presets[preset].image_size
-    config = make_config(len(vocabulary.categories), len(vocabulary.predicates), *size)
+    categories, predicates = len(env.vocabulary.categories), len(env.vocabulary.predicates)
+    config = make_config(categories, predicates, *env.presets[preset].image_size)
     config = override(config, backbone=backbone, imagenet=imagenet)
     config = override(config, input=input_ or ("rgb" if config.imagenet else "edges"))
     return SceneGraphNet(config).to(device).train()

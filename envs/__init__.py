@@ -14,8 +14,8 @@ def names() -> list[str]:
 def find(name: str, where: str = "--env"):
     """The `Env` that envs/<name>.py declares.
 
-    Raises: InputError, starting with `where` the name came from, for an unknown name; and for a
-    file whose Env has another name. """
+    Raises: InputError for an unknown name, starting with `where`, or if the Env has another name.
+    """
     if name not in names():
         raise InputError(f"{where}: {name!r} is not one of {', '.join(names())}")
     env = importlib.import_module(f"envs.{name}").ENV

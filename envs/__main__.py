@@ -1,5 +1,4 @@
-"""`python -m envs`: the environments and their presets. `python -m envs clevr quick`: that preset
-as shell variables."""
+"""`python -m envs`: environments and presets. `python -m envs clevr quick`: as shell variables."""
 import sys
 from dataclasses import fields
 

@@ -2,16 +2,17 @@
 
 Source: 4 metal objects in blue, green, magenta or yellow. Target: 2-3 rubber objects in pink, brown
 or white, farther apart, and stylized. The ablations of Table 4 mix them: `target-content` has the
-target's objects in the source's look, `target-appearance` the source's objects in the target's
-look. """
+target's objects in the source's look, `target-appearance` the opposite.
+"""
+from dataclasses import replace
+
 import numpy as np
 
 from sim2sg_lib.camera import Camera, look_at
 from sim2sg_lib.env import DOMAINS, Env, Preset, World
 from sim2sg_lib.graph import Vocabulary
-from sim2sg_lib.scene import (
-    PATTERNS, Light, Material, RelationRules, Scene, SceneObject, Sky, Texture, linear,
-    predicate_axes)
+from sim2sg_lib.scene import (PATTERNS, Light, Material, RelationRules, Scene, SceneObject, Sky,
+                              Texture, linear, predicate_axes)
 from sim2sg_lib.sim.meshes import box_mesh, cylinder_mesh, sphere_mesh
 from sim2sg_lib.sim.render import render_scenes, sample_scene
 
@@ -29,8 +30,7 @@ CONTENT = {"source": ((4,), (0.3, 0.6)), "target": ((2, 3), (0.8, 1.1))}
 # display colors 0..255 and (metallic, roughness)
 APPEARANCE = {
     "source": (((42, 75, 215), (29, 125, 20), (210, 40, 180), (255, 238, 51)), (1.0, 0.5)),
-    "target": (((242, 130, 160), (129, 74, 25), (235, 235, 235)), (0.0, 0.7)),
-}
+    "target": (((242, 130, 160), (129, 74, 25), (235, 235, 235)), (0.0, 0.7))}
 GROUND_RGB = (0.45, 0.45, 0.45)
 
 
@@ -62,11 +62,10 @@ def sample_layout(env: Env, domain: str,
     yaws_rad = rng.uniform(0, 2 * np.pi, count)
     choices = [env.world.category_assets[label] for label in labels]
     assets = [str(rng.choice(names)) if len(names) > 1 else names[0] for names in choices]
-    sizes_m = [env.world.asset_sizes_m[asset][RADII_M.index(r)]
-               for asset, r in zip(assets, radii_m)]
-    rows = zip(labels, assets, positions, sizes_m, yaws_rad)
-    return [SceneObject(int(label), asset, (float(x), float(y), 0.0), extents_m, float(yaw_rad))
-            for label, asset, (x, y), extents_m, yaw_rad in rows], camera
+    rows = zip(labels, assets, positions, radii_m, yaws_rad)
+    return [SceneObject(int(label), asset, (float(x), float(y), 0.0),
+                        env.world.asset_sizes_m[asset][RADII_M.index(radius_m)], float(yaw_rad))
+            for label, asset, (x, y), radius_m, yaw_rad in rows], camera
 
 
 def sample_appearance(objects: list[SceneObject], camera: Camera, domain: str, randomize: str,
@@ -84,17 +83,15 @@ def sample_appearance(objects: list[SceneObject], camera: Camera, domain: str, r
                               float(rng.uniform(0.2, 0.9))) for _ in objects]
         lights = [strong_light(light, rng) for light in lights]
         color = tuple(rng.uniform(0.05, 0.8) * rng.uniform(0.6, 1.0, 3))
-        second = tuple(rng.uniform(0.05, 0.95, 3))
-        amount = float(rng.uniform(0, 0.8))
+        second, amount = tuple(rng.uniform(0.05, 0.95, 3)), float(rng.uniform(0, 0.8))
         scale_m = float(np.exp(rng.uniform(np.log(0.1), np.log(4))))
-        texture = Texture(str(rng.choice(PATTERNS)), second, scale_m, amount,
-                          int(rng.integers(1 << 16)))
+        pattern, seed = str(rng.choice(PATTERNS)), int(rng.integers(1 << 16))
+        texture = Texture(pattern, second, scale_m, amount, seed)
         ground = Material(color, roughness=1.0, texture=texture)
         sky = tuple(rng.uniform(0.1, 0.6) * rng.uniform(0.7, 1.3, 3))
         exposure = float(rng.uniform(0.5, 1.2))
     style_seed = int(rng.integers(1 << 16)) if look == "target" else None
-    objects = [SceneObject(o.label, o.asset, o.position_world, o.size_m, o.yaw_rad, material)
-               for o, material in zip(objects, materials)]
+    objects = [replace(o, material=material) for o, material in zip(objects, materials)]
     return Scene(tuple(objects), camera, tuple(lights), Sky(sky, sky), ground, exposure, style_seed)
 
 
@@ -114,13 +111,8 @@ ENV = Env(
                         lifted_images=500, start_steps=400, steps=350, iterations=2, warmup=0.0),
         "paper": Preset(image_size=(WIDTH, HEIGHT), source_images=1000, target_images=1600,
                         lifted_images=1000, start_steps=10_000, steps=90_000, iterations=2,
-                        warmup=0.0),
-    },
-    domains=DOMAINS,
-    threshold=0.5,
-    adaptive=False,
-    sample=sample_scene,
-    render=render_scenes,
+                        warmup=0.0)},
+    domains=DOMAINS, threshold=0.5, adaptive=False, sample=sample_scene, render=render_scenes,
     world=World(
         rules=RelationRules({name: 0.2 for name in PREDICATES}),
         camera=look_at(EYE_WORLD, (0, 0, 0), FOCAL_PX, WIDTH, HEIGHT),
@@ -134,6 +126,4 @@ ENV = Env(
         min_visible_fraction=40 / (WIDTH * HEIGHT),
         sample_layout=sample_layout,
         snap_to_context=None,
-        sample_appearance=sample_appearance,
-    ),
-)
+        sample_appearance=sample_appearance))

@@ -4,10 +4,11 @@ Source: a cantilever chair, a workshop table and a PC laptop anywhere in a plain
 the floor or on the table, one color per part. Target: a kitchen table, four Windsor chairs that
 face it and two MacBook-like laptops on it, in textured wood and metal under soft, warm light. The
 ablations of Table 6 mix them: `target-content` has the target's arrangement of the source's
-furniture in the source's look, `target-appearance` the source's arrangement of the target's
-furniture in the target's look. """
+furniture in the source's look, `target-appearance` the opposite.
+"""
 import math
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 
@@ -16,10 +17,9 @@ from sim2sg_lib.camera import Camera, look_at
 from sim2sg_lib.cli import InputError
 from sim2sg_lib.env import DOMAINS, Env, Preset, World
 from sim2sg_lib.graph import Vocabulary
-from sim2sg_lib.scene import (
-    PATTERNS, Light, Material, RelationRules, Room, Scene, SceneObject, Sky, Strip, Texture,
-    from_footprint, linear, to_footprint)
-from sim2sg_lib.sim.lift import side_by_side
+from sim2sg_lib.scene import (PATTERNS, Light, Material, RelationRules, Room, Scene, SceneObject,
+                              Sky, Strip, Texture, from_footprint, linear, to_footprint)
+from sim2sg_lib.sim.lift import footprint_corners, overlapping
 from sim2sg_lib.sim.render import render_scenes, sample_scene
 
 CATEGORIES = ("chair", "table", "laptop")
@@ -37,11 +37,8 @@ GAP_M = 0.04                          # smallest distance between two objects
 MAX_TRIES = 3000                      # per layout; the environment's own furniture takes about 20
 SHADOW_TEXELS = 640                   # of about 7 mm: chairs have thin legs
 
-ASSETS = {f"{kind}_{i}": asset for kind, assets in (
-    ("cantilever", furniture.cantilever_chairs()), ("workshop", furniture.workshop_tables()),
-    ("pc", furniture.pc_laptops()), ("windsor", furniture.windsor_chairs()),
-    ("kitchen", furniture.kitchen_tables()), ("macbook", furniture.macbook_laptops()),
-) for i, asset in enumerate(assets)}
+ASSETS = {f"{kind}_{i}": asset
+          for kind, assets in furniture.ASSETS.items() for i, asset in enumerate(assets)}
 SCALES = (0.94, 1.0, 1.06)  # each asset comes in three sizes
 KINDS = {"source": ("cantilever", "workshop", "pc"), "target": ("windsor", "kitchen", "macbook")}
 KIND_NAMES = {look: tuple(tuple(name for name in ASSETS if name.startswith(kind)) for kind in kinds)
@@ -50,8 +47,8 @@ KIND_NAMES = {look: tuple(tuple(name for name in ASSETS if name.startswith(kind)
 
 # --- content --------------------------------------------------------------------------------------
 
-def sample_layout(env: Env, domain: str,
-                  rng: np.random.Generator) -> tuple[list[SceneObject], Camera]:
+def sample_layout(env: Env, domain: str, rng: np.random.Generator
+                  ) -> tuple[list[SceneObject], Camera]:
     """Furniture without appearance, in view and without collisions, and a jittered camera."""
     content, look = DOMAINS[domain]
     eye, aim = (np.array(point) + rng.uniform(-CAMERA_JITTER_M, CAMERA_JITTER_M, 3)
@@ -60,11 +57,9 @@ def sample_layout(env: Env, domain: str,
     kinds = env.world.category_assets if look == "source" else KIND_NAMES["target"]
     on_table = rng.uniform() < 0.5  # outside the loop, which prefers what fits more easily
     for _ in range(MAX_TRIES):
-        if content == "target":
-            objects = dining_set(env, kinds, rng)
-        else:
-            objects = single_pieces(env, kinds, on_table, rng)
-        clear = not any(too_close(a, b) for i, a in enumerate(objects) for b in objects[:i])
+        objects = (dining_set(env, kinds, rng) if content == "target" else
+                   single_pieces(env, kinds, on_table, rng))
+        clear = not any(overlapping(a, b, GAP_M) for a, b in combinations(objects, 2))
         if clear and all(in_view(o, camera) for o in objects):
             return objects, camera
     names = ", ".join(sorted({o.asset for o in objects}))
@@ -94,8 +89,7 @@ def single_pieces(env: Env, kinds, on_table: bool, rng: np.random.Generator) -> 
 
 
 def dining_set(env: Env, kinds, rng: np.random.Generator) -> list[SceneObject]:
-    """A table anywhere, four equal chairs at its sides that face its center, and two laptops on
-    it."""
+    """A table anywhere, four equal chairs at its sides that face it, and two laptops on it."""
     center, yaw_rad = [rng.uniform(*side) for side in SET_M], float(rng.uniform(0, 2 * np.pi))
     label, asset, size_m = sample_asset(env, TABLE, kinds, rng)
     table = SceneObject(label, asset, (float(center[0]), float(center[1]), 0.0), size_m, yaw_rad)
@@ -127,30 +121,11 @@ def rotated(point_m, yaw_rad: float) -> tuple[float, float]:
     return float(cos * point_m[0] - sin * point_m[1]), float(sin * point_m[0] + cos * point_m[1])
 
 
-def corners_world(item: SceneObject) -> np.ndarray:
-    """(4, 2) the corners of a footprint."""
-    half, signs = np.array(item.size_m[:2]) / 2, ((1, 1), (-1, 1), (-1, -1), (1, -1))
-    corners = np.array([rotated(half * sign, item.yaw_rad) for sign in signs])
-    return corners + item.position_world[:2]
-
-
-def too_close(a: SceneObject, b: SceneObject) -> bool:
-    """Whether two boxes side by side are nearer than GAP_M (separating axes)."""
-    if not side_by_side(a, b):
-        return False
-    for item, other in ((a, b), (b, a)):
-        seen = np.array([to_footprint(item, corner) for corner in corners_world(other)])
-        half = np.array(item.size_m[:2]) / 2 + GAP_M
-        if ((seen.min(0) > half) | (seen.max(0) < -half)).any():
-            return False
-    return True
-
-
 def in_view(item: SceneObject, camera: Camera) -> bool:
     """Whether all of an object's box is in the image."""
-    corners = [(*corner, item.position_world[2] + z) for corner in corners_world(item)
-               for z in (0.0, item.size_m[2])]
-    points_px, depth_m = camera.project(np.array(corners))
+    corners_world = [(*corner, item.position_world[2] + z) for corner in footprint_corners(item)
+                     for z in (0.0, item.size_m[2])]
+    points_px, depth_m = camera.project(np.array(corners_world))
     return bool((depth_m > 0.5).all() and (points_px > 0).all()
                 and (points_px < [WIDTH, HEIGHT]).all())
 
@@ -161,8 +136,8 @@ def snap_to_context(objects: list[SceneObject], boxes_px: np.ndarray, camera: Ca
     snapped = []
     for item in objects:
         reach_m = max(item.size_m[:2]) / 2
-        x, y = np.clip(item.position_world[:2], np.array(LOW_M) + reach_m,
-                       np.array(HIGH_M) - reach_m)
+        low_m, high_m = np.add(LOW_M, reach_m), np.subtract(HIGH_M, reach_m)
+        x, y = np.clip(item.position_world[:2], low_m, high_m)
         snapped.append(replace(item, position_world=(float(x), float(y), item.position_world[2])))
     tables = [o for o in snapped if o.label == TABLE]
     return [put_on_nearest(o, tables) if tables and o.position_world[2] > 0 else o for o in snapped]
@@ -256,8 +231,8 @@ def sample_materials(label: int, look: str, strong: bool,
     for colors, (metallic, roughness, pattern, scale_m, dark) in parts:
         color = linear(colors[rng.integers(len(colors))])
         if pattern:
-            pattern = Texture(pattern, tuple(dark * c for c in color), scale_m, 0.9,
-                              int(rng.integers(1 << 16)))
+            second, seed = tuple(dark * c for c in color), int(rng.integers(1 << 16))
+            pattern = Texture(pattern, second, scale_m, 0.9, seed)
         materials.append(Material(color, metallic, roughness, pattern))
     return materials
 
@@ -295,10 +270,9 @@ def kitchen(objects: list[SceneObject],
     colors = [linear(rgb) for rgb in ((120, 40, 40), (50, 70, 100), (190, 170, 130), (90, 100, 70))]
     rim, inner = (colors[i] for i in rng.permutation(len(colors))[:2])
     sides = [tuple(side + grow for side in table.size_m[:2]) for grow in (1.1, 0.85)]
-    return floor, wall, tuple(
-        Strip(table.position_world[:2], side, table.yaw_rad,
-              matte(color, "noise", (0.6 * c for c in color), 0.03))
-        for side, color in zip(sides, (rim, inner)))
+    cloths = [matte(color, "noise", (0.6 * c for c in color), 0.03) for color in (rim, inner)]
+    return floor, wall, tuple(Strip(table.position_world[:2], side, table.yaw_rad, cloth)
+                              for side, cloth in zip(sides, cloths))
 
 
 def any_material(rng: np.random.Generator) -> Material:
@@ -317,13 +291,9 @@ ENV = Env(
         "quick": Preset(image_size=(192, 144), source_images=1000, target_images=400,
                         lifted_images=400, start_steps=500, steps=350, iterations=1, warmup=0.3),
         "paper": Preset(image_size=(WIDTH, HEIGHT), source_images=5000, target_images=8000,
-                        lifted_images=5000, start_steps=10_000, steps=70_000, iterations=6, warmup=0.7),
-    },
-    domains=DOMAINS,
-    threshold=0.2,
-    adaptive=True,
-    sample=sample_scene,
-    render=render_scenes,
+                        lifted_images=5000, start_steps=10_000, steps=70_000, iterations=6,
+                        warmup=0.7)},
+    domains=DOMAINS, threshold=0.2, adaptive=True, sample=sample_scene, render=render_scenes,
     world=World(
         # only relations with a table: of two predicates for each of 42 ordered pairs, recall@50
         # could find 60 % by guessing
@@ -340,6 +310,4 @@ ENV = Env(
         min_visible_fraction=25 / (192 * 144),
         sample_layout=sample_layout,
         snap_to_context=snap_to_context,
-        sample_appearance=sample_appearance,
-    ),
-)
+        sample_appearance=sample_appearance))

@@ -10,7 +10,7 @@ World: as in io/kitti.py, the camera is above the origin and looks along +y, wit
 """
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 
@@ -20,8 +20,8 @@ from sim2sg_lib.camera import Camera
 from sim2sg_lib.env import DOMAINS, Env, Preset, World
 from sim2sg_lib.graph import Vocabulary
 from sim2sg_lib.io.kitti import camera_of, paper_camera
-from sim2sg_lib.scene import (
-    PATTERNS, Light, Material, RelationRules, Scene, SceneObject, Sky, Strip, Texture)
+from sim2sg_lib.scene import (PATTERNS, Light, Material, RelationRules, Scene, SceneObject, Sky,
+                              Strip, Texture)
 from sim2sg_lib.sim.render import render_scenes, sample_scene
 
 CATEGORIES = ("car", "pedestrian", "house", "vegetation")
@@ -38,6 +38,8 @@ SIZE_FACTORS = {"source": {CAR: (1.0,), PEDESTRIAN: (0.92, 1.0, 1.06), HOUSE: (0
 SIZE_FACTORS["target"] = SIZE_FACTORS["source"] | {CAR: ((0.82, 0.87, 0.94), (1.01, 0.99, 1.08)),
                                                    PEDESTRIAN: (1.03, 1.10)}
 KINDS = {"source": street.SOURCE, "target": street.TARGET}
+# per category: name of an asset -> the sizes (x, y, z extents) that it comes in, smallest first
+Pool = list[dict[str, tuple[tuple[float, float, float], ...]]]
 # name -> label, mesh, extents
 ASSETS = {f"{look} {name}": (label, *asset) for look, kinds in KINDS.items()
           for label, category in enumerate(CATEGORIES) for name, asset in kinds[category].items()}
@@ -68,61 +70,49 @@ def asset_sizes_m(name: str) -> tuple[tuple[float, float, float], ...]:
 
 # --- content --------------------------------------------------------------------------------------
 
-def sample_layout(env: Env, domain: str,
-                  rng: np.random.Generator) -> tuple[list[SceneObject], Camera]:
+def sample_layout(env: Env, domain: str, rng: np.random.Generator
+                  ) -> tuple[list[SceneObject], Camera]:
     """Objects without appearance, and the camera."""
-    content, look = DOMAINS[domain]
-    pool = AssetPool(env.world.category_assets if look == "source" else asset_names("target"),
-                     env.world.asset_sizes_m)  # assets belong to the look
+    content, look = DOMAINS[domain]  # assets belong to the look
+    names = env.world.category_assets if look == "source" else asset_names("target")
+    pool = [{name: env.world.asset_sizes_m[name] for name in row} for row in names]
     objects = source_street(pool, rng) if content == "source" else target_street(pool, rng)
     return objects, CAMERAS[content]
 
 
-@dataclass(frozen=True)
-class AssetPool:
-    """Asset names per category, and the sizes of each asset, smallest first."""
-
-    names: tuple[tuple[str, ...], ...]
-    sizes_m: dict[str, tuple[tuple[float, float, float], ...]]
-
-
-def sample_object(label: int, pool: AssetPool, x: float, y: float, yaw_rad: float,
+def sample_object(label: int, pool: Pool, x: float, y: float, yaw_rad: float,
                   rng: np.random.Generator) -> SceneObject:
     """A random asset of the category at (x, y), in a random size."""
-    name = str(rng.choice(pool.names[label]))
-    between = rng.uniform()
-    smallest_m, largest_m = pool.sizes_m[name][0], pool.sizes_m[name][-1]
-    size_m = tuple(float(low + between * (high - low)) for low, high in zip(smallest_m, largest_m))
+    name = str(rng.choice(list(pool[label])))
+    between, sizes_m = rng.uniform(), pool[label][name]
+    ranges_m = zip(sizes_m[0], sizes_m[-1])  # smallest and largest
+    size_m = tuple(float(low + between * (high - low)) for low, high in ranges_m)
     return SceneObject(label, name, (float(x), float(y), 0.0), size_m, float(yaw_rad))
 
 
-def source_street(pool: AssetPool, rng: np.random.Generator) -> list[SceneObject]:
+def source_street(pool: Pool, rng: np.random.Generator) -> list[SceneObject]:
     """SDR: random counts and positions on a straight road; the camera is in a right-hand lane."""
     lanes = int(rng.integers(2, 7))
     own = int(rng.integers(lanes // 2, lanes))  # lanes are counted from the left
-    left, right = -(own + 0.5) * LANE_M, (lanes - own - 0.5) * LANE_M
-    objects = []
+    left, right, objects = -(own + 0.5) * LANE_M, (lanes - own - 0.5) * LANE_M, []
     for lane in range(lanes):
         for _ in range(rng.integers(1, 3)):
-            heading = HEADINGS_RAD[0 if lane >= lanes // 2 else 1]
-            objects.append(sample_object(CAR, pool, (lane - own) * LANE_M, rng.uniform(5, 60),
-                                         heading, rng))
+            x, heading_rad = (lane - own) * LANE_M, HEADINGS_RAD[int(lane < lanes // 2)]
+            objects.append(sample_object(CAR, pool, x, rng.uniform(5, 60), heading_rad, rng))
     for _ in range(rng.integers(0, 3)):
-        x = rng.choice([left - SIDEWALK_M / 2, right + SIDEWALK_M / 2])
-        x += rng.uniform(-0.8, 0.8)
-        objects.append(sample_object(PEDESTRIAN, pool, x, rng.uniform(5, 35),
-                                     rng.uniform(0, 2 * math.pi), rng))
+        x = rng.choice([left - SIDEWALK_M / 2, right + SIDEWALK_M / 2]) + rng.uniform(-0.8, 0.8)
+        y, yaw_rad = rng.uniform(5, 35), rng.uniform(0, 2 * math.pi)
+        objects.append(sample_object(PEDESTRIAN, pool, x, y, yaw_rad, rng))
     for label, nearest_m, farthest_m in ((HOUSE, 9.0, 22.0), (VEGETATION, 2.0, 12.0)):
         for _ in range(rng.integers(1, 4)):
             side = rng.choice([-1, 1])
             edge = (right if side > 0 else -left) + SIDEWALK_M
-            x = side * (edge + rng.uniform(nearest_m, farthest_m))
-            objects.append(sample_object(label, pool, x, rng.uniform(8, 65),
-                                         math.pi if side > 0 else 0.0, rng))
+            x, y = side * (edge + rng.uniform(nearest_m, farthest_m)), rng.uniform(8, 65)
+            objects.append(sample_object(label, pool, x, y, math.pi if side > 0 else 0.0, rng))
     return objects
 
 
-def target_street(pool: AssetPool, rng: np.random.Generator) -> list[SceneObject]:
+def target_street(pool: Pool, rng: np.random.Generator) -> list[SceneObject]:
     """A residential street with KITTI's statistics of cars and pedestrians; nothing overlaps."""
     objects = []
     for label in (CAR, PEDESTRIAN):
@@ -139,14 +129,13 @@ def target_street(pool: AssetPool, rng: np.random.Generator) -> list[SceneObject
                 add_if_free(objects, moved_to(house, x, y))
             y += house.size_m[1] / 2 + rng.uniform(1, 14)
     for _ in range(rng.integers(3, 8)):
-        side = rng.choice([-1, 1])
-        add_if_free(objects, sample_object(VEGETATION, pool, side * rng.uniform(8.5, 14),
-                                           rng.uniform(8, 65), 0.0, rng))
+        x, y = rng.choice([-1, 1]) * rng.uniform(8.5, 14), rng.uniform(8, 65)
+        add_if_free(objects, sample_object(VEGETATION, pool, x, y, 0.0, rng))
     return objects
 
 
 def add_traffic_object(objects: list[SceneObject], label: int, before: SceneObject | None,
-                       pool: AssetPool, rng: np.random.Generator) -> SceneObject | None:
+                       pool: Pool, rng: np.random.Generator) -> SceneObject | None:
     """One more car or pedestrian, in view and not overlapping; or `before` if there is no room."""
     for _ in range(MAX_TRIES):
         if before and rng.uniform() < FOLLOWS[label]:
@@ -205,16 +194,15 @@ def ground_extents_m(item: SceneObject) -> tuple[float, float]:
 
 def snap_to_context(objects: list[SceneObject], boxes_px: np.ndarray, camera: Camera,
                     rng: np.random.Generator) -> list[SceneObject]:
-    """Cars take the nearest lane and its heading; a box of vegetation becomes a row of trees
-    (A.2.3)."""
+    """Cars take the nearest lane and its heading; vegetation becomes a row of trees (A.2.3)."""
     snapped = []
     for item, (x0, _, x1, _) in zip(objects, boxes_px):
         x, y, _ = item.position_world
         if item.label == CAR:
             lane = round(x / LANE_M) * LANE_M
-            heading_rad = HEADINGS_RAD[0 if lane >= 0 else 1]  # traffic is on the right
             item = moved_to(item, lane + float(np.clip(x - lane, -0.8, 0.8)), y)
-            snapped.append(replace(item, yaw_rad=heading_rad))
+            # traffic is on the right
+            snapped.append(replace(item, yaw_rad=HEADINGS_RAD[int(lane < 0)]))
         elif item.label == VEGETATION:
             wide_m = (x1 - x0) * max(y, 1.0) / camera.K[0, 0]
             count = int(np.clip(round(wide_m / item.size_m[0]), 1, 6))
@@ -239,8 +227,8 @@ def sample_appearance(objects: list[SceneObject], camera: Camera, domain: str, r
         painted.append(replace(item, material=first, part_materials=tuple(others)))
     elevation = math.radians(rng.uniform(20, 60) if look == "target" else rng.uniform(12, 80))
     azimuth = rng.uniform(0, 2 * math.pi)
-    sun = (math.cos(azimuth) * math.cos(elevation), math.sin(azimuth) * math.cos(elevation),
-           math.sin(elevation))
+    flat = math.cos(elevation)
+    sun = (math.cos(azimuth) * flat, math.sin(azimuth) * flat, math.sin(elevation))
     warm = 1 - math.sin(elevation)  # a low sun is yellow
     if look == "target":
         light = rng.uniform(1.1, 1.7) * np.array([1.0, 0.95, 0.86])
@@ -249,8 +237,7 @@ def sample_appearance(objects: list[SceneObject], camera: Camera, domain: str, r
     else:
         bright = rng.uniform(0.3, 1.3)
         light = bright * np.array([1.0, 1 - 0.25 * warm, 1 - 0.5 * warm])
-        zenith = bright * rng.uniform(0.2, 0.6) * np.array([rng.uniform(0.4, 1),
-                                                            rng.uniform(0.6, 1), 1.0])
+        zenith = bright * rng.uniform(0.2, 0.6) * np.array([*rng.uniform((0.4, 0.6), 1), 1.0])
         horizon, clouds = np.minimum(zenith * 1.6, 1.0), float(rng.uniform(0, 0.9))
         sky = Sky(tuple(zenith), tuple(horizon), clouds, int(rng.integers(1 << 16)))
         exposure = float(rng.uniform(0.7, 1.2))
@@ -277,21 +264,22 @@ def road(objects: list[SceneObject], look: str,
                                      for shades in ((0.05, 0.5), (0.04, 0.3), (0.2, 0.6)))
         marks = Material((float(rng.uniform(0.5, 0.9)),) * 3)
     middle, wide = (left + right) / 2, right - left
-    strips = [Strip((middle, 90.0), (ROAD_M, wide + 2 * SIDEWALK_M), math.pi / 2, pavement),
-              Strip((middle, 90.0), (ROAD_M, wide), math.pi / 2, asphalt)]
-    strips += [Strip((x, 90.0), (ROAD_M, 0.14), math.pi / 2, marks)
-               for x in (left + 0.25, right - 0.25)]
-    strips += [Strip(((lane + 0.5) * LANE_M, 90.0), (ROAD_M, 0.14), math.pi / 2, marks, 3.0)
-               for lane in range(low, high)]
-    return ground, tuple(strips)
+
+    def along(x, width_m, material, dash_m=0.0):
+        return Strip((x, 90.0), (ROAD_M, width_m), math.pi / 2, material, dash_m)
+
+    return ground, (
+        along(middle, wide + 2 * SIDEWALK_M, pavement), along(middle, wide, asphalt),
+        along(left + 0.25, 0.14, marks), along(right - 0.25, 0.14, marks),
+        *(along((lane + 0.5) * LANE_M, 0.14, marks, 3.0) for lane in range(low, high)))
 
 
 def textured(color, other, pattern: str, scale_m: float, amount: float,
              rng: np.random.Generator) -> Material:
     """A matte material with a pattern and a random seed."""
-    return Material(tuple(map(float, color)), roughness=1.0,
-                    texture=Texture(pattern, tuple(map(float, other)), scale_m, amount,
-                                    int(rng.integers(1 << 16))))
+    seed = int(rng.integers(1 << 16))
+    texture = Texture(pattern, tuple(map(float, other)), scale_m, amount, seed)
+    return Material(tuple(map(float, color)), roughness=1.0, texture=texture)
 
 
 def random_material(rng: np.random.Generator, dark: float = 0.03, bright: float = 0.8,
@@ -299,26 +287,22 @@ def random_material(rng: np.random.Generator, dark: float = 0.03, bright: float 
     """Any color between two brightnesses, with any pattern."""
     colors = [np.exp(rng.uniform(math.log(dark), math.log(bright))) * rng.uniform(1 - tint, 1, 3)
               for _ in range(2)]
-    return textured(*colors, str(rng.choice(PATTERNS)),
-                    float(np.exp(rng.uniform(math.log(0.15), math.log(4)))),
-                    float(rng.uniform(0, 0.8)), rng)
+    pattern, scale_m = str(rng.choice(PATTERNS)), np.exp(rng.uniform(math.log(0.15), math.log(4)))
+    return textured(*colors, pattern, float(scale_m), float(rng.uniform(0, 0.8)), rng)
 
 
 def source_materials(label: int, randomize: str, rng: np.random.Generator) -> list[Material]:
     """Random materials of an object's parts; without `strong`, small parts have fixed ones."""
     if randomize == "strong":
-        parts = (street.CAR_PARTS, street.WALKER_PARTS, street.HOUSE_PARTS,
-                 street.TREE_PARTS)[label]
-        return [random_material(rng, tint=0.9) for _ in parts]
+        return [random_material(rng, tint=0.9) for _ in range(street.MATERIALS[label])]
     body = random_material(rng, tint=0.9)
     if label == CAR:
         paint = Material(body.color, float(rng.uniform(0, 0.6)), float(rng.uniform(0.25, 0.6)))
         return [paint, Material((0.03, 0.04, 0.05), 0.0, 0.2), Material((0.02,) * 3),
                 Material((0.8, 0.8, 0.7)), Material((0.4, 0.02, 0.02))]
     if label == PEDESTRIAN:
-        skin = rng.uniform(0.15, 0.6) * np.array([1.0, 0.72, 0.55])
-        return [body, random_material(rng, tint=0.9), Material(tuple(skin)),
-                Material((0.05, 0.03, 0.02))]
+        skin = Material(tuple(rng.uniform(0.15, 0.6) * np.array([1.0, 0.72, 0.55])))
+        return [body, random_material(rng, tint=0.9), skin, Material((0.05, 0.03, 0.02))]
     if label == HOUSE:
         return [body, random_material(rng), Material((0.05, 0.06, 0.08), 0.0, 0.3),
                 random_material(rng)]
@@ -338,14 +322,14 @@ def target_materials(label: int, randomize: str, rng: np.random.Generator) -> li
         return [paint, Material((0.02, 0.025, 0.03), 0.0, 0.12), Material((0.015,) * 3),
                 Material((0.85, 0.85, 0.8), 0.0, 0.2), Material((0.35, 0.01, 0.01), 0.0, 0.3)]
     if label == PEDESTRIAN:
-        skin = rng.uniform(0.2, 0.6) * np.array([1.0, 0.7, 0.55])
-        return [Material(tuple(rng.uniform(0.02, 0.3) * rng.uniform(0.5, 1, 3))),
-                Material(tuple(rng.uniform(0.01, 0.12) * np.ones(3))), Material(tuple(skin)),
-                Material((0.04, 0.025, 0.015))]
+        skin = Material(tuple(rng.uniform(0.2, 0.6) * np.array([1.0, 0.7, 0.55])))
+        jacket = Material(tuple(rng.uniform(0.02, 0.3) * rng.uniform(0.5, 1, 3)))
+        trousers = Material(tuple(rng.uniform(0.01, 0.12) * np.ones(3)))
+        return [jacket, trousers, skin, Material((0.04, 0.025, 0.015))]
     if label == HOUSE:
         color, pattern = WALLS[rng.integers(len(WALLS))]
-        wall = textured(color, np.array(color) * 0.6, pattern, 0.5 if pattern == "brick" else 2.0,
-                        0.5, rng)
+        scale_m = 0.5 if pattern == "brick" else 2.0
+        wall = textured(color, np.array(color) * 0.6, pattern, scale_m, 0.5, rng)
         roof = textured((0.22, 0.07, 0.04), (0.1, 0.03, 0.02), "brick", 0.5, 0.7, rng)
         return [wall, roof, Material((0.06, 0.07, 0.09), 0.0, 0.15), Material((0.12, 0.06, 0.03))]
     green = rng.uniform(0.5, 1.2) * np.array([0.06, 0.10, 0.025])
@@ -361,13 +345,8 @@ ENV = Env(
                         lifted_images=400, start_steps=500, steps=350, iterations=1, warmup=0.3),
         "paper": Preset(image_size=(WIDTH, HEIGHT), source_images=6000, target_images=9600,
                         lifted_images=6000, start_steps=10_000, steps=90_000, iterations=3,
-                        warmup=0.3),
-    },
-    domains=DOMAINS,
-    threshold=0.2,
-    adaptive=False,
-    sample=sample_scene,
-    render=render_scenes,
+                        warmup=0.3)},
+    domains=DOMAINS, threshold=0.2, adaptive=False, sample=sample_scene, render=render_scenes,
     world=World(
         rules=RelationRules({"left": 0.5, "right": 0.5, "front": 1.0, "behind": 1.0},
                             required_category=CAR, reach_m=80.0),
@@ -381,6 +360,4 @@ ENV = Env(
         min_visible_fraction=0.0005,
         sample_layout=sample_layout,
         snap_to_context=snap_to_context,
-        sample_appearance=sample_appearance,
-    ),
-)
+        sample_appearance=sample_appearance))

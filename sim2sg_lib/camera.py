@@ -1,9 +1,10 @@
 """The pinhole camera, and every frame convention of the project.
 
-World   meters, right-handed, z up; the ground is the plane z = 0. Yaw: radians about world z, x to
-y. Camera  OpenCV: x right, y down, z forward (depth). x_camera = R x_world + t. Pixels  x right, y
-down; the center of the first pixel is (0.5, 0.5), so an image spans [0, width] x [0, height].
-        u = K00 x/z + K02, v = K11 y/z + K12 with K the 3 x 3 intrinsic matrix in pixels (no skew).
+World   meters, right-handed, z up; the ground is z = 0. Yaw: radians about world z, x to y.
+Camera  OpenCV: x right, y down, z forward (depth). x_camera = R x_world + t.
+Pixels  x right, y down; the center of the first pixel is (0.5, 0.5), so an image spans
+        [0, width] x [0, height]. u = K00 x/z + K02, v = K11 y/z + K12 with K the 3 x 3 intrinsic
+        matrix in pixels (no skew).
 Boxes   x0, y0, x1, y1 in float pixels, half-open.
 
 `Camera` is one view in numpy, for files and lifting; `Cameras` a batch in torch, for rendering.
@@ -20,16 +21,12 @@ FAR_M = 80.0  # rays are cut here if they meet the ground farther away, or never
 
 @dataclass(frozen=True)
 class Camera:
-    """One view.
+    """One view."""
 
-    K: (3, 3) float64 intrinsics in pixels.    R: (3, 3) float64 world -> camera rotation.
-    t: (3,) float64 world -> camera translation, meters.    width, height: image size in pixels.
-    """
-
-    K: np.ndarray
-    R: np.ndarray
-    t: np.ndarray
-    width: int
+    K: np.ndarray  # (3, 3) float64 intrinsics in pixels
+    R: np.ndarray  # (3, 3) float64 world -> camera rotation
+    t: np.ndarray  # (3,) float64 world -> camera translation, meters
+    width: int  # pixels
     height: int
 
     @property
@@ -61,7 +58,7 @@ class Camera:
         return np.array([point[0], point[1], height_m])
 
     def ground_axes(self) -> tuple[np.ndarray, np.ndarray]:
-        """The ground frame of the camera: unit (3,) world vectors `right` and `forward`, horizontal."""
+        """The ground frame: unit (3,) horizontal world vectors `right` and `forward`."""
         right, forward = self.R[0] * [1, 1, 0], self.R[2] * [1, 1, 0]
         return right / np.linalg.norm(right), forward / np.linalg.norm(forward)
 
@@ -77,13 +74,12 @@ class Camera:
     def offset_from(self, nominal: "Camera") -> np.ndarray:
         """(2,) whole meters along x and y from `nominal`: the origin of its world in this one.
 
-        The origin of a world is arbitrary, and environments place lamps, roads and walls by that of
-        their nominal camera. Rounded, so that cameras near the nominal one share its world.
+        Environments place lamps, roads and walls relative to their nominal camera.
         """
         return np.round((self.position_world - nominal.position_world)[:2])
 
     def to_json(self) -> dict:
-        """K, R and t as nested lists, the fields of cameras.jsonl."""
+        """The fields of cameras.jsonl."""
         return {"K": self.K.tolist(), "R": self.R.tolist(), "t": self.t.tolist()}
 
 
@@ -101,27 +97,17 @@ def look_at(eye_world, target_world, focal_px: float, width: int, height: int) -
 
 @dataclass(frozen=True)
 class Cameras:
-    """B views of one pixel size.
+    """B views of one pixel size."""
 
-    K, R: (B, 3, 3) float.    t: (B, 3) float.    width, height: image size in pixels.
-    """
-
-    K: Tensor
-    R: Tensor
-    t: Tensor
-    width: int
+    K: Tensor  # (B, 3, 3)
+    R: Tensor  # (B, 3, 3)
+    t: Tensor  # (B, 3)
+    width: int  # pixels
     height: int
-
-    def project(self, points_world: Tensor, view: Tensor) -> tuple[Tensor, Tensor]:
-        """(N, 3) world points, seen by cameras `view` (N,) -> (N, 2) pixels, (N,) depth in meters."""
-        # not a matrix product, whose last digits would depend on the number of points
-        points_camera = (self.R[view] * points_world[:, None, :]).sum(-1) + self.t[view]  # (N, 3)
-        depth_m = points_camera[:, 2]
-        focal_px = torch.stack([self.K[:, 0, 0], self.K[:, 1, 1]], -1)[view]  # (N, 2)
-        return points_camera[:, :2] / depth_m[:, None] * focal_px + self.K[view, :2, 2], depth_m
 
     def homogeneous_px(self, points_world: Tensor, view: Tensor) -> Tensor:
         """(N, 3) world points, each seen by camera `view` (N,) -> (N, 3) depth times (u, v, 1)."""
+        # not a matrix product, whose last digits would depend on the number of points
         points_camera = (self.R[view] * points_world[:, None, :]).sum(-1) + self.t[view]
         return (self.K[view] * points_camera[:, None, :]).sum(-1)
 
@@ -140,10 +126,11 @@ class Cameras:
         return x[:, None, :, None] * R[..., 0, :] + y[:, :, None, None] * R[..., 1, :] + R[..., 2, :]
 
 
-def stack_cameras(cameras: list[Camera], width: int, height: int, device: torch.device | str = "cpu",
-                  dtype: torch.dtype = torch.float32) -> Cameras:
+def stack_cameras(cameras: list[Camera], width: int, height: int,
+                  device: torch.device | str = "cpu", dtype: torch.dtype = torch.float32
+                  ) -> Cameras:
     """Several views resized to one pixel size, as a batch."""
     views = [camera.resized(width, height) for camera in cameras]
-    K, R, t = (torch.from_numpy(np.stack(arrays)).to(device, dtype)
-               for arrays in zip(*((view.K, view.R, view.t) for view in views)))
+    K, R, t = (torch.from_numpy(np.stack([getattr(view, name) for view in views])).to(device, dtype)
+               for name in "KRt")
     return Cameras(K, R, t, width, height)

@@ -12,16 +12,12 @@ PATTERNS = ("noise", "checks", "wood", "brick", "asphalt", "grass")
 
 @dataclass(frozen=True)
 class Texture:
-    """A procedural pattern in the space of an object that blends in a second color.
+    """A procedural pattern in the space of an object that blends in a second color."""
 
-    pattern: one of PATTERNS.    color: linear RGB.    scale_m: size of its cells, meters.
-    amount:  0 is plain, 1 is full contrast.    seed: of its random values.
-    """
-
-    pattern: str
-    color: tuple[float, float, float]
-    scale_m: float = 1.0
-    amount: float = 1.0
+    pattern: str  # one of PATTERNS
+    color: tuple[float, float, float]  # linear RGB
+    scale_m: float = 1.0  # size of the cells
+    amount: float = 1.0  # 0 is plain, 1 is full contrast
     seed: int = 0
 
 
@@ -42,51 +38,36 @@ def linear(display_rgb: tuple[int, int, int]) -> tuple[float, float, float]:
 
 @dataclass(frozen=True)
 class Mesh:
-    """One asset in its unit box: x and y in [-0.5, 0.5], z in [0, 1].
+    """One asset in its unit box: x and y in [-0.5, 0.5], z in [0, 1]."""
 
-    verts:     (V, 3) float64.    normals: (V, 3) float64, unit, outward.
-    faces:     (F, 3) int64, counter-clockwise from outside.
-    face_part: (F,) int64, index of each face's material among those of the object; None for all 0.
-    """
-
-    verts: np.ndarray
-    normals: np.ndarray
-    faces: np.ndarray
-    face_part: np.ndarray | None = None
+    verts: np.ndarray  # (V, 3) float64
+    normals: np.ndarray  # (V, 3) float64, unit, outward
+    faces: np.ndarray  # (F, 3) int64, counter-clockwise from outside
+    face_part: np.ndarray | None = None  # (F,) int64, index of each face's material; None for all 0
 
 
 @dataclass(frozen=True)
 class SceneObject:
-    """One object, standing upright.
+    """One object, standing upright."""
 
-    label:          category index.
-    asset:          name of a unit mesh of the environment.
-    position_world: center of the footprint, meters; z is 0 on the ground.
-    size_m:         full extents along x, y, z of the asset.
-    yaw_rad:        rotation about world z; at 0 the x axis of the asset is that of the world.
-    material:       of the first part of the asset, and of parts beyond part_materials.
-    part_materials: of its further parts, in order.
-    """
-
-    label: int
-    asset: str
-    position_world: tuple[float, float, float]
-    size_m: tuple[float, float, float]
-    yaw_rad: float
-    material: Material = Material()
-    part_materials: tuple[Material, ...] = ()
+    label: int  # category index
+    asset: str  # name of a unit mesh of the environment
+    position_world: tuple[float, float, float]  # center of the footprint, m; z is 0 on the ground
+    size_m: tuple[float, float, float]  # full extents along x, y, z of the asset
+    yaw_rad: float  # rotation about world z; at 0 the x axis of the asset is that of the world
+    material: Material = Material()  # of the asset's first part, and of parts beyond part_materials
+    part_materials: tuple[Material, ...] = ()  # of its further parts, in order
 
 
 @dataclass(frozen=True)
 class Light:
     """A lamp, or with `directional` a sun.
 
-    position_world: meters; of a sun, the direction towards it.
-    intensity:      linear RGB; irradiance of a lamp at one meter, which falls with the square of
-                    the distance, or of a sun everywhere.
+    intensity: linear RGB; irradiance of a lamp at one meter, which falls with the square of the
+               distance, or of a sun everywhere.
     """
 
-    position_world: tuple[float, float, float]
+    position_world: tuple[float, float, float]  # meters; of a sun, the direction towards it
     intensity: tuple[float, float, float]
     directional: bool = False
 
@@ -95,71 +76,52 @@ class Light:
 class Sky:
     """Light from all directions above, and what is seen above the horizon.
 
-    zenith, horizon: linear RGB overhead and at the horizon.
-    clouds:          cloudiness from 0 to 1: 0.3 covers an eighth of the sky, 0.5 half, 0.7 seven
-                     eighths. Clouds are seen and give no light.
-    seed:            of the shapes of the clouds.
+    clouds: cloudiness from 0 to 1: 0.3 covers an eighth of the sky, 0.5 half, 0.7 seven eighths.
+            Clouds are seen and give no light.
     """
 
-    zenith: tuple[float, float, float]
-    horizon: tuple[float, float, float]
+    zenith: tuple[float, float, float]  # linear RGB overhead
+    horizon: tuple[float, float, float]  # linear RGB at the horizon
     clouds: float = 0.0
-    seed: int = 0
+    seed: int = 0  # of the shapes of the clouds
 
 
 @dataclass(frozen=True)
 class Strip:
-    """A rectangle painted on the ground: a road, a mark on it, a carpet.
+    """A rectangle painted on the ground: a road, a mark on it, a carpet."""
 
-    position_world: center (x, y), meters.    size_m: extents along and across it.
-    yaw_rad:        of its long axis, about world z.
-    dash_m:         length of dashes and of the gaps between them; 0 for a solid strip.
-    """
-
-    position_world: tuple[float, float]
-    size_m: tuple[float, float]
-    yaw_rad: float
+    position_world: tuple[float, float]  # center (x, y), meters
+    size_m: tuple[float, float]  # extents along and across it
+    yaw_rad: float  # of its long axis, about world z
     material: Material
-    dash_m: float = 0.0
+    dash_m: float = 0.0  # length of dashes and of the gaps between them; 0 for a solid strip
 
 
 @dataclass(frozen=True)
 class Room:
-    """Four walls around the ground.
+    """Four walls around the ground, below the sky."""
 
-    low_m, high_m: corners (x, y) in the world.    height_m: of the walls; above them is the sky.
-    """
-
-    low_m: tuple[float, float]
+    low_m: tuple[float, float]  # corner (x, y) in the world
     high_m: tuple[float, float]
-    height_m: float
+    height_m: float  # of the walls
     wall: Material
 
 
 @dataclass(frozen=True)
 class Scene:
-    """Everything an image depends on.
-
-    ground:        material of the plane z = 0; its texture lies in x, y relative to origin_world.
-    exposure:      factor before tone mapping.
-    style_seed:    seed of the procedural stylization of the finished image; None for none.
-    strips:        painted on the ground, later ones over earlier ones.
-    room:          walls around it, None outdoors.
-    shadow_texels: width of each lamp's shadow map; equal for all scenes of a batch.
-    origin_world:  the point (x, y) that is rendered as the origin: near the objects, since single
-                   precision is not enough far from it.
-    """
+    """Everything an image depends on."""
 
     objects: tuple[SceneObject, ...]
     camera: Camera
     lights: tuple[Light, ...]
     sky: Sky
-    ground: Material
-    exposure: float = 1.0
-    style_seed: int | None = None
-    strips: tuple[Strip, ...] = ()
-    room: Room | None = None
-    shadow_texels: int = 192
+    ground: Material  # of the plane z = 0; its texture lies in x, y relative to origin_world
+    exposure: float = 1.0  # factor before tone mapping
+    style_seed: int | None = None  # of the stylization of the finished image, if any
+    strips: tuple[Strip, ...] = ()  # later ones are painted over earlier ones
+    room: Room | None = None  # None outdoors
+    shadow_texels: int = 192  # width of each lamp's shadow map; equal for all scenes of a batch
+    # the point (x, y) that is rendered as the origin: single precision is not enough far from it
     origin_world: tuple[float, float] = (0.0, 0.0)
 
     def moved(self, offset_m: Sequence[float]) -> "Scene":
@@ -174,11 +136,13 @@ class Scene:
         def move_item(item):
             return replace(item, position_world=move(item.position_world))
 
+        lights = (light if light.directional else move_item(light) for light in self.lights)
+        room = self.room and replace(self.room, low_m=move(self.room.low_m),
+                                     high_m=move(self.room.high_m))
         return replace(
             self, objects=tuple(map(move_item, self.objects)), camera=self.camera.moved((dx, dy)),
-            lights=tuple(light if light.directional else move_item(light) for light in self.lights),
-            strips=tuple(map(move_item, self.strips)), origin_world=move(self.origin_world),
-            room=self.room and replace(self.room, low_m=move(self.room.low_m), high_m=move(self.room.high_m)))
+            lights=tuple(lights), strips=tuple(map(move_item, self.strips)), room=room,
+            origin_world=move(self.origin_world))
 
     def to_json(self) -> dict:
         """One line of scenes.jsonl."""
@@ -208,18 +172,12 @@ def predicate_axes(camera: Camera) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class RelationRules:
-    """When the predicates of an environment hold.
+    """When the predicates of an environment hold."""
 
-    margins_m:         minimum distance along a spatial predicate's axis; of `on`, maximum gap.
-    required_category: the category of one end of every spatial relation; None for any pair.
-    supports:          category -> the category that it may stand `on`.
-    reach_m:           objects farther ahead of the camera have no relations.
-    """
-
-    margins_m: dict[str, float]
-    required_category: int | None = None
-    supports: dict[int, int] = field(default_factory=dict)
-    reach_m: float = math.inf
+    margins_m: dict[str, float]  # minimum distance along a predicate's axis; of `on`, maximum gap
+    required_category: int | None = None  # of one end of every spatial relation; None for any pair
+    supports: dict[int, int] = field(default_factory=dict)  # category -> what it may stand `on`
+    reach_m: float = math.inf  # objects farther ahead of the camera have no relations
 
     def allowed_predicates(self, categories: int, predicates: tuple[str, ...]) -> np.ndarray:
         """(P, C, C) bool, whether a predicate may hold between categories of subject and object."""
@@ -237,8 +195,7 @@ def relations(objects: Sequence[SceneObject], camera: Camera, predicates: tuple[
               rules: RelationRules) -> np.ndarray:
     """All relations between N objects: (R, 3) int64 rows (s, p, o), ordered by s, then o, then p.
 
-    Spatial ones as in CLEVR (Johnson et al. 2017): <s, p, o> holds iff (position_s - position_o) .
-    axis_p > margin; the axes are horizontal.
+    As in CLEVR (Johnson et al. 2017), <s, p, o> if (position_s - position_o) . axis_p > margin.
     """
     axes = predicate_axes(camera)
     positions = np.array([o.position_world for o in objects], np.float64).reshape(-1, 3)
@@ -266,8 +223,8 @@ def stands_on(upper: SceneObject, lower: SceneObject, gap_allowed_m: float) -> b
     return inside and abs(gap_m) <= gap_allowed_m
 
 
-def to_footprint(item: SceneObject, point_world: Sequence[float]) -> tuple[float, float]:
-    """x and y of a world point in the frame of an object, from the center of its footprint."""
+def to_footprint(item: SceneObject | Strip, point_world):
+    """x and y of world points (floats or tensors) in the frame of a footprint, from its center."""
     dx, dy = point_world[0] - item.position_world[0], point_world[1] - item.position_world[1]
     cos, sin = math.cos(item.yaw_rad), math.sin(item.yaw_rad)
     return cos * dx + sin * dy, cos * dy - sin * dx

@@ -92,7 +92,8 @@ def make_work(case: Case, device: str) -> dict:
 
 def slow_rasterize(meshes, cameras) -> np.ndarray:
     """The nearest face of every pixel, found by testing every pixel for every face."""
-    px, depth = cameras.project(meshes.verts_world, meshes.vert_scene)
+    found = cameras.homogeneous_px(meshes.verts_world, meshes.vert_scene)
+    px, depth = found[:, :2] / found[:, 2:], found[:, 2]
     corners, zs = (px[meshes.faces].double().cpu().numpy(),
                    depth[meshes.faces].double().cpu().numpy())
     x, y = np.meshgrid(np.arange(cameras.width) + 0.5, np.arange(cameras.height) + 0.5)

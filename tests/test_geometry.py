@@ -73,9 +73,10 @@ def test_batched_cameras_agree_with_the_single_one():
     points = np.random.default_rng(0).uniform(-2, 2, (6, 3)) + [0, 4, 0]
     cameras = stack_cameras(views, 320, 240, dtype=torch.float64)
     for b, view in enumerate(views):
-        px, depth = cameras.project(torch.from_numpy(points), torch.full((6,), b))
-        np.testing.assert_allclose(px, view.project(points)[0])
-        np.testing.assert_allclose(depth, view.project(points)[1])
+        points_px, depth_m = view.project(points)
+        found = cameras.homogeneous_px(torch.from_numpy(points), torch.full((6,), b))
+        np.testing.assert_allclose(found[:, :2] / found[:, 2:], points_px)
+        np.testing.assert_allclose(found[:, 2], depth_m)
         np.testing.assert_allclose(cameras.positions_world()[b], view.position_world)
         np.testing.assert_allclose(cameras.rays_world()[b, 10, 20], view.ray_world((20.5, 10.5)))
 

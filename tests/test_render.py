@@ -194,7 +194,8 @@ def test_every_object_is_in_view_of_its_shadow_camera():
         (meshes.verts_world - center[meshes.vert_scene]).norm(dim=1) <= radius[meshes.vert_scene]
     ).all()
     cameras = looking_at(center, radius, center + torch.tensor([0.0, 0.0, 20.0]), 192)
-    px, depth = cameras.project(meshes.verts_world, meshes.vert_scene)
+    found = cameras.homogeneous_px(meshes.verts_world, meshes.vert_scene)
+    px, depth = found[:, :2] / found[:, 2:], found[:, 2]
     assert (px >= 0).all() and (px <= cameras.width).all() and (depth > 0).all()
 
 

@@ -1,10 +1,8 @@
 """Chairs, tables and laptops, five of each for the source and for the target of the dining room.
 
 All lengths are meters in the asset's own frame: x ahead (where a sitter looks, or from a laptop to
-its user), y left, z up. Part numbers are the same within a category: chair 0 frame, 1 seat and
-back; table 0 top, 1 legs, 2 drawers and shelves; laptop 0 body, 1 bezel, 2 screen, 3 keys, 4
-picture on the screen. A table's highest point is its flat top, so that objects `on` it are at its
-full height. """
+its user), y left, z up. A table's highest point is its flat top, for objects `on` it.
+"""
 import math
 
 from sim2sg_lib.scene import Mesh
@@ -13,9 +11,10 @@ from sim2sg_lib.sim.meshes import Part, box_mesh, compose, cylinder_mesh, prism_
 Point = tuple[float, float, float]
 Asset = tuple[Mesh, Point]  # a unit mesh and its extents in meters
 
-FRAME, SEAT = 0, 1
-TOP, LEGS, DRAWERS = 0, 1, 2
-BODY, BEZEL, SCREEN, KEYS, PICTURE = 0, 1, 2, 3, 4
+# part numbers: seat and back of a chair; drawers and shelves of a table; a laptop shows a picture
+FRAME, SEAT = range(2)
+TOP, LEGS, DRAWERS = range(3)
+BODY, BEZEL, SCREEN, KEYS, PICTURE = range(5)
 
 BOX, RODS = box_mesh(), {}
 
@@ -30,12 +29,10 @@ def box(low: Point, high: Point, number: int = 0) -> Part:
 
 def rod(start: Point, end: Point, width_m: float, number: int = 0, taper: float = 1.0,
         segments: int = 6) -> Part:
-    """A round rod from one point to another; its width at the end is `taper` times that at the
-    start."""
+    """A round rod between two points; its width at the end is `taper` times that at the start."""
     if (taper, segments) not in RODS:
         RODS[taper, segments] = cylinder_mesh(segments, taper)
-    along = [b - a for a, b in zip(start, end)]
-    length = math.dist(start, end)
+    along, length = [b - a for a, b in zip(start, end)], math.dist(start, end)
     turn = (0.0, math.acos(along[2] / length), math.atan2(along[1], along[0]))
     return Part(RODS[taper, segments], (width_m, width_m, length), start, number, turn)
 
@@ -51,16 +48,14 @@ def tube(points: list[Point], width_m: float, number: int = 0, segments: int = 5
 
 
 def slab(outline: list[tuple[float, float]], low_m: float, high_m: float, number: int = 0) -> Part:
-    """A flat piece between two heights; its outline (x, y) runs counter-clockwise seen from
-    above."""
+    """A flat piece between two heights; outline (x, y), counter-clockwise seen from above."""
     xs, ys = zip(*outline)
     size = (max(xs) - min(xs), high_m - low_m, max(ys) - min(ys))
     middle = ((max(xs) + min(xs)) / 2, min(ys), (low_m + high_m) / 2)
     return Part(prism_mesh(outline), size, middle, number, (-math.pi / 2, 0.0, 0.0))
 
 
-def rounded(depth_m: float, width_m: float, power: float = 0.5,
-            corners: int = 12) -> list[tuple[float, float]]:
+def rounded(depth_m: float, width_m: float, power: float, corners: int = 12) -> list[tuple]:
     """The outline of a rounded rectangle: a superellipse, power 1 an ellipse, smaller squarer."""
     def bend(value):
         return math.copysign(abs(value) ** power, value) / 2
@@ -86,20 +81,20 @@ def cantilever_chair(width_m: float, seat_m: float, top_m: float, tube_m: float,
     """
     y, r, lean = width_m / 2, tube_m / 2, 0.12 * (top_m - seat_m) / 0.4
     side = [(-0.24, y, r), (0.20, y, r), (0.26, y, 0.07), (0.27, y, seat_m - 0.07),
-            (0.22, y, seat_m - 0.02),
-            (-0.18, y, seat_m - 0.04), (-0.23, y, seat_m + 0.04), (-0.23 - lean, y, top_m)]
+            (0.22, y, seat_m - 0.02), (-0.18, y, seat_m - 0.04), (-0.23, y, seat_m + 0.04),
+            (-0.23 - lean, y, top_m)]
     parts = [part for line in mirrored(side) for part in tube(line, tube_m, FRAME)]
-    parts += tube([(-0.24, y, r), (-0.24, -y, r)], tube_m,
-                  FRAME) + tube([(0.27, y, 0.2), (0.27, -y, 0.2)], tube_m, FRAME)
+    parts += tube([(-0.24, y, r), (-0.24, -y, r)], tube_m, FRAME)
+    parts += tube([(0.27, y, 0.2), (0.27, -y, 0.2)], tube_m, FRAME)
     parts.append(slab(rounded(0.46, width_m - tube_m, 0.3), seat_m - 0.03, seat_m + 0.03, SEAT))
-    tilt = -math.atan2(lean, top_m - seat_m - 0.04)
+    back_m = top_m - seat_m - 0.04
+    tilt = -math.atan2(lean, back_m)
     spans = {"panel": [(0.25, 1.0)], "pads": [(0.2, 0.5), (0.7, 1.0)],
              "slats": [(0.2, 0.36), (0.46, 0.62), (0.72, 0.88)]}[back]
     for low, high in spans:
-        rise, size_m = seat_m + 0.04 + low * (top_m - seat_m - 0.04), (high - low) * (top_m - seat_m
-                                                                                      - 0.04)
-        parts.append(Part(BOX, (0.04, width_m - tube_m, size_m), (-0.22 - lean * low, 0, rise),
-                          SEAT, (0, tilt, 0)))
+        size_m = (0.04, width_m - tube_m, (high - low) * back_m)
+        foot_m = (-0.22 - lean * low, 0, seat_m + 0.04 + low * back_m)
+        parts.append(Part(BOX, size_m, foot_m, SEAT, (0, tilt, 0)))
     if arms:
         rest = [(0.26, y, seat_m - 0.05), (0.24, y, seat_m + 0.17), (0.19, y, seat_m + 0.2),
                 (-0.26, y, seat_m + 0.2)]
@@ -107,15 +102,6 @@ def cantilever_chair(width_m: float, seat_m: float, top_m: float, tube_m: float,
         parts += [box((-0.2, s * y - 0.025, seat_m + 0.2), (0.2, s * y + 0.025, seat_m + 0.23),
                       SEAT) for s in (-1, 1)]
     return compose(parts)
-
-
-def cantilever_chairs() -> list[Asset]:
-    """The source's chairs."""
-    return [cantilever_chair(0.48, 0.45, 0.84, 0.030, "panel", False),
-            cantilever_chair(0.52, 0.46, 0.86, 0.032, "panel", True),
-            cantilever_chair(0.46, 0.45, 0.98, 0.028, "slats", False),
-            cantilever_chair(0.50, 0.44, 0.80, 0.038, "pads", False),
-            cantilever_chair(0.50, 0.47, 1.02, 0.034, "panel", True)]
 
 
 def windsor_base(seat_m: float, width_m: float, splay_m: float) -> list[Part]:
@@ -129,8 +115,8 @@ def windsor_base(seat_m: float, width_m: float, splay_m: float) -> list[Part]:
                   for top, foot in zip(tops, feet)]
         parts.append(rod(*middle, 0.026, FRAME))
     across = width_m / 2 - 0.08 + 0.55 * splay_m
-    return parts + [rod((0, -across, 0.45 * seat_m - 0.01), (0, across, 0.45 * seat_m - 0.01),
-                        0.026, FRAME)]
+    z = 0.45 * seat_m - 0.01
+    return parts + [rod((0, -across, z), (0, across, z), 0.026, FRAME)]
 
 
 def windsor_chair(top_m: float, width_m: float, spindles: int, back: str,
@@ -139,19 +125,18 @@ def windsor_chair(top_m: float, width_m: float, spindles: int, back: str,
     seat_m, rise = 0.45, top_m - 0.45
     parts = windsor_base(seat_m, width_m, 0.07)
 
-    # the back's surface leans, and bends around its sitter
-    def behind(y: float, z: float) -> Point:
+    def behind(y: float, z: float) -> Point:  # the back leans, and bends around its sitter
         return (-0.19 + 0.9 * y * y - 0.22 * (z - seat_m), y, z)
 
-    shares = [2 * (i + 0.5) / spindles - 1 for i in range(spindles)]
+    places = [2 * (i + 0.5) / spindles - 1 for i in range(spindles)]  # from -1 to 1
     if back == "hoop":
         angles = [math.pi * i / 10 for i in range(11)]
         hoop = [behind(0.5 * width_m * math.cos(a), seat_m - 0.02 + rise * math.sin(a) ** 0.6)
                 for a in angles]
         parts += tube(hoop, 0.03, FRAME)
-        heights = [seat_m + rise * (1 - (0.8 * s) ** 2) ** 0.3 - 0.02 for s in shares]
+        heights = [seat_m + rise * (1 - (0.8 * s) ** 2) ** 0.3 - 0.02 for s in places]
         parts += [rod(behind(0.33 * width_m * s, seat_m - 0.02), behind(0.4 * width_m * s, z),
-                      0.016, FRAME, segments=5) for s, z in zip(shares, heights)]
+                      0.016, FRAME, segments=5) for s, z in zip(places, heights)]
     elif back == "comb":
         crest = [behind(0.55 * width_m * (i / 3 - 1), top_m - 0.05) for i in range(7)]
         for a, b in zip(crest, crest[1:]):
@@ -160,7 +145,7 @@ def windsor_chair(top_m: float, width_m: float, spindles: int, back: str,
             parts.append(Part(BOX, (math.dist(a, b) * 1.05, 0.026, 0.09), middle, FRAME, (0, 0, turn)))
         parts += [rod(behind(0.38 * width_m * s, seat_m - 0.02),
                       behind(0.48 * width_m * s, top_m - 0.05),
-                      0.03 if abs(s) == max(shares) else 0.017, FRAME, segments=5) for s in shares]
+                      0.03 if abs(s) == max(places) else 0.017, FRAME, segments=5) for s in places]
     else:  # a rail at the height of the elbows, from one arm around the back to the other
         rail = [(0.14, 0.27, top_m), (0.0, 0.28, top_m), (-0.14, 0.24, top_m), (-0.23, 0.12, top_m)]
         rail += [(x, -y, z) for x, y, z in rail[::-1]]
@@ -172,13 +157,6 @@ def windsor_chair(top_m: float, width_m: float, spindles: int, back: str,
     if cushion:
         parts.append(slab(rounded(0.36, width_m - 0.07, 0.6), seat_m - 0.01, seat_m + 0.03, SEAT))
     return compose(parts)
-
-
-def windsor_chairs() -> list[Asset]:
-    """The target's chairs."""
-    return [windsor_chair(0.95, 0.46, 7, "hoop"), windsor_chair(1.0, 0.46, 8, "comb"),
-            windsor_chair(0.70, 0.50, 0, "rail"), windsor_chair(0.88, 0.44, 6, "comb", cushion=True),
-            windsor_chair(1.02, 0.48, 6, "hoop", cushion=True)]
 
 
 # --- tables ---------------------------------------------------------------------------------------
@@ -212,8 +190,7 @@ def drawers(low: Point, high: Point, count: int) -> list[Part]:
 
 
 def workshop_table(depth_m: float, width_m: float, top_m: float, kind: str) -> Asset:
-    """A thick top of boards; kind: "frame" of square posts with a shelf, "cabinet", "trestles" or
-    "vice"."""
+    """A thick top of boards; kind: "frame" with a shelf, "cabinet", "trestles" or "vice"."""
     x, y, under = depth_m / 2 - 0.07, width_m / 2 - 0.08, top_m - 0.07
     parts = planks(depth_m, width_m, under, top_m, 4, TOP)
     if kind == "trestles":
@@ -233,25 +210,17 @@ def workshop_table(depth_m: float, width_m: float, top_m: float, kind: str) -> A
     parts += [box((s * x - 0.025, -y, under - 0.1), (s * x + 0.025, y, under), LEGS) for s in (-1, 1)]
     parts += planks(2 * x, 2 * y, 0.16, 0.2, 3, DRAWERS)
     if kind == "vice":  # below the top and within its outline
-        parts += [box((x + 0.02, 0.3 * y, under - 0.18), (x + 0.07, 0.3 * y + 0.25, under),
-                      DRAWERS), rod((x, 0.3 * y + 0.12, under - 0.1),
-                                    (x + 0.06, 0.3 * y + 0.12, under - 0.1), 0.05, LEGS)]
+        middle, z = 0.3 * y + 0.12, under - 0.1
+        jaws = box((x + 0.02, 0.3 * y, under - 0.18), (x + 0.07, 0.3 * y + 0.25, under), DRAWERS)
+        parts += [jaws, rod((x, middle, z), (x + 0.06, middle, z), 0.05, LEGS)]
         parts += drawers((-0.2, -0.8 * y, under - 0.17), (x, -0.1 * y, under), 1)
     else:
         parts += [rod((-x, -s * y, 0.22), (-x, s * y, under - 0.1), 0.03, LEGS) for s in (1, -1)]
     return compose(parts)
 
 
-def workshop_tables() -> list[Asset]:
-    """The source's tables."""
-    return [workshop_table(0.70, 1.40, 0.80, "frame"), workshop_table(0.72, 1.45, 0.78, "cabinet"),
-            workshop_table(0.75, 1.50, 0.76, "trestles"), workshop_table(0.72, 1.35, 0.82, "vice"),
-            workshop_table(0.85, 1.20, 0.78, "frame")]
-
-
 def kitchen_table(depth_m: float, width_m: float, top_m: float, kind: str) -> Asset:
-    """kind: "turned" or "tapered" legs, "pedestal" with a cross of feet, "trestle" ends with a
-    beam."""
+    """kind: "turned" or "tapered" legs, "pedestal", or "trestle" ends with a beam."""
     x, y, under = depth_m / 2 - 0.09, width_m / 2 - 0.09, top_m - 0.035
     if kind == "pedestal":
         parts = [slab(rounded(depth_m, width_m, 0.3, 20), under, top_m, TOP)]
@@ -289,13 +258,6 @@ def kitchen_table(depth_m: float, width_m: float, top_m: float, kind: str) -> As
     return compose(parts + apron)
 
 
-def kitchen_tables() -> list[Asset]:
-    """The target's tables."""
-    return [kitchen_table(0.85, 1.40, 0.75, "turned"), kitchen_table(1.00, 1.15, 0.74, "pedestal"),
-            kitchen_table(0.85, 1.45, 0.76, "trestle"), kitchen_table(0.80, 1.25, 0.75, "tapered"),
-            kitchen_table(0.95, 1.10, 0.74, "turned")]
-
-
 # --- laptops --------------------------------------------------------------------------------------
 
 def laptop(width_m: float, depth_m: float, thick_m: float, lid_m: float, open_rad: float,
@@ -304,14 +266,14 @@ def laptop(width_m: float, depth_m: float, thick_m: float, lid_m: float, open_ra
     """A base with keys and touchpad, and a lid opened by `open_rad` beyond upright.
 
     keys: start and end of the keyboard as fractions of the depth from the front, rows, keys per
-    row. pad_m: the touchpad's depth and width.    lid_m: the lid's thickness.    bezel_m: around
-    the screen. """
+    row. pad_m: depth and width of the touchpad. lid_m: thickness of the lid.
+    """
     x, y, tilt = depth_m / 2, width_m / 2, (0.0, -open_rad, 0.0)
     parts = [slab(rounded(depth_m, width_m, round_power), 0.0, thick_m, BODY)]
     first, last, rows, columns = keys
     row_m, key_m = (last - first) * depth_m / rows, (width_m - 0.05) / columns
-    well = (x - last * depth_m - 0.006, x - first * depth_m + 0.006)
-    parts.append(box((well[0], -y + 0.019, 0.001), (well[1], y - 0.019, thick_m + 0.0005), BEZEL))
+    parts.append(box((x - last * depth_m - 0.006, -y + 0.019, 0.001),
+                     (x - first * depth_m + 0.006, y - 0.019, thick_m + 0.0005), BEZEL))
     for row in range(rows):
         low = x - first * depth_m - (row + 1) * row_m
         for column in range(columns):
@@ -341,19 +303,35 @@ def laptop(width_m: float, depth_m: float, thick_m: float, lid_m: float, open_ra
     return compose([*parts, badge])
 
 
-def pc_laptops() -> list[Asset]:
-    """The source's laptops: thick, wide bezels, small touchpads."""
-    return [laptop(0.38, 0.26, 0.026, 0.012, 0.25, (0.40, 0.88, 4, 7), (0.055, 0.10), 0.016, 0.12),
-            laptop(0.41, 0.28, 0.032, 0.014, 0.40, (0.36, 0.82, 5, 8), (0.060, 0.10), 0.020, 0.08),
-            laptop(0.34, 0.24, 0.024, 0.012, 0.15, (0.38, 0.90, 4, 6), (0.045, 0.08), 0.014, 0.10),
-            laptop(0.36, 0.25, 0.030, 0.013, 0.50, (0.42, 0.86, 3, 6), (0.050, 0.09), 0.022, 0.06),
-            laptop(0.40, 0.26, 0.022, 0.010, 0.32, (0.40, 0.90, 4, 9), (0.055, 0.11), 0.012, 0.15)]
-
-
-def macbook_laptops() -> list[Asset]:
-    """The target's laptops: thin, rounded, large touchpads, thin bezels."""
-    return [laptop(0.356, 0.248, 0.016, 0.009, 0.30, (0.47, 0.90, 5, 7), (0.095, 0.16), 0.007, 0.3),
-            laptop(0.325, 0.226, 0.016, 0.009, 0.20, (0.47, 0.90, 4, 7), (0.085, 0.14), 0.008, 0.3),
-            laptop(0.364, 0.250, 0.020, 0.010, 0.42, (0.46, 0.88, 5, 8), (0.080, 0.12), 0.014, 0.25),
-            laptop(0.340, 0.237, 0.014, 0.009, 0.35, (0.48, 0.92, 4, 8), (0.085, 0.15), 0.006, 0.35),
-            laptop(0.358, 0.246, 0.018, 0.009, 0.10, (0.46, 0.90, 4, 9), (0.090, 0.15), 0.010, 0.3)]
+# kind -> assets: for the source, then for the target
+ASSETS = {
+    "cantilever": [
+        cantilever_chair(0.48, 0.45, 0.84, 0.030, "panel", False),
+        cantilever_chair(0.52, 0.46, 0.86, 0.032, "panel", True),
+        cantilever_chair(0.46, 0.45, 0.98, 0.028, "slats", False),
+        cantilever_chair(0.50, 0.44, 0.80, 0.038, "pads", False),
+        cantilever_chair(0.50, 0.47, 1.02, 0.034, "panel", True)],
+    "workshop": [
+        workshop_table(0.70, 1.40, 0.80, "frame"), workshop_table(0.72, 1.45, 0.78, "cabinet"),
+        workshop_table(0.75, 1.50, 0.76, "trestles"), workshop_table(0.72, 1.35, 0.82, "vice"),
+        workshop_table(0.85, 1.20, 0.78, "frame")],
+    "pc": [
+        laptop(0.38, 0.26, 0.026, 0.012, 0.25, (0.40, 0.88, 4, 7), (0.055, 0.10), 0.016, 0.12),
+        laptop(0.41, 0.28, 0.032, 0.014, 0.40, (0.36, 0.82, 5, 8), (0.060, 0.10), 0.020, 0.08),
+        laptop(0.34, 0.24, 0.024, 0.012, 0.15, (0.38, 0.90, 4, 6), (0.045, 0.08), 0.014, 0.10),
+        laptop(0.36, 0.25, 0.030, 0.013, 0.50, (0.42, 0.86, 3, 6), (0.050, 0.09), 0.022, 0.06),
+        laptop(0.40, 0.26, 0.022, 0.010, 0.32, (0.40, 0.90, 4, 9), (0.055, 0.11), 0.012, 0.15)],
+    "windsor": [
+        windsor_chair(0.95, 0.46, 7, "hoop"), windsor_chair(1.0, 0.46, 8, "comb"),
+        windsor_chair(0.70, 0.50, 0, "rail"), windsor_chair(0.88, 0.44, 6, "comb", cushion=True),
+        windsor_chair(1.02, 0.48, 6, "hoop", cushion=True)],
+    "kitchen": [
+        kitchen_table(0.85, 1.40, 0.75, "turned"), kitchen_table(1.00, 1.15, 0.74, "pedestal"),
+        kitchen_table(0.85, 1.45, 0.76, "trestle"), kitchen_table(0.80, 1.25, 0.75, "tapered"),
+        kitchen_table(0.95, 1.10, 0.74, "turned")],
+    "macbook": [
+        laptop(0.356, 0.248, 0.016, 0.009, 0.30, (0.47, 0.90, 5, 7), (0.095, 0.16), 0.007, 0.3),
+        laptop(0.325, 0.226, 0.016, 0.009, 0.20, (0.47, 0.90, 4, 7), (0.085, 0.14), 0.008, 0.3),
+        laptop(0.364, 0.250, 0.020, 0.010, 0.42, (0.46, 0.88, 5, 8), (0.080, 0.12), 0.014, 0.25),
+        laptop(0.340, 0.237, 0.014, 0.009, 0.35, (0.48, 0.92, 4, 8), (0.085, 0.15), 0.006, 0.35),
+        laptop(0.358, 0.246, 0.018, 0.009, 0.10, (0.46, 0.90, 4, 9), (0.090, 0.15), 0.010, 0.3)]}

@@ -8,8 +8,7 @@ from sim2sg_lib.net.network import Outputs, SceneGraphNet
 class Adaptation(nn.Module):
     """What one method does with unlabeled target images in a training step.
 
-    A subclass sets `PRESETS`. It never sees a label of either domain; a gradient reversal, if it
-    needs one, is inside it.
+    It never sees a label of either domain; a gradient reversal, if it needs one, is inside it.
 
     PRESETS:     preset -> default knobs, a frozen dataclass of booleans and of numbers >= 0. A
                  method with parameters of its own has a knob `lr`, their learning rate.

@@ -46,8 +46,7 @@ def domain_loss(source: list[Tensor], target: list[Tensor],
 
     source, target: 1-D logits, one entry per image (or per level of an image). weights: in the same
     shapes, summing to 1 in each entry; uniform by default. All entries count the same, so that an
-    image with many triplets does not outweigh others; empty entries are left out. Without any logit
-    the loss is 0 and the accuracy 0.5.
+    image with many triplets does not outweigh others. Without any logit: 0 and 0.5.
     """
     losses, accuracies = [], []
     for domain, entries, weights in ((0.0, source, source_weights), (1.0, target, target_weights)):
@@ -67,13 +66,11 @@ def domain_loss(source: list[Tensor], target: list[Tensor],
 
 @dataclass(frozen=True)
 class Knobs:
-    """factor: gradient-reversal factor (its peak).  ramp: whether the factor grows from 0.
-    lr: constant learning rate of the discriminator, which must keep up with the network.
-    """
+    """Settings of both methods."""
 
-    factor: float
-    ramp: bool
-    lr: float
+    factor: float  # gradient-reversal factor, or its peak
+    ramp: bool  # whether the factor grows from 0
+    lr: float  # constant learning rate of the discriminator, which must keep up with the network
 
 
 class AppearanceAlignment(Adaptation):
@@ -90,11 +87,7 @@ class AppearanceAlignment(Adaptation):
 
     def losses(self, model: SceneGraphNet, source: Outputs, target: Outputs, progress: float
                ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        """Each location is weighted by the RPN's objectness.
-
-        Otherwise the ground, which fills most of an image and is easy to tell apart, dominates the
-        encoder's gradient.
-        """
+        """Weighted by objectness: else the ground dominates the encoder's gradient."""
         factor = reversal_factor(progress, self.knobs.factor, self.knobs.ramp)
         logits, weights = ([], []), ([], [])  # (source, target)
         for name in [name for name in source.features if name != "pool"][-APPEARANCE_LEVELS:]:
@@ -110,9 +103,8 @@ class AppearanceAlignment(Adaptation):
 class PredictionAlignment(Adaptation):
     """D_c: a two-layer perceptron over the features of one candidate triplet.
 
-    D_c sees both domains, but its gradient reaches the network through the target images alone (as
-    in Tsai et al. 2018). Reversing it for the synthetic ones too, which have labels to learn from,
-    makes training diverge.
+    Its gradient reaches the network through target images alone (as in Tsai et al. 2018): reversing
+    it for the synthetic ones too, which have labels to learn from, makes training diverge.
     """
 
     PRESETS = {"quick": Knobs(0.02, True, 2e-3), "paper": Knobs(4.0, False, 1e-4)}
@@ -138,8 +130,7 @@ class PredictionAlignment(Adaptation):
 def triplet_features(outputs: Outputs) -> list[Tensor]:
     """h(z): the candidate triplets of each image, (T, 2 (C + 1 + 4) + P); T may be 0.
 
-    Class probabilities and box (x, y, w, h over the image size) of subject and of object, then the
-    predicate probabilities. Nothing is detached.
+    Class probabilities and box (x, y, w, h over the image size) of both ends, then predicates.
     """
     nodes, pairs, config = outputs.nodes, outputs.pairs, outputs.model.config
     boxes = box_convert(nodes.boxes, "xyxy", "cxcywh")

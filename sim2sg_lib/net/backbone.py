@@ -21,53 +21,34 @@ EDGE_FLOOR = 0.05  # luminance differences below it are noise
 class ModelConfig:
     """Everything needed to rebuild the network, as plain numbers, strings and tuples.
 
-    categories:      object categories, without background.
-    predicates:      relation predicates; each one is a yes or no, there is no "no relation" class.
-    width, height:   network input, pixels.
-    backbone:        one of BACKBONES.
-    imagenet:        True: ImageNet weights, frozen batch norm, the last three stages trained.
-                     False: group norm, everything trained from scratch.
-    input:           one of INPUTS: `local_edges` of the image, or RGB normalized as for ImageNet.
-    returned_layers: ResNet stages (1..4, strides 4..32) that become pyramid levels; a pooled level
-                     is added on top.
-    anchor_sizes:    anchor side in pixels for each level, the pooled one last.
-    fpn_channels:    channels of every pyramid level.
-    head_width:      width of the two-layer box head, and of the one for union boxes.
-    rois_per_image:  RoIs sampled per image for the loss of the box head.
-    proposals_train: RPN proposals per image in training; before non-maximum suppression as many
-                     per level, but at least MIN_PRE_NMS.
-    proposals_test:  the same at test time.
-    graph_width:     width of object and relation states in the graph network.
-    nodes_train:     detections per image that become graph nodes in training, in addition to the
-                     ground-truth boxes.
-    nodes_test:      detections per image that become graph nodes at test time.
-    pairs_train:     ordered pairs per image kept by the relation proposal network in training.
-    pairs_test:      the same at test time.
-    gcn_steps:       message-passing steps, with shared weights, of each level of the graph network.
+    imagenet: True: ImageNet weights, frozen batch norm, the last three stages trained. False: group
+              norm, everything trained from scratch.
 
     Raises: ValueError for values outside these ranges: a checkpoint may come from anywhere.
     """
 
-    categories: int
-    predicates: int
-    width: int
+    categories: int  # without background
+    predicates: int  # each one is a yes or no, there is no "no relation" class
+    width: int  # of the network input, pixels
     height: int
-    backbone: str
+    backbone: str  # one of BACKBONES
     imagenet: bool
-    input: str
+    input: str  # one of INPUTS: `local_edges` of the image, or RGB normalized as for ImageNet
+    # ResNet stages (1..4, strides 4..32) that become pyramid levels; a pooled level is added on top
     returned_layers: tuple[int, ...]
-    anchor_sizes: tuple[int, ...]
-    fpn_channels: int
-    head_width: int
-    rois_per_image: int
+    anchor_sizes: tuple[int, ...]  # side in pixels for each level, the pooled one last
+    fpn_channels: int  # of every pyramid level
+    head_width: int  # of the two-layer box head, and of the one for union boxes
+    rois_per_image: int  # RoIs sampled per image for the loss of the box head
+    # RPN proposals per image (before non-maximum suppression: per level, at least MIN_PRE_NMS)
     proposals_train: int
     proposals_test: int
-    graph_width: int
-    nodes_train: int
+    graph_width: int  # of object and relation states in the graph network
+    nodes_train: int  # detections per image that become graph nodes, besides the ground-truth boxes
     nodes_test: int
-    pairs_train: int
+    pairs_train: int  # ordered pairs per image kept by the relation proposal network
     pairs_test: int
-    gcn_steps: int = 2
+    gcn_steps: int = 2  # message-passing steps, sharing weights, of each level of the graph network
 
     def __post_init__(self):
         for name in ("returned_layers", "anchor_sizes"):  # JSON turns tuples into lists
@@ -95,9 +76,8 @@ class ModelConfig:
 def quick_config(categories: int, predicates: int, width: int, height: int) -> ModelConfig:
     """A network that trains on a laptop CPU in minutes, without downloads.
 
-    CLEVR's 160x120 images show four objects of 8 to 40 pixels. Larger images show more objects,
-    some of them smaller (a distant car: 6 pixels), so that the pyramid starts one level finer and
-    the graph has more nodes.
+    CLEVR's 160x120 images show four objects of 8 to 40 pixels; larger ones show more and smaller
+    objects (a distant car: 6 pixels), hence a finer pyramid and a graph with more nodes.
     """
     large = width * height > 20_000
     return ModelConfig(
@@ -125,8 +105,7 @@ def local_edges(images: Tensor) -> Tensor:
 
     |dx|, |dy| and their norm, by central differences, over EDGE_FLOOR plus the root mean square of
     the norm in a square window, cut at the image border (as in Dalal and Triggs 2005). From random
-    weights, a network on RGB first learns shortcuts of one domain's palette and lamps, for instance
-    that objects are darker than the ground.
+    weights, a network on RGB first learns shortcuts of one domain's palette and lamps.
     """
     luminance = F.pad(images.mean(1, keepdim=True), (1, 1, 1, 1), mode="replicate")
     dx = luminance[..., 1:-1, 2:] - luminance[..., 1:-1, :-2]

@@ -34,30 +34,20 @@ MIN_PRE_NMS = 300       # fewer RPN boxes per level may all lie on the few most 
 
 @dataclass(frozen=True)
 class Detections:
-    """Detections, one entry per image, highest score first. n differs by image and may be 0.
+    """Detections, one entry per image, highest score first. n differs by image and may be 0."""
 
-    boxes:  (n, 4) px, clipped to the image.
-    labels: (n,) int64 in 1..C.
-    scores: (n,) in (SCORE_THRESHOLD, 1].
-    """
-
-    boxes: list[Tensor]
-    labels: list[Tensor]
-    scores: list[Tensor]
+    boxes: list[Tensor]  # (n, 4) px, clipped to the image
+    labels: list[Tensor]  # (n,) int64 in 1..C
+    scores: list[Tensor]  # (n,) in (SCORE_THRESHOLD, 1]
 
 
 @dataclass(frozen=True)
 class AnchorOutputs:
-    """Output of the RPN head for B images, with R anchors per location and A in all.
+    """Output of the RPN head for B images, with R anchors per location and A in all."""
 
-    level_logits: per pyramid level (B, R, h, w), objectness before the sigmoid.
-    logits:       (B * A, 1), the same in the order of the anchors.
-    deltas:       (B * A, 4), box regression.
-    """
-
-    level_logits: list[Tensor]
-    logits: Tensor
-    deltas: Tensor
+    level_logits: list[Tensor]  # per pyramid level (B, R, h, w), objectness before the sigmoid
+    logits: Tensor  # (B * A, 1), the same in the order of the anchors
+    deltas: Tensor  # (B * A, 4), box regression
 
 
 def pyramid_anchors(config: ModelConfig) -> Tensor:
@@ -83,9 +73,8 @@ def roi_align(feature: Tensor, boxes: Tensor, stride: int) -> Tensor:
     """RoIAlign (He et al. 2017) of one image's feature map: (C, H, W), (n, 4) px -> (n, 7, 7, C).
 
     Bilinear sampling and averaging are linear in the map and separable in x and y, hence two matrix
-    products. The numbers are those of torchvision with two samples per bin and axis, with axes in
-    the order x, y, C; the backward pass takes a tenth of the time on a CPU, and is deterministic on
-    a GPU. No gradient reaches the boxes.
+    products. The numbers are torchvision's with two samples per bin and axis; the backward pass
+    takes a tenth of the time on a CPU and is deterministic on a GPU. No gradient reaches the boxes.
     """
     channels, height, width = feature.shape
     boxes = boxes.detach() / stride
@@ -186,11 +175,10 @@ class Detector(nn.Module):
         level_sizes = [level[0].numel() for level in anchors.level_logits]
         was_training = self.rpn.training
         self.rpn.train(training)  # torchvision's RPN keeps fewer proposals at test time
-        try:
-            return self.rpn.filter_proposals(
-                boxes.view(batch, -1, 4), anchors.logits, sizes, level_sizes)[0]
-        finally:
-            self.rpn.train(was_training)
+        boxes = boxes.view(batch, -1, 4)
+        found, _ = self.rpn.filter_proposals(boxes, anchors.logits, sizes, level_sizes)
+        self.rpn.train(was_training)
+        return found
 
     def losses(self, features: dict[str, Tensor], anchors: AnchorOutputs, proposals: list[Tensor],
                targets: list[dict[str, Tensor]]) -> tuple[dict[str, Tensor], Detections]:

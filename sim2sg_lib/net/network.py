@@ -1,7 +1,6 @@
 """The whole network, and one forward pass that the task and all adaptation methods share.
 
-phi and h of Prakash et al. 2021, "Sim2SG": images -> features -> scene graphs. Letters in shapes as
-in relations.py.
+phi and h of Prakash et al. 2021: images -> features -> scene graphs. Letters as in relations.py.
 """
 import copy
 from collections import OrderedDict
@@ -23,31 +22,21 @@ ADAPT_NODES, ADAPT_PAIRS = 16, 64  # per image, in what adaptation methods see
 
 @dataclass(frozen=True)
 class Prediction:
-    """One image's predicted scene graph, before any threshold. N nodes, K pairs; both may be 0.
+    """One image's predicted scene graph, before any threshold. N nodes, K pairs; both may be 0."""
 
-    width, height:   network input size, pixels.
-    boxes_px:        (N, 4) x0 y0 x1 y1, network input pixels.
-    labels:          (N,) int64, category index from 0.
-    scores:          (N,) detection scores.
-    pairs:           (K, 2) int64, subject node, object node.
-    predicate_probs: (K, P) probability of each predicate by itself.
-    """
-
-    width: int
+    width: int  # of the network input, pixels
     height: int
-    boxes_px: Tensor
-    labels: Tensor
-    scores: Tensor
-    pairs: Tensor
-    predicate_probs: Tensor
+    boxes_px: Tensor  # (N, 4) x0 y0 x1 y1, network input pixels
+    labels: Tensor  # (N,) int64, category index from 0
+    scores: Tensor  # (N,) detection scores
+    pairs: Tensor  # (K, 2) int64, subject node, object node
+    predicate_probs: Tensor  # (K, P) probability of each predicate by itself
 
 
 class SceneGraphNet(nn.Module):
     """ResNet-FPN and Faster R-CNN, then Graph R-CNN: images -> scene graphs.
 
-    pretrained: False leaves out the ImageNet weights, where a checkpoint is loaded afterwards.
-
-    Raises: InputError if ImageNet weights are needed and cannot be loaded.
+    pretrained: False leaves out the ImageNet weights. Raises: InputError if they cannot be loaded.
     """
 
     def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
@@ -75,8 +64,7 @@ class SceneGraphNet(nn.Module):
     def losses(self, outputs: "Outputs", targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The seven task losses by name, each a scalar; their sum is trained on (section 4.1).
 
-        targets, per image: see detector.py; and `relations` (R, 3) int64, rows of subject,
-        predicate, object. R may be 0.
+        targets: see detector.py; also `relations` (R, 3) int64 of subject, predicate, object.
         """
         features = outputs.features
         losses, detections = self.detector.losses(
@@ -108,8 +96,7 @@ class SceneGraphNet(nn.Module):
                 ) -> list[Prediction]:
         """One Prediction per image, the same in training and in evaluation mode.
 
-        allowed: (P, C, C) bool of `RelationRules.allowed_predicates`; other predicates are not
-        predicted. None: all are allowed.
+        allowed: (P, C, C) bool of `RelationRules.allowed_predicates`; None: all are allowed.
         """
         outputs = Outputs(self, features, self.config.nodes_test, self.config.pairs_test, allowed)
         nodes, detections = outputs.nodes, outputs.detections
@@ -149,7 +136,6 @@ class Outputs:
     step and domain. Parts come from test-time detection, without labels, hence in the same way in
     both domains. Nothing is detached unless said so.
 
-    model:     the network, whose parts run here.
     features:  pyramid level -> (B, fpn_channels, h, w).
     max_nodes: detections per image that become graph nodes.
     max_pairs: pairs per image whose predicates are predicted.
@@ -194,19 +180,12 @@ class Outputs:
         return detector.proposals(self.anchors, training=False)
 
     @cached_property
-    def roi_features(self) -> Tensor:
-        """Box-head features of all proposals, image after image: (M, head_width)."""
-        return self.model.detector.box_features(self.features, self.proposals)
-
-    @cached_property
-    def roi_predictions(self) -> tuple[Tensor, Tensor]:
-        """Class logits (M, C + 1) and box regression (M, 4 (C + 1)) of all proposals."""
-        return self.model.detector.roi_heads.box_predictor(self.roi_features)
-
-    @cached_property
     def detections(self) -> Detections:
-        """The detected objects."""
-        return self.model.detector.detections(*self.roi_predictions, self.proposals, self.max_nodes)
+        """The objects detected among the proposals."""
+        detector = self.model.detector
+        roi_features = detector.box_features(self.features, self.proposals)  # (M, head_width)
+        logits, deltas = detector.roi_heads.box_predictor(roi_features)  # (M, C + 1), (M, 4 C + 4)
+        return detector.detections(logits, deltas, self.proposals, self.max_nodes)
 
     @cached_property
     def nodes(self) -> Nodes:

@@ -23,8 +23,8 @@ def to_graph(prediction: Prediction, image: str, width: int, height: int, object
              predicate_threshold: float) -> SceneGraph:
     """The prediction as a SceneGraph of an image of width x height pixels.
 
-    Keeps objects with score >= object_threshold, and relations between them with probability
-    >= predicate_threshold and above 0. Boxes are scaled from network input to image pixels and
+    Keeps objects with score >= object_threshold, and relations between them with probability >=
+    predicate_threshold and above 0. Boxes are scaled from network input to image pixels and
     clipped; boxes thinner than 0.01 px are then dropped.
     """
     scale = np.array([width / prediction.width, height / prediction.height] * 2)
@@ -45,8 +45,7 @@ def predict_folder(model: SceneGraphNet, images: ImageFolder, env: Env, object_t
                    predicate_threshold: float, kept: Path | None = None) -> list[SceneGraph]:
     """The predicted scene graph of every image, in order; boxes in the image's own pixels.
 
-    Relations that the environment's rules exclude are left out (between two chairs, for instance,
-    where one end must be a table). Without a 3-D world there are no rules.
+    In a 3-D world, relations that the environment's rules exclude are left out.
 
     kept: file that collects the graphs batch by batch; after an interruption, the graphs found
     there are not predicted again.
@@ -93,9 +92,8 @@ def confident_graphs(graphs: list[SceneGraph], env: Env, threshold: float
                      ) -> tuple[list[SceneGraph], list[float]]:
     """What `--threshold` keeps of predicted graphs, and the resulting threshold per category.
 
-    This is the meaning of a threshold (tau of the paper) on every command line. Objects: the
-    threshold is a score, or in an adaptive environment a fraction, see `thresholds`, measured on
-    the graphs given here. Relations: a probability.
+    This is the meaning of a threshold (tau of the paper) on every command line. Objects: a score,
+    or in an adaptive environment a fraction, see `thresholds`. Relations: a probability.
     """
     by_category = thresholds(graphs, env, threshold)
     return [confident(graph, by_category, threshold) for graph in graphs], by_category
@@ -106,7 +104,7 @@ def thresholds(graphs: list[SceneGraph], env: Env, threshold: float) -> list[flo
 
     A network new to a category never scores it high. In an adaptive environment, `threshold` is
     therefore a fraction of the 0.9 quantile, over the images in which the category is detected, of
-    its best score per image. No labels are needed.
+    its best score per image.
     """
     by_category = []
     for label in range(len(env.vocabulary.categories)):

@@ -21,20 +21,13 @@ PROPOSAL_WIDTH = 64  # width of the relation proposal network's embeddings
 
 @dataclass(frozen=True)
 class Nodes:
-    """The object boxes of a batch, image after image.
+    """The object boxes of a batch, image after image."""
 
-    counts:       nodes of each image.
-    image:        (N,) int64, index of each node's image.
-    boxes:        (N, 4) px.
-    features:     (N, head_width) box-head features.
-    class_logits: (N, C + 1) of the detector, background first.
-    """
-
-    counts: list[int]
-    image: Tensor
-    boxes: Tensor
-    features: Tensor
-    class_logits: Tensor
+    counts: list[int]  # nodes of each image
+    image: Tensor  # (N,) int64, index of each node's image
+    boxes: Tensor  # (N, 4) px
+    features: Tensor  # (N, head_width) box-head features
+    class_logits: Tensor  # (N, C + 1) of the detector, background first
 
 
 def image_index(counts: list[int], device: torch.device) -> Tensor:
@@ -54,8 +47,8 @@ def box_geometry(boxes: Tensor, width: int, height: int) -> Tensor:
 def pair_geometry(subjects: Tensor, objects: Tensor, width: int, height: int) -> Tensor:
     """What the union box does not show, which end is where: boxes (K, 4) px twice -> (K, 18).
 
-    box_geometry of both, then center offsets (x/W, y/H), bottom-edge offset (y1/H, a depth cue on a
-    ground plane), log size ratios (w, h), all of the subject relative to the object, and the IoU.
+    box_geometry of both; of the subject relative to the object, center offsets (x/W, y/H), offset
+    of the bottom edge (y1/H, a depth cue on a ground plane), log size ratios (w, h); and the IoU.
     """
     sizes_s, sizes_o = subjects[:, 2:] - subjects[:, :2], objects[:, 2:] - objects[:, :2]  # (K, 2)
     centers = (subjects[:, :2] + subjects[:, 2:] - objects[:, :2] - objects[:, 2:]) / 2
@@ -85,8 +78,7 @@ def ordered_pairs(image: Tensor) -> Tensor:
 class RelationProposal(nn.Module):
     """RePN (Yang et al. 2018): logit that two objects are related, s_ij = <Phi(x_i), Psi(x_j)>.
 
-    x_i holds class probabilities and, with a second pair of kernels, the position of the box; the
-    two products are added.
+    Of class probabilities and, with a second pair of kernels, of boxes; the products are added.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -161,9 +153,8 @@ class Attention(nn.Module):
 def object_edges(image: Tensor, pairs: Tensor) -> list[Tensor]:
     """Messages to objects by edge type, each (2, E): index of the receiving object, of the sender.
 
-    In order: from the other objects of the image, from the relations whose subject the object is,
-    from those whose object it is. A relation receives from one subject and one object, so attention
-    of relations would always be 1 and is left out.
+    From the other objects of the image, and from the relations whose subject, or object, the object
+    is. A relation receives from one subject and one object, so its attention would always be 1.
     """
     relations = torch.arange(len(pairs), device=pairs.device)
     ends = [torch.stack([pairs[:, end], relations]) for end in (0, 1)]
@@ -189,17 +180,13 @@ class GraphConvolution(nn.Module):
 
     def forward(self, objects: Tensor, relations: Tensor, pairs: Tensor, edges: list[Tensor],
                 weights: list[Tensor]) -> tuple[Tensor, Tensor]:
-        """Objects (N, D_o) and relations (K, D_r), both updated.
-
-        pairs (K, 2); edges and weights (E,) by edge type.
-        """
+        """Updated objects (N, D_o), relations (K, D_r); pairs (K, 2), weights (E,) by edge type."""
         received = torch.zeros_like(objects)
         senders = (objects, relations, relations)
         for layer, states, edge, weight in zip(self.to_objects, senders, edges, weights):
             messages = layer(states).relu()[edge[1]] * weight[:, None]  # (E, D_o)
             received = received.index_add(0, edge[0], messages)
-        sent = [layer(objects).relu()[pairs[:, end]]  # 2 x (K, D_r)
-                for end, layer in enumerate(self.to_relations)]
+        sent = [layer(objects).relu()[pairs[:, end]] for end, layer in enumerate(self.to_relations)]
         return objects + received / 3, relations + (sent[0] + sent[1]) / 2
 
 
@@ -226,10 +213,7 @@ class GraphNetwork(nn.Module):
 
     def forward(self, object_features: Tensor, union_features: Tensor, nodes: Nodes, pairs: Tensor
                 ) -> tuple[Tensor, Tensor]:
-        """Logits (N, C + 1) of classes and (K, P) of predicates.
-
-        object_features (N, head_width), union_features (K, head_width), pairs (K, 2).
-        """
+        """Logits (N, C + 1) and (K, P); features (N, head_width), (K, head_width), pairs (K, 2)."""
         objects = self.embed_object(object_features)  # (N, D)
         ends = nodes.boxes[pairs[:, 0]], nodes.boxes[pairs[:, 1]]
         relations = self.relation_states(union_features, *ends)  # (K, D)
@@ -270,8 +254,7 @@ def relation_targets(targets: list[dict[str, Tensor]], matches: Tensor, pairs: T
                      predicates: int) -> Tensor:
     """Which predicates hold for each pair of nodes: matches (N,), pairs (E, 2) -> (E, P) in {0, 1}.
 
-    Every pair of nodes that match the two ends of a ground-truth relation is positive; two nodes on
-    one object are not.
+    Every pair of nodes that match the two ends of a ground-truth relation is positive.
     """
     count, start = sum(len(target["boxes"]) for target in targets), 0
     # index -1, an unmatched node, reads the last row or column, where nothing holds
@@ -286,8 +269,7 @@ def relation_targets(targets: list[dict[str, Tensor]], matches: Tensor, pairs: T
 def balanced_bce(logits: Tensor, targets: Tensor, image: Tensor, images: int) -> Tensor:
     """Half the mean loss of positive rows plus half that of negative rows, averaged over images.
 
-    logits, targets (E, P), image (E,) -> scalar; a row is positive if any predicate holds. A half
-    without rows contributes 0.
+    logits, targets (E, P), image (E,) -> scalar; a row is positive if any predicate holds.
     """
     losses = F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(1)  # (E,)
     group = 2 * image + targets.any(1)

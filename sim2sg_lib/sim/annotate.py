@@ -16,16 +16,15 @@ def annotate(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: lis
     """The graphs of B rendered scenes, and for each graph which objects of its scene its rows are.
 
     fragments: of the same views, finer by a whole factor; boxes are in the pixels of the cameras.
-    Objects that show in less than env.world.min_visible_fraction of the image are left out, with
-    their relations. `visible` is the fraction of an object's pixels that nothing hides, `truncated`
-    the fraction of its projected box outside the image.
+    `visible` is the fraction of an object's pixels that nothing hides, `truncated` the fraction of
+    its projected box outside the image.
     """
     width, height = cameras.width, cameras.height
     fine = fragments.pix_to_face.shape[2] // width
     boxes, shown = visible_boxes(fragments, meshes)
     labeled = shown >= env.world.min_visible_fraction * (fine * width) * (fine * height)
     coarse = 1 if is_large(cameras) else fine
-    alone = object_pixels(meshes, scale_cameras(cameras, coarse), cull_backfaces=True)
+    alone = object_pixels(meshes, scale_cameras(cameras, coarse))
     alone = alone.cpu().numpy() * (fine / coarse) ** 2
     visible = np.clip(shown / np.maximum(alone, 1), 0, 1)
     truncated = truncated_fractions(meshes, cameras)
@@ -49,21 +48,16 @@ def visible_boxes(fragments: Fragments, meshes: Meshes) -> tuple[np.ndarray, np.
     count = len(meshes.object_scene)
     shown = torch.bincount(object_index, minlength=count)
     blank = torch.zeros(count, dtype=torch.int64, device=object_index.device)
-    boxes = torch.stack([
-        blank.scatter_reduce(0, object_index, column, "amin", include_self=False),
-        blank.scatter_reduce(0, object_index, row, "amin", include_self=False),
-        blank.scatter_reduce(0, object_index, column + 1, "amax", include_self=False),
-        blank.scatter_reduce(0, object_index, row + 1, "amax", include_self=False)], 1)
+    sides = (column, "amin"), (row, "amin"), (column + 1, "amax"), (row + 1, "amax")
+    boxes = torch.stack([blank.scatter_reduce(0, object_index, values, which, include_self=False)
+                         for values, which in sides], 1)
     return boxes.cpu().numpy().astype(np.float64), shown.cpu().numpy()
 
 
 def truncated_fractions(meshes: Meshes, cameras: Cameras) -> np.ndarray:
-    """(O,) fraction of each object's projected box outside the image, as KITTI's `truncated`.
-
-    Parts behind the camera are clipped at the near plane first.
-    """
+    """(O,) fraction of each object's projected box outside the image, as KITTI's `truncated`."""
     corners = cameras.homogeneous_px(meshes.verts_world, meshes.vert_scene)[meshes.faces]
-    ends, drawn = edges_px(corners)  # (F, E, 2, 2)
+    ends, drawn = edges_px(corners)  # (F, E, 2, 2), clipped at the near plane
     seen, index = drawn[..., None, None], meshes.face_object[:, None].expand(-1, 2)
     low = torch.where(seen, ends, torch.inf).amin((1, 2))
     high = torch.where(seen, ends, -torch.inf).amax((1, 2))

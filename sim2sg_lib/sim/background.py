@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sim2sg_lib.camera import Cameras
-from sim2sg_lib.scene import Material, Strip
+from sim2sg_lib.scene import Material, Strip, to_footprint
 from sim2sg_lib.sim.lighting import Lighting, ambient_occlusion, incoming, shadow_visibility, sky
 from sim2sg_lib.sim.meshes import Meshes, pack_textures
 from sim2sg_lib.sim.tensor_ops import dot, mix, pick, rows_of
@@ -30,19 +30,13 @@ def shade_background(meshes: Meshes, cameras: Cameras, light: Lighting) -> Tenso
 
 @dataclass(frozen=True)
 class BackgroundPoints:
-    """What N pixels see behind the objects, scene after scene.
+    """What N pixels see behind the objects, scene after scene."""
 
-    scene:             (N,) int64.
-    rays:              (N, 3) world directions, see Cameras.rays_world.
-    points, normal:    (N, 3) on ground and walls; meaningless in the sky.
-    ground, wall, sky: (N,) bool, which of the three each pixel sees.
-    """
-
-    scene: Tensor
-    rays: Tensor
-    points: Tensor
-    normal: Tensor
-    ground: Tensor
+    scene: Tensor  # (N,) int64
+    rays: Tensor  # (N, 3) world directions, see Cameras.rays_world
+    points: Tensor  # (N, 3) on ground and walls; meaningless in the sky, as are the normals
+    normal: Tensor  # (N, 3)
+    ground: Tensor  # (N,) bool, which pixels see the ground, a wall, the sky
     wall: Tensor
     sky: Tensor
 
@@ -87,7 +81,13 @@ def surface_colors(seen: BackgroundPoints, cameras: Cameras, light: Lighting) ->
     ground = seen.ground.nonzero()[:, 0]
     color = ground_colors(*pick(ground, seen.points, seen.rays, seen.scene), light, cameras)
     color = torch.zeros_like(seen.rays).index_copy(0, ground, color)
-    return texture_walls(color, seen.points, seen.scene, seen.wall.nonzero()[:, 0], light)
+    walls = seen.wall.nonzero()[:, 0]
+    for b, room in enumerate(one.room for one in light.scenes):
+        if room is not None:
+            rows = walls[seen.scene.index_select(0, walls) == b]
+            paint = plain_texture(room.wall, seen.points.index_select(0, rows))
+            color = color.index_copy(0, rows, paint)
+    return color
 
 
 # --- ground ---------------------------------------------------------------------------------------
@@ -105,7 +105,7 @@ def ground_colors(points: Tensor, rays: Tensor, scene: Tensor, light: Lighting, 
         ahead = F.normalize(ray[:, :2], dim=1)
         reach_m = 0.51 * pixel_m * slant.clamp(min=1)  # half a pixel in any direction, and a margin
         for strip in strips:
-            along, across = along_strip(strip, point)
+            along, across = to_footprint(strip, point.unbind(1))
             near = ((along.abs() - strip.size_m[0] / 2 < reach_m)
                     & (across.abs() - strip.size_m[1] / 2 < reach_m)).nonzero()[:, 0]
             cover = strip_coverage(strip, *pick(near, along, across, pixel_m, slant, ahead))
@@ -120,13 +120,6 @@ def plain_texture(material: Material, points: Tensor) -> Tensor:
     color = points.new_tensor(material.color).expand(len(points), 3)
     first = torch.zeros(len(points), dtype=torch.int64, device=points.device)
     return textured(color, pack_textures([material], points.device, points.dtype), first, points)
-
-
-def along_strip(strip: Strip, points: Tensor) -> tuple[Tensor, Tensor]:
-    """(N,) and (N,), meters along and across a strip from its center to points (N, 3)."""
-    cos, sin = math.cos(strip.yaw_rad), math.sin(strip.yaw_rad)
-    dx, dy = points[:, 0] - strip.position_world[0], points[:, 1] - strip.position_world[1]
-    return cos * dx + sin * dy, cos * dy - sin * dx
 
 
 def strip_coverage(strip: Strip, along: Tensor, across: Tensor, pixel_m: Tensor, slant: Tensor,
@@ -176,15 +169,6 @@ def raise_walls(points: Tensor, eye: Tensor, rays: Tensor, light: Lighting) -> t
         points = points.index_copy(0, rows, eye[b] + ray * nearest[:, None])
         normal, wall = normal.index_copy(0, rows, inward), wall.index_fill(0, rows, True)
     return points, normal, wall
-
-
-def texture_walls(color: Tensor, points: Tensor, scene: Tensor, walls: Tensor, light: Lighting) -> Tensor:
-    """Colors (N, 3) with those of the walls at the pixels `walls` (M,)."""
-    for b, room in enumerate(one.room for one in light.scenes):
-        if room is not None:
-            rows = walls[scene.index_select(0, walls) == b]
-            color = color.index_copy(0, rows, plain_texture(room.wall, points.index_select(0, rows)))
-    return color
 
 
 def add_sky(background: Tensor, seen: BackgroundPoints, light: Lighting) -> Tensor:

@@ -17,8 +17,7 @@ def in_parallel(work: Callable, chunks: list[range], device: torch.device) -> It
     """Yields work(chunk) in the chunks' order; on a CPU as many at once as torch has threads.
 
     Rendering is many small operations: whole chunks side by side use the cores better than each
-    operation split up. One thread works on each chunk, so that results do not depend on the number
-    of threads.
+    operation split up. One thread per chunk, so that results do not depend on their number.
     """
     workers = torch.get_num_threads() if device.type == "cpu" else 1
     pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))

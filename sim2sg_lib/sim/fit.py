@@ -1,9 +1,8 @@
 """Refinement by gradient: lifted objects move, turn and grow to fit the predicted boxes.
 
 Lifting (lift.py) treats one object at a time and does not know which hides which. Here all objects
-of a batch of scenes are rendered together by the soft rasterizer, each in a channel of its own; the
-columns and rows in which an object shows are compared with its box, and its pose follows the
-gradient.
+of a batch of scenes are rendered together by the soft rasterizer, each in its own channel; columns
+and rows in which an object shows are compared with its box, and its pose follows the gradient.
 """
 from dataclasses import replace
 

@@ -28,9 +28,8 @@ def lift(graph: SceneGraph, camera: Camera, env: Env,
          rng: np.random.Generator) -> tuple[list[SceneObject], SceneGraph]:
     """Objects without appearance, in the world of the camera, and the sub-graph of these objects.
 
-    graph:  boxes in pixels of graph.width x graph.height; no thresholding is applied here. Ignore
-            regions and neutral objects (`visible` 0), which training and scoring leave out, are
-            left out here, too.
+    graph:  boxes in pixels of graph.width x graph.height; no threshold is applied. Ignore regions
+            and neutral objects (`visible` 0) are left out, as in training and scoring.
     camera: its view, of any pixel size.
     """
     graph = select_objects(graph, graph.is_ground_truth)
@@ -67,13 +66,12 @@ def lift_box(label: int, box_px: np.ndarray, camera: Camera, env: Env, rng: np.r
 
 
 def weigh_depths(item: SceneObject, box_px: np.ndarray, camera: Camera, env: Env) -> SceneObject:
-    """Move an object along its line of sight to the mean of two depths, by bottom and height of its box.
+    """Move an object along its ray to the mean of two depths, from bottom and height of its box.
 
-    Weighted by inverse variances. Where the ground is not level, the error of the first grows with
-    the square of the depth; that of the second is the spread of sizes. Boxes cut off by the image
-    tell no height.
+    Weighted by inverse variances: where the ground is not level, the error of the first grows with
+    the square of the depth; that of the second is the spread of sizes.
     """
-    if box_px[1] <= 1 or box_px[3] >= camera.height - 1:
+    if box_px[1] <= 1 or box_px[3] >= camera.height - 1:  # cut off by the image
         return item
     position, eye = np.array(item.position_world), camera.position_world
     mesh = pose_mesh(env.world.assets[item.asset], position, item.size_m, item.yaw_rad)
@@ -189,15 +187,19 @@ def radius_m(item: SceneObject) -> float:
     return (item.size_m[0] + item.size_m[1]) / 4
 
 
-def overlapping(a: SceneObject, b: SceneObject) -> bool:
-    """Whether the boxes of two objects intersect, by the separating axes of their footprints."""
+def footprint_corners(item: SceneObject) -> list[tuple[float, float]]:
+    """The four corners (x, y) of a footprint in the world."""
+    half_m = np.array(item.size_m[:2]) / 2
+    return [from_footprint(item, *half_m * sign) for sign in product((-1, 1), repeat=2)]
+
+
+def overlapping(a: SceneObject, b: SceneObject, gap_m: float = -CONTACT_M) -> bool:
+    """Whether two boxes are nearer than gap_m, by the separating axes of their footprints."""
     if not side_by_side(a, b):
         return False
     for item, other in ((a, b), (b, a)):
-        half_m = np.array(other.size_m[:2]) / 2
-        corners_world = (from_footprint(other, *half_m * sign) for sign in product((-1, 1), repeat=2))
-        corners_m = np.array([to_footprint(item, corner) for corner in corners_world])
-        reach_m = np.array(item.size_m[:2]) / 2 - CONTACT_M
+        corners_m = np.array([to_footprint(item, corner) for corner in footprint_corners(other)])
+        reach_m = np.array(item.size_m[:2]) / 2 + gap_m
         if ((corners_m.min(0) > reach_m) | (corners_m.max(0) < -reach_m)).any():
             return False
     return True
@@ -224,9 +226,8 @@ def refine_by_relations(objects: list[SceneObject], graph: SceneGraph, support: 
                         axes: dict[str, np.ndarray], env: Env) -> list[SceneObject]:
     """Move objects along the ground until the relations of their graph hold.
 
-    No two solids are moved into each other. Relations that cannot hold together, a cycle for
-    instance, or without an overlap are dropped, the least certain first. What stands on another
-    object, support (N,), moves with it.
+    No two solids are moved into each other. Relations that cannot hold together, or not without an
+    overlap, are dropped, the least certain first. Objects move with their support (N,).
     """
     start = np.array([o.position_world for o in objects]).reshape(-1, 3)
     constraints = ground_constraints(graph, support, axes, env)

@@ -1,8 +1,8 @@
 """Lamps, suns, sky and shadows: the light that reaches a point.
 
-Units: `intensity` is a lamp's irradiance at one meter; a white diffuse surface reflects all of it as
-radiance (irradiance is divided by pi here). Every sum runs over a fixed number of terms, so that a
-scene renders to the same bytes alone and in any batch.
+Units: `intensity` is a lamp's irradiance at one meter; a white diffuse surface reflects all of it
+as radiance (irradiance is divided by pi here). Every sum runs over a fixed number of terms, so that
+a scene renders to the same bytes alone and in any batch.
 """
 from dataclasses import dataclass, replace
 
@@ -21,28 +21,18 @@ SUN_DISTANCE = 50.0  # distance of a sun's shadow camera, in radii of the scene
 
 @dataclass(frozen=True)
 class Lighting:
-    """Light and ground of B scenes; scenes with fewer than L lamps are filled up with dark ones.
+    """Light and ground of B scenes; scenes with fewer than L lamps are filled up with dark ones."""
 
-    lamp_world:    (B, L, 3) meters; of a sun, its direction.
-    is_sun:        (B, L) bool.
-    intensity:     (B, L, 3), irradiance at one meter, linear RGB.
-    zenith, horizon, ground_color: (B, 3) linear RGB.
-    exposure:      (B,).
-    ground:        the B textures of the ground.
-    shadows:       per lamp, see `shadow_maps`.
-    scenes:        with their clouds, rooms and strips.
-    """
-
-    lamp_world: Tensor
-    is_sun: Tensor
-    intensity: Tensor
-    zenith: Tensor
+    lamp_world: Tensor  # (B, L, 3) meters; of a sun, its direction
+    is_sun: Tensor  # (B, L) bool
+    intensity: Tensor  # (B, L, 3), irradiance at one meter, linear RGB
+    zenith: Tensor  # (B, 3) linear RGB
     horizon: Tensor
     ground_color: Tensor
-    exposure: Tensor
-    ground: Textures
-    shadows: list[tuple[Cameras, Tensor]]
-    scenes: list[Scene]
+    exposure: Tensor  # (B,)
+    ground: Textures  # B textures
+    shadows: list[tuple[Cameras, Tensor]]  # per lamp, see `shadow_maps`
+    scenes: list[Scene]  # with their clouds, rooms and strips
 
 
 def pack_lighting(scenes: list[Scene], meshes: Meshes, like: Tensor) -> Lighting:
@@ -69,10 +59,7 @@ def pack_lighting(scenes: list[Scene], meshes: Meshes, like: Tensor) -> Lighting
 
 
 def incoming(light: Lighting, lamp: int, scene: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:
-    """Unit directions (N, 3) from points (N, 3) of scenes (N,) to a lamp, and its irradiance (N, 3).
-
-    For surfaces that face the lamp, without shadows.
-    """
+    """Unit directions (N, 3) from points (N, 3) of scenes (N,) to a lamp, and irradiance (N, 3)."""
     position, sun, intensity = (rows_of(values[:, lamp], scene) for values in (
         light.lamp_world, light.is_sun[..., None], light.intensity))
     offset = position - points * rows_of((~light.is_sun[:, lamp, None]).to(points.dtype), scene)
@@ -103,8 +90,8 @@ def shadow_maps(meshes: Meshes, lamp_world: Tensor, is_sun: Tensor,
                 size: int) -> list[tuple[Cameras, Tensor]]:
     """For each of L lamps, B cameras at the lamp and the depth that they see, inf for nothing.
 
-    Back faces are drawn, so that lit surfaces need no depth bias. The depth is (B, 2 + size + 3, 2
-    + size + 3): a margin of inf surrounds the map.
+    Back faces are drawn, so that lit surfaces need no depth bias. The depth is (B, 2 + size + 3,
+    2 + size + 3): a margin of inf surrounds the map.
     """
     batch, lamps = is_sun.shape
     backs, maps = replace(meshes, faces=meshes.faces.flip(1)), []
@@ -117,7 +104,7 @@ def shadow_maps(meshes: Meshes, lamp_world: Tensor, is_sun: Tensor,
         distance = (lamp_world[:, i] - center).norm(dim=-1).maximum(1.2 * radius)
         near = center + direction * distance[:, None]
         cameras = looking_at(center, radius, torch.where(sun, far, near), size)
-        depth = depth_map(backs, cameras, cull_backfaces=True)
+        depth = depth_map(backs, cameras)
         maps.append((cameras, F.pad(depth, (2, 3, 2, 3), value=torch.inf)))
     return maps
 
@@ -154,8 +141,7 @@ def looking_at(center: Tensor, radius: Tensor, eye: Tensor, size: int) -> Camera
 def shadow_visibility(shadow: tuple[Cameras, Tensor], scene: Tensor, points: Tensor) -> Tensor:
     """(N,) in [0, 1], how visible a lamp is from points (N, 3); 1 beyond its shadow map.
 
-    Percentage-closer filtering (Reeves et al. 1987): the four texels around each point are compared
-    with its depth and interpolated, so that edges are soft.
+    Percentage-closer filtering of four texels (Reeves et al. 1987), so that edges are soft.
     """
     cameras, depth = shadow
     # one affine map per scene, gathered coefficient by coefficient: long rows suit the cache

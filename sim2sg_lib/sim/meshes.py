@@ -13,18 +13,13 @@ from sim2sg_lib.sim.tensor_ops import rows_of
 
 @dataclass(frozen=True)
 class Part:
-    """One piece of a composed asset, in the asset's frame: x ahead, y left, z up, meters.
+    """One piece of a composed asset, in the asset's frame: x ahead, y left, z up, meters."""
 
-    mesh:       unit mesh.    size_m: its extents.    position_m: center of its footprint.
-    number:     index of its material among those of the object.
-    turn_rad:   rotations about x, y and z, in this order, around position_m.
-    """
-
-    mesh: Mesh
+    mesh: Mesh  # unit mesh
     size_m: tuple[float, float, float]
-    position_m: tuple[float, float, float]
-    number: int = 0
-    turn_rad: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    position_m: tuple[float, float, float]  # center of its footprint
+    number: int = 0  # index of its material among those of the object
+    turn_rad: tuple[float, float, float] = (0.0, 0.0, 0.0)  # about x, y, z, around position_m
 
 
 def compose(parts: list[Part]) -> tuple[Mesh, tuple[float, float, float]]:
@@ -102,10 +97,7 @@ def _subdivide(verts: list[np.ndarray], faces: list[tuple]) -> list[tuple]:
 
 
 def cylinder_mesh(segments: int = 48, top: float = 1.0) -> Mesh:
-    """An upright cylinder with flat caps and smooth sides; 4 * segments - 4 faces.
-
-    top: width of the upper end as a fraction of the lower; 0 for a cone.
-    """
+    """An upright cylinder with flat caps; `top`: width of its upper end over that of the lower."""
     angle = np.arange(segments) * 2 * np.pi / segments
     side = np.stack([np.cos(angle), np.sin(angle), np.zeros(segments)], 1)  # (S, 3)
     lower, upper = 0.5 * side, 0.5 * top * side + [0, 0, 1]
@@ -123,10 +115,9 @@ def cylinder_mesh(segments: int = 48, top: float = 1.0) -> Mesh:
 
 
 def prism_mesh(outline: list[tuple[float, float]], top: float = 1.0) -> Mesh:
-    """A side view (x, z), extruded along y, with flat sides.
+    """A side view (x, z), extruded along y, with flat sides. `top`: as in cylinder_mesh.
 
     outline: (N, 2) points, counter-clockwise with z up, star-shaped around their mean.
-    top:     width along y at the upper end as a fraction of the lower.
     """
     points = np.array(outline, np.float64)
     low, high = points.min(0), points.max(0)
@@ -158,17 +149,13 @@ def flat_mesh(polygons: list[list[tuple[float, float, float]]]) -> Mesh:
 
 @dataclass(frozen=True)
 class Textures:
-    """N textures.
+    """N textures, see scene.Texture."""
 
-    pattern: (N,) int64 index into scene.PATTERNS, -1 for none.    color: (N, 3) linear RGB.
-    scale_m, amount: (N,) float.    seed: (N,) int64.    See scene.Texture.
-    """
-
-    pattern: Tensor
-    color: Tensor
-    scale_m: Tensor
-    amount: Tensor
-    seed: Tensor
+    pattern: Tensor  # (N,) int64 index into scene.PATTERNS, -1 for none
+    color: Tensor  # (N, 3) linear RGB
+    scale_m: Tensor  # (N,) float
+    amount: Tensor  # (N,) float
+    seed: Tensor  # (N,) int64
 
     def select(self, index: Tensor) -> "Textures":
         """The textures at an index (N,)."""
@@ -186,36 +173,23 @@ class Poses:
 
 @dataclass(frozen=True)
 class Meshes:
-    """The O objects of B scenes with M materials, packed. Indices count through the whole batch.
+    """The O objects of B scenes with M materials, packed. Indices count through the whole batch."""
 
-    verts_unit, normals_unit:   (V, 3) float64 in the unit boxes of the assets.
-    verts_object:               (V, 3) float, meters in the object's frame, for its texture.
-    verts_world, normals_world: (V, 3) float.
-    vert_object:                (V,) int64.
-    faces:                      (F, 3) int64 into verts.
-    face_object, face_material: (F,) int64.
-    object_scene:               (O,) int64, ascending.
-    scenes:                     B; a scene may have no object.
-    color:                      (M, 3) float, linear RGB.
-    metallic, roughness:        (M,) float.
-    texture:                    M textures.
-    """
-
-    verts_unit: Tensor
-    normals_unit: Tensor
-    verts_object: Tensor
-    verts_world: Tensor
-    normals_world: Tensor
-    vert_object: Tensor
-    faces: Tensor
-    face_object: Tensor
-    face_material: Tensor
-    object_scene: Tensor
-    scenes: int
-    color: Tensor
-    metallic: Tensor
-    roughness: Tensor
-    texture: Textures
+    verts_unit: Tensor  # (V, 3) float64 in the unit boxes of the assets
+    normals_unit: Tensor  # (V, 3) float64
+    verts_object: Tensor  # (V, 3) float, meters in the object's frame, for its texture
+    verts_world: Tensor  # (V, 3) float
+    normals_world: Tensor  # (V, 3) float
+    vert_object: Tensor  # (V,) int64
+    faces: Tensor  # (F, 3) int64 into verts
+    face_object: Tensor  # (F,) int64
+    face_material: Tensor  # (F,) int64
+    object_scene: Tensor  # (O,) int64, ascending
+    scenes: int  # B; a scene may have no object
+    color: Tensor  # (M, 3) float, linear RGB
+    metallic: Tensor  # (M,) float
+    roughness: Tensor  # (M,) float
+    texture: Textures  # M textures
 
     @property
     def vert_scene(self) -> Tensor:
@@ -270,8 +244,7 @@ def object_poses(scenes: list[Scene], device: torch.device | str = "cpu") -> Pos
 def place(meshes: Meshes, poses: Poses) -> Meshes:
     """Scale every object to its size, turn it about z by its yaw and move it to its position.
 
-    Gradients reach the poses. Computed in float64; the result has the floating type of the
-    materials.
+    Gradients reach the poses. Computed in float64; the result has the type of the materials.
     """
     owner, dtype = meshes.vert_object, meshes.color.dtype
     position, size_m = poses.position_world.double()[owner], poses.size_m.double()[owner]

@@ -25,8 +25,7 @@ def rasterize(meshes: Meshes, cameras: Cameras, blur_radius: float = 0.0, faces_
     from pytorch3d.renderer import MeshRasterizer, RasterizationSettings
     from pytorch3d.structures import Meshes as Structures
     from pytorch3d.utils import cameras_from_opencv_projection
-    size = torch.tensor([[cameras.height, cameras.width]], device=cameras.K.device)
-    size = size.expand(meshes.scenes, 2)
+    size = torch.tensor([[cameras.height, cameras.width]] * meshes.scenes, device=cameras.K.device)
     views = cameras_from_opencv_projection(cameras.R, cameras.t, cameras.K, size)
     settings = RasterizationSettings(
         image_size=(cameras.height, cameras.width), blur_radius=blur_radius,

@@ -21,7 +21,7 @@ from torch.utils.checkpoint import checkpoint
 
 from sim2sg_lib.camera import Cameras
 from sim2sg_lib.sim.meshes import Meshes
-from sim2sg_lib.sim.tensor_ops import ragged_arange
+from sim2sg_lib.sim.tensor_ops import pick, ragged_arange
 
 NEAR_M = 0.05      # near plane: nothing nearer is drawn, faces that cross it are clipped
 PAIR_BYTES = 200   # peak memory per pair of face and pixel
@@ -31,20 +31,17 @@ TINY = 1e-12       # squared length in pixels below which an edge is a point
 
 @dataclass(frozen=True)
 class Fragments:
-    """What each pixel of B images sees, nearest first; face indices count through the whole batch.
+    """What each pixel of B images sees, nearest first; all fields are -1 where it sees fewer faces.
 
-    pix_to_face: (B, H, W, K) int64, the K nearest faces; -1 where there are fewer.
-    zbuf:        (B, H, W, K) float, depth in meters; -1 where empty.
-    bary_coords: (B, H, W, K, 3) float, perspective-correct barycentric coordinates, clipped to the
-                 face beyond its edges; -1 where empty.
-    dists:       (B, H, W, K) float, squared distance to the nearest edge of the face on the screen,
-                 negative inside, in NDC (the short side of the image is 2 long); -1 where empty.
+    bary_coords: perspective-correct barycentric coordinates, clipped to the face beyond its edges.
+    dists:       squared distance to the nearest edge of the face on the screen, negative inside, in
+                 NDC (the short side of the image is 2 long).
     """
 
-    pix_to_face: Tensor
-    zbuf: Tensor
-    bary_coords: Tensor
-    dists: Tensor
+    pix_to_face: Tensor  # (B, H, W, K) int64, the K nearest faces, counted through the whole batch
+    zbuf: Tensor  # (B, H, W, K) float, depth in meters
+    bary_coords: Tensor  # (B, H, W, K, 3) float
+    dists: Tensor  # (B, H, W, K) float
 
 
 def scale_cameras(cameras: Cameras, factor: int) -> Cameras:
@@ -57,23 +54,18 @@ def scale_cameras(cameras: Cameras, factor: int) -> Cameras:
 class ScreenFaces:
     """F faces as their cameras see them. Offsets: pixels from the center of a face's first pixel.
 
-    face:    (F,) int64, index into Meshes.faces.
-    depth_m: (F, 3) of the corners, negative behind the camera.
-    first:   (F, 2) int64, column and row of the first pixel; rows of all images: scene * H + row.
-    span:    (F, 2) int64, columns and rows of the blurred box inside the image, at least 1.
-    inverse: (F, 3, 3), inverse[:, :, i] . (x, y, 1) is the unnormalized barycentric of corner i.
-    ends:    (F, E, 2, 2), offsets of both ends of the three edges and, if any face of the batch
-             crosses the near plane, of the cut along it.
-    drawn:   (F, E) bool, whether any part of the edge is beyond the near plane.
+    inverse: inverse[:, :, i] . (x, y, 1) is the unnormalized barycentric of corner i.
+    ends:    offsets of both ends of the three edges and, if any face of the batch crosses the near
+             plane, of the cut along it.
     """
 
-    face: Tensor
-    depth_m: Tensor
-    first: Tensor
-    span: Tensor
-    inverse: Tensor
-    ends: Tensor
-    drawn: Tensor
+    face: Tensor  # (F,) int64, index into Meshes.faces
+    depth_m: Tensor  # (F, 3) of the corners, negative behind the camera
+    first: Tensor  # (F, 2) int64, column and row of the first pixel; the row is scene * H + row
+    span: Tensor  # (F, 2) int64, columns and rows of the blurred box inside the image, at least 1
+    inverse: Tensor  # (F, 3, 3)
+    ends: Tensor  # (F, E, 2, 2)
+    drawn: Tensor  # (F, E) bool, whether any part of the edge is beyond the near plane
 
 
 # --- faces on the screen --------------------------------------------------------------------------
@@ -81,22 +73,22 @@ class ScreenFaces:
 def screen_faces(meshes: Meshes, cameras: Cameras, blur_px: float, cull_backfaces: bool) -> ScreenFaces:
     """All faces with a pixel within `blur_px`, except those without area on the screen.
 
-    In single precision, faces smaller than the rounding of their corners, 1e-5 pixels, have no
-    area.
+    In single precision, these are faces smaller than the rounding of their corners, 1e-5 pixels.
     """
     verts = cameras.homogeneous_px(meshes.verts_world, meshes.vert_scene)  # (V, 3): z u, z v, z
     with torch.no_grad():
         first, span = pixel_boxes(verts, meshes.faces, blur_px, cameras)
         near = (span > 0).all(1).nonzero()[:, 0]
     corners = verts.index_select(0, meshes.faces.index_select(0, near).reshape(-1)).view(-1, 3, 3)
-    corners = shift(corners, first.index_select(0, near) + 0.5)  # (F, 3, 3)
+    # relative to the first pixels, against cancellation
+    corners = torch.cat([corners[..., :2] - corners[..., 2:] * (first[near] + 0.5)[:, None],
+                         corners[..., 2:]], -1)  # (F, 3, 3)
     inverse, volume = invert(corners)
     with torch.no_grad():
         keep = volume < 0 if cull_backfaces else volume != 0
     face = near
     if not keep.all():
-        keep = keep.nonzero()[:, 0]
-        face, corners, inverse = near[keep], corners.index_select(0, keep), inverse.index_select(0, keep)
+        face, corners, inverse = pick(keep.nonzero()[:, 0], near, corners, inverse)
     ends, drawn = edges_px(corners)
     scene = meshes.object_scene[meshes.face_object[face]]
     column, row = first[face].long().unbind(1)
@@ -123,17 +115,9 @@ def pixel_boxes(verts: Tensor, faces: Tensor, blur_px: float, cameras: Cameras) 
     return first, (end - first).clamp(min=0)
 
 
-def shift(corners: Tensor, origin_px: Tensor) -> Tensor:
-    """(F, 3, 3) corners z (u, v, 1) relative to pixel origins (F, 2), against cancellation."""
-    return torch.cat([corners[..., :2] - corners[..., 2:] * origin_px[:, None], corners[..., 2:]], -1)
-
-
 def invert(corners: Tensor) -> tuple[Tensor, Tensor]:
-    """(F, 3, 3) -> inverses, and signed volumes (F,) of the normalized corners, 0 if edge-on.
-
-    In double precision, or thin faces would lose their sign.
-    """
-    a, b, c = corners.double().unbind(1)
+    """(F, 3, 3) -> inverses, and signed volumes (F,) of the normalized corners, 0 if edge-on."""
+    a, b, c = corners.double().unbind(1)  # in double, or thin faces lose their sign
     cross = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)], 2)
     determinant = (cross[..., 0] * a).sum(-1)
     with torch.no_grad():
@@ -169,26 +153,19 @@ def edges_px(corners: Tensor) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class Pairs:
-    """P pairs of face and pixel.
+    """P pairs of face and pixel."""
 
-    face:   (P,) int64, index into ScreenFaces.
-    offset: (P, 2) float, pixels from the first pixel of the face.
-    pixel:  (P,) int64, counted row by row from the start of the band.
-    inside: (P,) bool, whether the center of the pixel lies in the face.
-    """
-
-    face: Tensor
-    offset: Tensor
-    pixel: Tensor
-    inside: Tensor
+    face: Tensor  # (P,) int64, index into ScreenFaces
+    offset: Tensor  # (P, 2) float, pixels from the first pixel of the face
+    pixel: Tensor  # (P,) int64, counted row by row from the start of the band
+    inside: Tensor  # (P,) bool, whether the center of the pixel lies in the face
 
     def select(self, chosen: Tensor) -> "Pairs":
         """The pairs at an index."""
-        columns = self.face, self.offset, self.pixel, self.inside
-        return Pairs(*(values.index_select(0, chosen) for values in columns))
+        return Pairs(*pick(chosen, self.face, self.offset, self.pixel, self.inside))
 
 
-def row_bands(faces: ScreenFaces, rows: int, memory_mb: float) -> list[tuple[int, int]]:
+def row_bands(faces: ScreenFaces, rows: int, memory_mb: float = 512) -> list[tuple[int, int]]:
     """Split the rows of the batch into bands whose pairs fit the memory budget."""
     change = torch.zeros(rows + 1, dtype=torch.int64, device=faces.first.device)
     change.index_add_(0, faces.first[:, 1], faces.span[:, 0])
@@ -235,8 +212,8 @@ def row_columns(faces: ScreenFaces, face: Tensor, y: Tensor, width: int, blur_px
                 ) -> tuple[Tensor, Tensor]:
     """First column (R,) and the one after the last, of the pixels in rows y (R,) of the faces (R,).
 
-    Without blur exactly, to the bit, the columns at which no barycentric is negative. Even rounded,
-    each is monotonic along a row, so two columns show where its sign changes. With blur, a superset.
+    Without blur exactly the columns at which no barycentric is negative: even rounded, each is
+    monotonic along a row, so two columns show where its sign changes. With blur, a superset.
     """
     begin, end = torch.zeros_like(y), faces.span[:, 0].to(y.dtype).index_select(0, face)
     affine = faces.inverse + 0.0  # turns negative zeros into positive ones
@@ -301,12 +278,11 @@ def depth_and_barycentrics(faces: ScreenFaces, pairs: Pairs) -> tuple[Tensor, Te
 
 def rasterize(meshes: Meshes, cameras: Cameras, blur_radius: float = 0.0, faces_per_pixel: int = 1,
               cull_backfaces: bool = False, memory_mb: float = 512) -> Fragments:
-    """The nearest `faces_per_pixel` faces that cover a pixel's center or are within the blur radius.
+    """The nearest `faces_per_pixel` faces that cover a pixel's center or are within the blur.
 
     blur_radius:    squared NDC distance up to which a face is seen beyond its edges.
     cull_backfaces: skip faces whose corners run clockwise, seen from the camera.
-    memory_mb:      approximate memory of the pairs, without the result and what autograd keeps. The
-                    result does not depend on it; the gradient only by the order of its sums.
+    memory_mb:      approximate memory of the pairs; affects gradients by the order of sums alone.
     """
     blur_px = math.sqrt(blur_radius) * min(cameras.width, cameras.height) / 2
     faces = screen_faces(meshes, cameras, blur_px, cull_backfaces)
@@ -316,8 +292,7 @@ def rasterize(meshes: Meshes, cameras: Cameras, blur_radius: float = 0.0, faces_
             pairs = covered(faces, (low, high), cameras.width, blur_px)
             depth_m, bary = depth_and_barycentrics(faces, pairs)
             chosen, rank = k_nearest(pairs.pixel, depth_m, faces_per_pixel, (high - low) * cameras.width)
-            pairs = pairs.select(chosen)
-            depth_m, bary = depth_m.index_select(0, chosen), bary.index_select(0, chosen)
+            pairs, (depth_m, bary) = pairs.select(chosen), pick(chosen, depth_m, bary)
         if faces.inverse.requires_grad:
             depth_m, bary = depth_and_barycentrics(faces, pairs)
         slot = (pairs.pixel + low * cameras.width) * faces_per_pixel + rank
@@ -369,12 +344,11 @@ def signed_distance(faces: ScreenFaces, pairs: Pairs, cameras: Cameras) -> Tenso
 
 
 @torch.no_grad()
-def depth_map(meshes: Meshes, cameras: Cameras, cull_backfaces: bool = False,
-              memory_mb: float = 512) -> Tensor:
-    """(B, H, W) meters to the nearest face at each pixel's center, inf for none."""
-    faces = screen_faces(meshes, cameras, 0.0, cull_backfaces)
+def depth_map(meshes: Meshes, cameras: Cameras) -> Tensor:
+    """(B, H, W) meters to the nearest front face at each pixel's center, inf for none."""
+    faces = screen_faces(meshes, cameras, 0.0, cull_backfaces=True)
     depth_m = faces.depth_m.new_full((meshes.scenes * cameras.height, cameras.width), torch.inf)
-    for low, high in row_bands(faces, len(depth_m), memory_mb):
+    for low, high in row_bands(faces, len(depth_m)):
         pairs = covered(faces, (low, high), cameras.width, 0.0)
         found_m, _ = depth_and_barycentrics(faces, pairs)
         depth_m[low:high].view(-1).scatter_reduce_(0, pairs.pixel, found_m, "amin")
@@ -382,14 +356,12 @@ def depth_map(meshes: Meshes, cameras: Cameras, cull_backfaces: bool = False,
 
 
 @torch.no_grad()
-def object_pixels(meshes: Meshes, cameras: Cameras, cull_backfaces: bool = False,
-                  memory_mb: float = 512) -> Tensor:
+def object_pixels(meshes: Meshes, cameras: Cameras) -> Tensor:
     """(O,) int64, the number of pixels whose center each object covers, ignoring occlusion."""
-    faces = screen_faces(meshes, cameras, 0.0, cull_backfaces)
+    faces = screen_faces(meshes, cameras, 0.0, cull_backfaces=True)
     count = torch.zeros(len(meshes.object_scene), dtype=torch.int64, device=faces.face.device)
-    for low, high in row_bands(faces, meshes.scenes * cameras.height, memory_mb):
-        pairs = covered(faces, (low, high), cameras.width, 0.0)
-        pixels = (high - low) * cameras.width
+    for low, high in row_bands(faces, meshes.scenes * cameras.height):
+        pairs, pixels = covered(faces, (low, high), cameras.width, 0.0), (high - low) * cameras.width
         object_index = meshes.face_object[faces.face[pairs.face]]
         seen = (object_index * pixels + pairs.pixel).unique()
         count += torch.bincount(seen // pixels, minlength=len(count))

@@ -23,10 +23,7 @@ def sample_scene(env: Env, domain: str, randomize: str, rng: np.random.Generator
 
 def render_scenes(env: Env, scenes: list[Scene], names: list[str], size: tuple[int, int],
                   device: torch.device, renderer: str = "own") -> Rendered:
-    """Images of the scenes and their exact labels.
-
-    names: of the images, for their graphs.    size: width and height in pixels.
-    renderer: a name of RASTERIZERS.
+    """Images of the scenes, `size` (width, height) in pixels, and their exact labels.
 
     Raises: InputError if PyTorch3D is asked for and cannot be imported.
     """

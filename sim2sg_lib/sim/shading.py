@@ -1,8 +1,7 @@
 """From fragments to an image: materials of the objects, tone and style, in pure torch.
 
 Every sum runs over a fixed number of terms, so that a scene renders to the same bytes alone and in
-any batch. background.py shades what is behind the objects; large_images.py is faster on large
-images.
+any batch. background.py shades what is behind the objects.
 """
 from dataclasses import dataclass
 
@@ -33,10 +32,8 @@ def shade(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[S
           light: Lighting | None = None) -> Tensor:
     """(B, 3, H, W) images in [0, 1] at the size of the cameras.
 
-    fragments: of the same views, finer by a whole factor.
-
-    Objects are shaded per sample, the background, which is smooth, per pixel. Gradients reach lamps,
-    sky, ground and exposure of a given `light`.
+    fragments: finer by a whole factor. Objects are shaded per sample, the background, which is
+    smooth, per pixel. Gradients reach lamps, sky, ground and exposure of a given `light`.
     """
     light = light or pack_lighting(scenes, meshes, cameras.K)
     background = tone_map(shade_background(meshes, cameras, light), light.exposure[:, None, None, None])
@@ -47,17 +44,13 @@ def shade(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: list[S
 
 @dataclass(frozen=True)
 class Samples:
-    """N samples that see an object.
+    """N samples that see an object."""
 
-    face, scene: (N,) int64.    bary: (N, 3) barycentrics.    pixel: (N,) int64 among all B * H * W.
-    per_pixel:   samples per pixel, those that see no object included.
-    """
-
-    face: Tensor
-    bary: Tensor
-    scene: Tensor
-    pixel: Tensor
-    per_pixel: int
+    face: Tensor  # (N,) int64
+    bary: Tensor  # (N, 3) barycentrics
+    scene: Tensor  # (N,) int64
+    pixel: Tensor  # (N,) int64 among all B * H * W
+    per_pixel: int  # samples per pixel, those that see no object included
 
     def select(self, index: Tensor) -> "Samples":
         """The samples at an index (M,)."""
@@ -98,10 +91,8 @@ def shade_soft(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: l
                gamma: float, light: Lighting | None = None) -> Tensor:
     """(B, 3, H, W) images in which pixels blend their K faces and the background (SoftRas, eq. 2).
 
-    fragments: at the size of the cameras.
-
-    Not stylized. Gradients reach poses and vertices, materials, textures, cameras, and lamps, sky,
-    ground and exposure of a given `light`; shadow maps are constants.
+    fragments: at the size of the cameras. Not stylized. Gradients reach poses, materials, textures,
+    cameras, and lamps, sky, ground and exposure of a given `light`; shadow maps are constants.
     """
     light = light or pack_lighting(scenes, meshes, cameras.K)
     hit = torch.nonzero(fragments.pix_to_face.reshape(-1) >= 0)[:, 0]
@@ -114,11 +105,9 @@ def shade_soft(fragments: Fragments, meshes: Meshes, cameras: Cameras, scenes: l
 
 
 def tone_map(radiance: Tensor, exposure: Tensor) -> Tensor:
-    """Linear radiance (..., 3) and exposure, broadcastable to it -> display values in [0, 1].
-
-    A gamma of 2.2 up to SHOULDER; beyond, 1 is approached exponentially.
-    """
+    """Linear radiance (..., 3) and exposure, broadcastable to it -> display values in [0, 1]."""
     value = (radiance * exposure).clamp(min=1e-6) ** (1 / 2.2)
+    # beyond SHOULDER, 1 is approached exponentially
     rest = 1 - SHOULDER
     compressed = 1 - rest * torch.exp((SHOULDER - value).clamp(max=0) / rest)
     return torch.where(value < SHOULDER, value, compressed)
@@ -197,9 +186,8 @@ def ggx(normal: Tensor, view: Tensor, to_lamp: Tensor, specular_f0: Tensor, roug
 def stylize(images: Tensor, seeds: list[int | None]) -> Tensor:
     """Procedural stylization of (B, 3, H, W) finished images, one seed or None each.
 
-    It replaces the neural style transfer of the paper, whose weights cannot be shipped, by mixed
-    channels with a warm cast, a flattened tone curve, and brush-like noise along a slowly turning
-    direction. The strokes scale with the image.
+    Instead of the paper's neural style transfer, whose weights cannot be shipped: mixed channels
+    with a warm cast, a flattened tone curve, and brush-like noise along a slowly turning direction.
     """
     chosen = [i for i, seed in enumerate(seeds) if seed is not None]
     if not chosen:

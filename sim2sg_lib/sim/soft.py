@@ -17,8 +17,7 @@ OPAQUE = 1e-4  # a face is cut off where it adds less than this to a silhouette
 def silhouette(meshes: Meshes, cameras: Cameras, sigma: float, memory_mb: float = 512) -> Tensor:
     """(B, H, W) coverage of each pixel: 1 - prod(1 - D) over ALL faces (eq. 1 and 3).
 
-    D = sigmoid(-d / sigma), d the signed squared NDC distance to the face. The hard mask as sigma
-    -> 0.
+    D = sigmoid(-d / sigma), d the signed squared NDC distance to the face.
     """
     blur_px = math.sqrt(sigma * math.log(1 / OPAQUE - 1)) * min(cameras.width, cameras.height) / 2
     faces = screen_faces(meshes, cameras, blur_px, cull_backfaces=False)

@@ -1,9 +1,8 @@
 """Scene sources: where the scenes that `synthesize.py` renders come from.
 
 A source has a `method` (its name in dataset.json), the `graphs` that it lifts, `splits(num)`
-(subfolder -> images) and `scenes(indices)`, the scenes of those images. Scene i depends on the
-source's fields and on i alone, so that any order, any chunks and any number of threads give the
-same bytes. """
+(subfolder -> images) and `scenes(indices)`. Scene i depends on the source's fields and on i alone.
+"""
 import zlib
 from dataclasses import dataclass
 from typing import ClassVar
@@ -21,15 +20,11 @@ from sim2sg_lib.sim.lift import lift
 
 @dataclass(frozen=True)
 class RandomScenes:
-    """Random scenes of one domain: SDR for the source, else a stand-in for real images.
-
-    domain:    a key of env.domains.
-    randomize: "paper" or "strong", see `World.sample_appearance`.
-    """
+    """Random scenes of one domain: SDR for the source, else a stand-in for real images."""
 
     env: Env
-    domain: str
-    randomize: str
+    domain: str  # a key of env.domains
+    randomize: str  # "paper" or "strong", see `World.sample_appearance`
     seed: int
     graphs: ClassVar[tuple] = ()
 
@@ -38,14 +33,13 @@ class RandomScenes:
         return "sdr" if self.domain == "source" else self.domain
 
     def splits(self, num: int) -> dict[str, range]:
-        """Subfolder -> images. Of a target: a quarter to test, an eighth to validate, the rest to
-        adapt to."""
+        """Of a target: a quarter to test, an eighth to validate, the rest to adapt to."""
         if self.domain == "source":
             return {".": range(num)}
         test, val = -(-num // 4), -(-num // 8)
-        train = num - test - val
-        return {"train": range(train), "val": range(train, num - test),
-                "test": range(num - test, num)}
+        first = num - test
+        train = first - val
+        return {"train": range(train), "val": range(train, first), "test": range(first, num)}
 
     def scenes(self, indices: range) -> list:
         return [self.env.sample(self.env, self.domain, self.randomize, rng)
@@ -54,23 +48,15 @@ class RandomScenes:
 
 @dataclass(frozen=True)
 class LiftedScenes:
-    """Label alignment (section 4.1): 3-D scenes of given graphs, in a random look of the source
-    domain.
-
-    graphs:    what is lifted; scene i shows graph i modulo their number.
-    cameras:   one per graph, of any pixel size.
-    randomize: "paper" or "strong", see `World.sample_appearance`.
-    fit_steps: gradient steps that fit the lifted objects to their boxes; 0 for none.
-    device:    of the fit.
-    """
+    """Label alignment (section 4.1): 3-D scenes of given graphs, in a random look of the source."""
 
     env: Env
-    graphs: list[SceneGraph]
-    cameras: list[Camera]
-    randomize: str
-    fit_steps: int
+    graphs: list[SceneGraph]  # scene i shows graph i modulo their number
+    cameras: list[Camera]  # one per graph, of any pixel size
+    randomize: str  # "paper" or "strong", see `World.sample_appearance`
+    fit_steps: int  # gradient steps that fit the lifted objects to their boxes
     seed: int
-    device: torch.device
+    device: torch.device  # of the fit
     method: ClassVar[str] = "label"
 
     def splits(self, num: int) -> dict[str, range]:

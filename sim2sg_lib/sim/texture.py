@@ -66,8 +66,7 @@ def grass(points: Tensor, seed: Tensor) -> Tensor:
     return blades * (0.4 + 0.6 * value_noise(points, seed + 1))
 
 
-PATTERN = {"noise": noise, "checks": checks, "wood": wood, "brick": brick, "asphalt": asphalt,
-           "grass": grass}
+PATTERN = dict(zip(PATTERNS, (noise, checks, wood, brick, asphalt, grass)))
 
 
 def value_noise(points: Tensor, seed: Tensor) -> Tensor:
