@@ -19,14 +19,8 @@ from pathlib import Path
 import click
 
 import envs
-from sim2sg_lib.cli import (
-    FloatRange,
-    InputError,
-    command_line,
-    log_info,
-    output_options,
-    print_json,
-)
+from sim2sg_lib.cli import (FloatRange, InputError, command_line, log_info, output_options,
+                            print_json)
 
 OVERLAY_PX = (640, 1600)  # limits of the longer side of an image under predicted boxes
 
@@ -239,8 +233,7 @@ def report(loop: Path) -> None:
     predicted = read_graphs(loop / name / "predictions.jsonl", env.vocabulary)
     images = truth = None
     if row.get("data") and os.path.isdir(row["data"]):
-        test_set = open_test_set(Path(row["data"]), env,
-                                 "car" if row.get("van") == "car" else None,
+        test_set = open_test_set(Path(row["data"]), env, "car" if row.get("van") == "car" else None,
                                  "paper" if row.get("camera") == "paper" else None)
         images, truth = test_set.images, test_set.truth
         if images.names != [graph.image for graph in predicted]:

@@ -25,9 +25,8 @@ class InputError(click.ClickException):
 
     def format_message(self) -> str:
         """The message as one printable line of bounded length, since it may quote a file."""
-        line = "".join(
-            c if c.isprintable() else c.encode("unicode_escape").decode() for c in self.message
-        )
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode()
+                       for c in self.message)
         return line if len(line) <= 600 else f"{line[:400]} ... {line[-195:]}"
 
 
@@ -55,9 +54,8 @@ def output_options(command):
             ("--json",),
             "Print one JSON object on standard output, everything else on standard error."),
     ):
-        command = click.option(*names, is_flag=True, expose_value=False, callback=keep, help=text)(
-            command
-        )
+        command = click.option(*names, is_flag=True, expose_value=False, callback=keep,
+                               help=text)(command)
     return click.version_option(__version__, prog_name="Sim2SG")(command)
 
 
@@ -84,14 +82,10 @@ def progress(total: int, title: str, unit: str, leave: bool = True, done: int = 
 
     done: steps of an earlier, interrupted process; they do not count for the speed.
     """
-    seconds = (
-        {}
-        if sys.stderr.isatty()
-        else {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS, "delay": LOG_SECONDS}
-    )
-    return tqdm(
-        total=total, desc=title, unit=unit, leave=leave, initial=done, disable=chosen("quiet"),
-        dynamic_ncols=True, **seconds)
+    seconds = ({} if sys.stderr.isatty()
+               else {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS, "delay": LOG_SECONDS})
+    return tqdm(total=total, desc=title, unit=unit, leave=leave, initial=done,
+                disable=chosen("quiet"), dynamic_ncols=True, **seconds)
 
 
 class TolerantStream:
@@ -168,9 +162,8 @@ def command_line(main: click.Command) -> None:
         error.show(sys.stderr)
         code = error.exit_code
     except OSError as error:  # a full disk, a folder that was removed
-        print(
-            f"Error: {error.filename or 'input or output'}: {error.strerror or error}",
-            file=sys.stderr)
+        print(f"Error: {error.filename or 'input or output'}: {error.strerror or error}",
+              file=sys.stderr)
         code = 3
     except (click.Abort, KeyboardInterrupt, Stopped) as end:
         code = 143 if isinstance(end, Stopped) else 130
@@ -191,11 +184,8 @@ def stop_request() -> Iterator[list]:
         if len(asked) > 1:
             raise asked[-1]
 
-    handled = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM)
-        if signal.getsignal(number) != signal.SIG_IGN
-    ]
+    handled = [number for number in (signal.SIGINT, signal.SIGTERM)
+               if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, ask) for number in handled}
     try:
         yield asked

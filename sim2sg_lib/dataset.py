@@ -81,8 +81,7 @@ def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolde
     """The images of list_images and their cameras; the nominal camera is resized to each image.
 
     camera: for KITTI only, "calib" (if None) for the calibration of each image, "paper" for the
-    paper's assumption.
-    Raises: InputError, also for cameras that are missing or broken.
+    paper's assumption. Raises: InputError, also for cameras that are missing or broken.
     """
     folder = Path(folder)
     names, sizes = list_images(folder, env)
@@ -144,11 +143,8 @@ def find_images(paths: list[Path], env: Env) -> ImageFolder:
 def input_files(folder: Path) -> list[Path]:
     """The files that `open_images` and the pixels depend on, for `digest`. Raises: InputError."""
     kitti, names = kitti_root(folder), image_names(folder)
-    cameras = (
-        [kitti / f"calib/{Path(name).stem}.txt" for name in names]
-        if kitti
-        else [folder / "cameras.jsonl"]
-    )
+    cameras = ([kitti / f"calib/{Path(name).stem}.txt" for name in names] if kitti
+               else [folder / "cameras.jsonl"])
     return [*(folder / name for name in names), *cameras]
 
 
@@ -157,8 +153,7 @@ def check_aspect(where: Path | str, width: int, height: int, camera: Camera) -> 
     if abs(width * camera.height / (height * camera.width) - 1) > 0.01:
         raise InputError(
             f"{where}: {width}x{height} pixels, the camera expects {camera.width}x{camera.height} "
-            "or its aspect ratio"
-        )
+            "or its aspect ratio")
 
 
 def read_info(folder: Path, env: Env | None) -> dict:
@@ -215,9 +210,8 @@ def read_labels(images: ImageFolder, env: Env, van: str | None = None) -> list[S
 # --- writing --------------------------------------------------------------------------------------
 
 
-def write_labels(
-    folder: Path, graphs: list[SceneGraph], scenes: list[Scene], env: Env, info: dict
-) -> None:
+def write_labels(folder: Path, graphs: list[SceneGraph], scenes: list[Scene], env: Env,
+                 info: dict) -> None:
     """Write graphs.jsonl, cameras.jsonl, scenes.jsonl and, last, dataset.json.
 
     info: fields of dataset.json besides the vocabulary and the count.
@@ -233,9 +227,8 @@ def write_labels(
                 for g, s in zip(graphs, scenes)
             ],
         )
-    write_json_lines(
-        folder / "scenes.jsonl", [{"image": g.image, **s.to_json()} for g, s in zip(graphs, scenes)]
-    )
+    write_json_lines(folder / "scenes.jsonl",
+                     [{"image": g.image, **s.to_json()} for g, s in zip(graphs, scenes)])
     write_json(folder / "dataset.json", {
         "format": FORMAT, "env": env.name, **info, "categories": list(env.vocabulary.categories),
         "predicates": list(env.vocabulary.predicates), "count": len(graphs)})
@@ -252,9 +245,8 @@ class Rendered:
 
     def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
         def images_are_complete(row: dict) -> bool:
-            return all(
-                zlib.crc32((folder / name).read_bytes()) == crc for name, crc in row["crcs"].items()
-            )
+            return all(zlib.crc32((folder / name).read_bytes()) == crc
+                       for name, crc in row["crcs"].items())
 
         self.path, self.vocabulary = Path(folder) / "rendered.jsonl", vocabulary
         self.graphs: list[SceneGraph] = []
@@ -266,9 +258,8 @@ class Rendered:
 
     def add(self, graphs: list[SceneGraph], labeled: list[list[int]], crcs: dict[str, int]) -> None:
         """Add a chunk; crcs: the CRC of each written image by its name."""
-        row = {
-            "graphs": [to_json(graph, self.vocabulary) for graph in graphs], "labeled": labeled,
-            "crcs": crcs}
+        row = {"graphs": [to_json(graph, self.vocabulary) for graph in graphs], "labeled": labeled,
+               "crcs": crcs}
         add_line(self.file, row)
         self._keep(row)
 

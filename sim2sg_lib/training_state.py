@@ -108,8 +108,7 @@ class TrainState:
         random = {"cpu": torch.get_rng_state(), "colors": self.colors.get_state(),
                   "cuda": torch.cuda.get_rng_state_all()}
         parts = {name: part.state_dict() for name, part in self._parts().items()}
-        checkpoint.write(path, {"done": done, "parts": parts, "random": random,
-                                "log": log.state()})
+        checkpoint.write(path, {"done": done, "parts": parts, "random": random, "log": log.state()})
 
     def restore(self, path: Path, log: TrainingLog, device: torch.device) -> int:
         """Continue from `save`. Returns the steps done, 0 without a file. Raises: InputError."""

@@ -50,8 +50,7 @@ def check_pose(camera: Camera, where: str, sees_ground: bool = True) -> None:
     if camera.position_world[2] <= 0:
         raise InputError(
             f"{where}: t: the camera is {-camera.position_world[2]:g} m below the ground, z = 0; "
-            "expected x_camera = R x_world + t, in meters"
-        )
+            "expected x_camera = R x_world + t, in meters")
     corners = [camera.ray_world((x, camera.height))[2] for x in (0, camera.width)]
     if sees_ground and min(corners) >= 0:
         raise InputError(f"{where}: R: the whole image lies above the horizon; {AXES}")
@@ -65,11 +64,8 @@ def _numbers(value, shape: tuple[int, ...], where: str) -> np.ndarray:
     def fits(value, shape):
         if not shape:
             return is_number(value)
-        return (
-            isinstance(value, list)
-            and len(value) == shape[0]
-            and all(fits(item, shape[1:]) for item in value)
-        )
+        return (isinstance(value, list) and len(value) == shape[0]
+                and all(fits(item, shape[1:]) for item in value))
 
     if not fits(value, shape):
         raise InputError(f"{where}: expected finite numbers of shape {shape}")

@@ -43,11 +43,8 @@ def write_kitti(folder: Path, graphs: list[SceneGraph], objects: list[list[Scene
     """
     root = Path(folder) / "kitti" / "training"
     shutil.rmtree(root, ignore_errors=True)  # what an interruption left
-    extra = [
-        name
-        for name in map(str.capitalize, vocabulary.categories)
-        if name not in TYPES or name in EXTRA_TYPES
-    ]
+    extra = [name for name in map(str.capitalize, vocabulary.categories)
+             if name not in TYPES or name in EXTRA_TYPES]
     for name in ("image_2", "label_2", "calib", *(["label_2_extra"] if extra else [])):
         (root / name).mkdir(parents=True)
     for graph, items, camera in zip(graphs, objects, cameras, strict=True):
@@ -58,14 +55,12 @@ def write_kitti(folder: Path, graphs: list[SceneGraph], objects: list[list[Scene
         for name, others in (("label_2", False), *([("label_2_extra", True)] if extra else [])):
             lines = [format_object(row) + "\n" for row in rows if (row.type in extra) == others]
             write_text(root / name / f"{image.stem}.txt", "".join(lines))
-        write_text(
-            root / "calib" / f"{image.stem}.txt",
-            calib_text(camera.resized(graph.width, graph.height)))
+        write_text(root / "calib" / f"{image.stem}.txt",
+                   calib_text(camera.resized(graph.width, graph.height)))
 
 
-def kitti_object(
-    graph: SceneGraph, index: int, item: SceneObject, camera: Camera, vocabulary: Vocabulary
-) -> KittiObject:
+def kitti_object(graph: SceneGraph, index: int, item: SceneObject, camera: Camera,
+                 vocabulary: Vocabulary) -> KittiObject:
     """Row `index` of a graph and its 3-D object as a line of a label file, for a level camera.
 
     The type is the category's name, capitalized; the box is around what is visible.
@@ -93,13 +88,10 @@ def calib_text(camera: Camera) -> str:
     """
     P2 = np.hstack([camera.K, np.zeros((3, 1))])
     still = np.eye(3, 4)
-    rows = {
-        "P0": P2, "P1": P2, "P2": P2, "P3": P2, "R0_rect": np.eye(3), "Tr_velo_to_cam": still,
-        "Tr_imu_to_velo": still}
-    lines = [
-        f"{name}: " + " ".join(f"{value:.12e}" for value in matrix.ravel())
-        for name, matrix in rows.items()
-    ]
+    rows = {"P0": P2, "P1": P2, "P2": P2, "P3": P2, "R0_rect": np.eye(3), "Tr_velo_to_cam": still,
+            "Tr_imu_to_velo": still}
+    lines = [f"{name}: " + " ".join(f"{value:.12e}" for value in matrix.ravel())
+             for name, matrix in rows.items()]
     return "\n".join(lines) + "\n"
 
 
@@ -117,8 +109,7 @@ def write_coco(folder: Path, graphs: list[SceneGraph], vocabulary: Vocabulary) -
         name = Path(graph.image).name
         link_image(folder / graph.image, out / "images" / name)
         images.append(
-            {"id": image_id, "file_name": name, "width": graph.width, "height": graph.height}
-        )
+            {"id": image_id, "file_name": name, "width": graph.width, "height": graph.height})
         for label, (x0, y0, x1, y1) in zip(graph.labels.tolist(), graph.boxes_px.tolist()):
             annotations.append(
                 {

@@ -18,8 +18,7 @@ DTYPES = {5120: "<i1", 5121: "<u1", 5122: "<i2", 5123: "<u2", 5125: "<u4", 5126:
 COLUMNS = {"SCALAR": 1, "VEC2": 2, "VEC3": 3, "VEC4": 4, "MAT4": 16}  # by accessor type
 # required extensions that are read, or that do not change the geometry
 SUPPORTED = re.compile(
-    "KHR_mesh_quantization|EXT_mesh_gpu_instancing|(KHR|EXT)_(materials|texture|lights)_.*"
-)
+    "KHR_mesh_quantization|EXT_mesh_gpu_instancing|(KHR|EXT)_(materials|texture|lights)_.*")
 
 
 class Unsupported(ValueError):
@@ -50,9 +49,8 @@ def read_glb(content: bytes, max_faces: int) -> list[np.ndarray] | None:
             if len(triangles):
                 turns = matrices[:, :3, :3]
                 # mirrored?
-                placed = [
-                    triangles[:, :: -1 if np.linalg.det(turn) < 0 else 1] @ turn.T for turn in turns
-                ]
+                placed = [triangles[:, :: -1 if np.linalg.det(turn) < 0 else 1] @ turn.T
+                          for turn in turns]
                 pieces.append(
                     np.concatenate([part + matrix[:3, 3] for part, matrix in zip(placed, matrices)])
                 )
@@ -75,11 +73,8 @@ class Glb:
             chunks.setdefault(kind, content[at + 8:at + 8 + size])
             at += 8 + size
         self.tree, self.buffer = json.loads(chunks[b"JSON"]), chunks.get(b"BIN\0", b"")
-        unknown = [
-            name
-            for name in self.tree.get("extensionsRequired", [])
-            if not SUPPORTED.fullmatch(name)
-        ]
+        unknown = [name for name in self.tree.get("extensionsRequired", [])
+                   if not SUPPORTED.fullmatch(name)]
         if unknown:
             raise Unsupported(f"requires the glTF extension {', '.join(unknown)}, which is not "
                               "supported")
@@ -114,13 +109,11 @@ class Glb:
             return np.eye(4)[None]
         found = {
             name: self.numbers(index)
-            for name, index in node["extensions"]["EXT_mesh_gpu_instancing"]["attributes"].items()
-        }
+            for name, index in node["extensions"]["EXT_mesh_gpu_instancing"]["attributes"].items()}
         count = len(next(iter(found.values())))
         rest = {"TRANSLATION": (0, 0, 0), "ROTATION": (0, 0, 0, 1), "SCALE": (1, 1, 1)}
         return compose_matrices(
-            *(found.get(name, np.tile(value, (count, 1))) for name, value in rest.items())
-        )
+            *(found.get(name, np.tile(value, (count, 1))) for name, value in rest.items()))
 
     def bones(self, index: int, world: dict[int, np.ndarray]) -> np.ndarray:
         """(J, 4, 4) from a skinned mesh's frame to the world, per joint, in the file's pose."""
@@ -128,22 +121,19 @@ class Glb:
         joints = np.stack([world[joint] for joint in skin["joints"]])
         if "inverseBindMatrices" not in skin:
             return joints
-        return joints @ self.numbers(skin["inverseBindMatrices"]).reshape(-1, 4, 4).transpose(
-            0, 2, 1
-        )
+        return joints @ self.numbers(
+            skin["inverseBindMatrices"]).reshape(-1, 4, 4).transpose(0, 2, 1)
 
-    def triangles(
-        self, primitive: dict, weights: list[float], bones: np.ndarray | None
-    ) -> np.ndarray:
+    def triangles(self, primitive: dict, weights: list[float],
+                  bones: np.ndarray | None) -> np.ndarray:
         """(F, 3, 3), morphed by `weights` and skinned by `bones`; none of points and lines."""
         attributes, mode = primitive["attributes"], primitive.get("mode", 4)
         if mode < 4 or "POSITION" not in attributes:
             return np.zeros((0, 3, 3))
         verts = self.numbers(attributes["POSITION"])
         for weight, target in zip(weights, primitive.get("targets", [])):
-            verts = (
-                verts + weight * self.numbers(target["POSITION"]) if "POSITION" in target else verts
-            )
+            verts = (verts + weight * self.numbers(target["POSITION"]) if "POSITION" in target
+                     else verts)
         if bones is not None:
             verts = self.skinned(verts, attributes, bones)
         order = np.arange(len(verts))
@@ -162,9 +152,8 @@ class Glb:
         """(V, 3) in the world: each vertex moved by the weighted mean of its joints' bones."""
         mean, total = np.zeros((len(verts), 4, 4)), np.zeros(len(verts))
         for k in range(sum(name.startswith("JOINTS_") for name in attributes)):
-            joints, shares = (
-                self.numbers(attributes[f"JOINTS_{k}"]).astype(int),
-                self.numbers(attributes[f"WEIGHTS_{k}"]))
+            joints, shares = (self.numbers(attributes[f"JOINTS_{k}"]).astype(int),
+                              self.numbers(attributes[f"WEIGHTS_{k}"]))
             for joint, share in zip(joints.T, shares.T):
                 mean += share[:, None, None] * bones[joint]
                 total += share
@@ -173,9 +162,8 @@ class Glb:
     def numbers(self, index: int) -> np.ndarray:
         """(count, columns) float64, the elements of an accessor: strided, normalized, sparse."""
         accessor = self.tree["accessors"][index]
-        count, columns, dtype = (
-            accessor["count"], COLUMNS[accessor["type"]],
-            np.dtype(DTYPES[accessor["componentType"]]))
+        count, columns, dtype = (accessor["count"], COLUMNS[accessor["type"]],
+                                 np.dtype(DTYPES[accessor["componentType"]]))
         sparse = accessor.get("sparse")
         if "bufferView" in accessor:
             values = self.elements(accessor, count, columns, dtype)
@@ -184,8 +172,7 @@ class Glb:
         else:
             used = ", ".join(self.tree.get("extensionsUsed", []))
             raise Unsupported(
-                f"accessors[{index}] has no data" + (f"; the file uses {used}" if used else "")
-            )
+                f"accessors[{index}] has no data" + (f"; the file uses {used}" if used else ""))
         values = values.astype(np.float64)
         if sparse:
             where = np.dtype(DTYPES[sparse["indices"]["componentType"]])
@@ -209,16 +196,14 @@ class Glb:
         data = base64.b64decode(uri.partition(",")[2]) if "uri" in buffer else self.buffer
         if min(start, stride - columns * dtype.itemsize) < 0:
             raise ValueError("a negative offset or a stride shorter than an element")
-        return np.ndarray(
-            (count, columns), dtype, data[start : start + view["byteLength"]],
-            place.get("byteOffset", 0), (stride, dtype.itemsize))
+        return np.ndarray((count, columns), dtype, data[start : start + view["byteLength"]],
+                          place.get("byteOffset", 0), (stride, dtype.itemsize))
 
 
 def compose_matrices(translations, rotations, scales) -> np.ndarray:
     """(K, 4, 4) that scale (K, 3), turn by quaternions x y z w (K, 4), then move (K, 3)."""
     matrices = np.tile(np.eye(4), (len(translations), 1, 1))
     matrices[:, :3, :3] = (
-        Rotation.from_quat(rotations).as_matrix() * np.asarray(scales, np.float64)[:, None]
-    )
+        Rotation.from_quat(rotations).as_matrix() * np.asarray(scales, np.float64)[:, None])
     matrices[:, :3, 3] = translations
     return matrices

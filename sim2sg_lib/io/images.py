@@ -40,18 +40,10 @@ def image_names(folder: Path) -> list[str]:
     """
     folder, kitti = Path(folder), kitti_root(folder)
     inner = folder / "images" if os.path.isdir(folder / "images") else None
-    is_data_set = any(
-        os.path.lexists(folder / name) for name in ("dataset.json", "graphs.jsonl", "cameras.jsonl")
-    )
-    roots = (
-        [kitti / "image_2"]
-        if kitti
-        else [inner]
-        if inner and is_data_set
-        else [folder, inner]
-        if inner
-        else [folder]
-    )
+    is_data_set = any(os.path.lexists(folder / name)
+                      for name in ("dataset.json", "graphs.jsonl", "cameras.jsonl"))
+    roots = ([kitti / "image_2"] if kitti else [inner] if inner and is_data_set else [folder, inner]
+             if inner else [folder])
     names = []
     for root in roots:
         safe_join(folder, str(root.relative_to(folder)))
@@ -61,17 +53,12 @@ def image_names(folder: Path) -> list[str]:
             raise InputError(f"{root}: cannot be listed ({error.strerror})") from None
         names += [str(path.relative_to(folder)) for path in entries
                   if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
-    labels = [
-        path
-        for name in ("label_2", "calib")
-        for path in (folder / name, folder / "training" / name)
-        if path.is_dir()
-    ]
+    labels = [path for name in ("label_2", "calib")
+              for path in (folder / name, folder / "training" / name) if path.is_dir()]
     if not names and labels and not kitti:
         raise InputError(
             f"{labels[0].parent}: has {labels[0].name}/ and no image_2/, expected image_2/ with "
-            "PNG or JPEG images"
-        )
+            "PNG or JPEG images")
     if not names:
         raise InputError(
             f"{roots[0]}: no PNG or JPEG image in it"
@@ -100,10 +87,8 @@ def readable_images(folder: Path) -> dict[str, tuple[int, int]]:
     if not is_kitti:
         skipped += [f"{folder / name}: {reason}" for name, reason in left_out(folder, set(names))]
     if skipped:
-        log_info(
-            f"{folder}: {len(sizes)} images are read, {len(skipped)} files are skipped; "
-            f"the first: {skipped[0]}"
-        )
+        log_info(f"{folder}: {len(sizes)} images are read, {len(skipped)} files are skipped; "
+                 f"the first: {skipped[0]}")
     return sizes
 
 
@@ -122,13 +107,8 @@ def left_out(folder: Path, names: set[str]) -> list[tuple[str, str]]:
             suffix = Path(name).suffix.lower()
             if path in names or suffix not in SUFFIXES + OTHER_SUFFIXES:
                 continue
-            reason = (
-                "a hidden file"
-                if name.startswith(".")
-                else "not PNG or JPEG"
-                if suffix in OTHER_SUFFIXES
-                else "in a folder that is not read"
-            )
+            reason = ("a hidden file" if name.startswith(".") else "not PNG or JPEG"
+                      if suffix in OTHER_SUFFIXES else "in a folder that is not read")
             rows.append((path, reason))
     return rows
 
@@ -235,8 +215,7 @@ def output_names(paths: list[str]) -> list[str]:
         ending, number = "", 1
         while True:
             stem = (
-                path.stem.encode()[: MAX_STEM_BYTES - len(ending)].decode(errors="ignore") + ending
-            )
+                path.stem.encode()[: MAX_STEM_BYTES - len(ending)].decode(errors="ignore") + ending)
             key = unicodedata.normalize("NFC", stem.casefold())
             if key not in taken:
                 break

@@ -166,8 +166,7 @@ def frame_objects(root: Path, stem: str) -> list[KittiObject]:
             if (item.type in EXTRA_TYPES) != (folder == "label_2_extra"):
                 raise InputError(
                     f"{item.where}: type: {item.type!r}, expected "
-                    f"{' and '.join(EXTRA_TYPES)} in label_2_extra/, all others in label_2/"
-                )
+                    f"{' and '.join(EXTRA_TYPES)} in label_2_extra/, all others in label_2/")
         objects += found
     return objects
 

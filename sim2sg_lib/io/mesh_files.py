@@ -42,12 +42,9 @@ def replace_assets(env: Env, folder: Path) -> Env:
         if not paths:
             continue
         diagonals_m = sorted(
-            [np.linalg.norm(world.asset_sizes_m[name], axis=1) for name in names[label]], key=max
-        )
-        found = {
-            name: read_mesh(safe_join(folder, name))
-            for name in (str(path.relative_to(folder)) for path in paths)
-        }
+            [np.linalg.norm(world.asset_sizes_m[name], axis=1) for name in names[label]], key=max)
+        found = {name: read_mesh(safe_join(folder, name))
+                 for name in (str(path.relative_to(folder)) for path in paths)}
         names[label] = tuple(name for name in found if found[name])
         if not names[label]:
             raise InputError(f"{folder / category}: every model has more than {MAX_FACES} faces, "
@@ -55,14 +52,12 @@ def replace_assets(env: Env, folder: Path) -> Env:
         if len(names[label]) < len(found):
             log_info(
                 f"{folder / category}: left out {len(found) - len(names[label])} of {len(found)} "
-                f"models, of more than {MAX_FACES} faces"
-            )
+                f"models, of more than {MAX_FACES} faces")
         for name in names[label]:
             assets[name], extents = found[name]
             shape = np.array(extents) / np.linalg.norm(extents)
-            sizes_m[name] = tuple(
-                tuple(map(float, length * shape)) for length in diagonals_m[len(diagonals_m) // 2]
-            )
+            sizes_m[name] = tuple(tuple(map(float, length * shape))
+                                  for length in diagonals_m[len(diagonals_m) // 2])
     if tuple(names) == world.category_assets:
         raise InputError(f"{folder}: no OBJ or GLB file in a folder named "
                          f"{', '.join(env.vocabulary.categories)}")
@@ -73,11 +68,8 @@ def replace_assets(env: Env, folder: Path) -> Env:
 
 def asset_files(folder: Path) -> list[Path]:
     """The mesh files of one category, sorted, without hidden ones (a Mac's `._chair.obj`)."""
-    files = [
-        path
-        for path in folder.glob("*")
-        if path.suffix.lower() in TO_WORLD and not path.name.startswith(".")
-    ]
+    files = [path for path in folder.glob("*")
+             if path.suffix.lower() in TO_WORLD and not path.name.startswith(".")]
     return sorted([*files, *folder.glob("*/models/model_normalized.obj")])
 
 
@@ -85,21 +77,18 @@ def read_mesh(path: Path) -> tuple[Mesh, tuple[float, float, float]] | None:
     """One file as a unit mesh with flat normals, x ahead and z up, and its extents before.
 
     Each OBJ material, and each primitive of a GLB node, is a part. None for more than MAX_FACES
-    triangles.
-    Raises: InputError naming the file and, in an OBJ file, the line.
+    triangles. Raises: InputError naming the file and, in an OBJ file, the line.
     """
     content, suffix = read_bytes(path, "an OBJ or GLB file"), path.suffix.lower()
     try:
-        pieces = (
-            read_glb(content, MAX_FACES) if suffix == ".glb" else read_obj(content, path, MAX_FACES)
-        )
+        pieces = (read_glb(content, MAX_FACES) if suffix == ".glb"
+                  else read_obj(content, path, MAX_FACES))
     except (InputError, Unsupported) as error:
         raise error if isinstance(error, InputError) else InputError(f"{path}: {error}") from None
     except Exception as error:  # a broken file: whatever the parser stumbles over
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:100]
         raise InputError(
-            f"{path}: cannot be read as a {suffix[1:].upper()} file ({reason})"
-        ) from None
+            f"{path}: cannot be read as a {suffix[1:].upper()} file ({reason})") from None
     if pieces is None:
         return None
     triangles = np.concatenate([np.zeros((0, 3, 3)), *pieces]) @ TO_WORLD[suffix].T  # (F, 3, 3)
@@ -111,9 +100,8 @@ def read_mesh(path: Path) -> tuple[Mesh, tuple[float, float, float]] | None:
         raise InputError(f"{path}: no faces in it")
     triangles, part = repair_winding(triangles[solid]), part[solid]
     normals = flat_normals(triangles)
-    return to_unit(
-        triangles.reshape(-1, 3), normals.repeat(3, 0), np.arange(3 * len(part)).reshape(-1, 3),
-        part)
+    return to_unit(triangles.reshape(-1, 3), normals.repeat(3, 0),
+                   np.arange(3 * len(part)).reshape(-1, 3), part)
 
 
 def flat_normals(triangles: np.ndarray) -> np.ndarray:
@@ -134,9 +122,8 @@ def repair_winding(triangles: np.ndarray) -> np.ndarray:
     pieces and inner walls stay as they are.
     """
     extent = np.ptp(triangles, axis=(0, 1)).max()
-    _, faces = np.unique(
-        (triangles.reshape(-1, 3) / (1e-6 * extent)).round(), axis=0, return_inverse=True
-    )
+    _, faces = np.unique((triangles.reshape(-1, 3) / (1e-6 * extent)).round(), axis=0,
+                         return_inverse=True)
     faces = faces.reshape(-1, 3)  # corners welded by position
     # (3 F, 2), edges k of face i at 3 i + k
     directed = np.concatenate([faces, np.roll(faces, -1, 1)]).reshape(2, -1).T

@@ -21,8 +21,7 @@ def read_obj(content: bytes, path: Path, max_faces: int) -> list[np.ndarray] | N
     """The triangles (F, 3, 3) of each material; None if there are more than max_faces.
 
     Only `v`, `f` and `usemtl` count. Text is taken as bytes: names and comments may be in any
-    encoding.
-    Raises: InputError naming file and line.
+    encoding. Raises: InputError naming file and line.
     """
     if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         content = content.decode("utf-16").encode()
@@ -60,10 +59,8 @@ def read_obj(content: bytes, path: Path, max_faces: int) -> list[np.ndarray] | N
         for line, corners in rows:
             if max(corners) >= len(verts):
                 raise InputError(f"{path}:{line}: f: vertex {max(corners) + 1} of {len(verts)}")
-            triangles += [
-                [corners[i] for i in triple]
-                for triple in triangulate(verts[corners], f"{path}:{line}: f")
-            ]
+            triangles += [[corners[i] for i in triple]
+                          for triple in triangulate(verts[corners], f"{path}:{line}: f")]
         pieces.append(verts[triangles])
     return pieces
 

@@ -70,9 +70,8 @@ def safe_join(root: Path, name: str, where: str = "") -> Path:
     Raises: InputError, starting with `where` or the path, if the name or a link leads out of root.
     """
     path = Path(root) / name
-    inside = stays_inside(name) and Path(os.path.realpath(path)).is_relative_to(
-        os.path.realpath(root)
-    )
+    inside = stays_inside(name) and Path(
+        os.path.realpath(path)).is_relative_to(os.path.realpath(root))
     if not inside:
         raise InputError(f"{where or path}: {name!r} leads out of {root}, expected a path inside "
                          "it")

@@ -67,12 +67,8 @@ class Level:
 
 
 KITTI_HEIGHT_PX = 375
-LEVELS = {
-    "easy": Level(40.0, 0.85, 0, 0.15),
-    "moderate": Level(25.0, 0.5, 1, 0.30),
-    "hard": Level(25.0, 0.2, 2, 0.50),
-    "all": Level(0.0, 0.0, 3, 1.0),
-}
+LEVELS = {"easy": Level(40.0, 0.85, 0, 0.15), "moderate": Level(25.0, 0.5, 1, 0.30),
+          "hard": Level(25.0, 0.2, 2, 0.50), "all": Level(0.0, 0.0, 3, 1.0)}
 
 
 def inside_level(graph: SceneGraph, level: Level) -> np.ndarray:

@@ -16,15 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from sim2sg_lib.cli import InputError
 from sim2sg_lib.graph import SceneGraph, Vocabulary
 from sim2sg_lib.io.files import write_bytes
-from sim2sg_lib.score.metrics import (
-    FN,
-    FP,
-    PREDICTED,
-    TP,
-    MatchedGraph,
-    rank_relations,
-    without_labels,
-)
+from sim2sg_lib.score.metrics import (FN, FP, PREDICTED, TP, MatchedGraph, rank_relations,
+                                      without_labels)
 
 # color-blind safe (Okabe and Ito); categories beyond the seventh repeat them
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442")

@@ -15,28 +15,11 @@ from sim2sg_lib.io.images import read_image
 from sim2sg_lib.io.reading import read_text
 from sim2sg_lib.net.predict import confident_graphs
 from sim2sg_lib.score.metrics import FN, FP, RECALL_POINTS, TP, match_graphs, without_labels
-from sim2sg_lib.score.table import (
-    COLUMNS,
-    cell,
-    mean_std,
-    read_curves,
-    read_log,
-    row_title,
-    table_cells,
-    verdict,
-)
-from sim2sg_lib.viz.drawings import (
-    MAX_ARROWS,
-    STYLES,
-    default_style,
-    draw_curves,
-    draw_histograms,
-    draw_objects,
-    draw_relations,
-    photo_uri,
-    require_matplotlib,
-    svg_uri,
-)
+from sim2sg_lib.score.table import (COLUMNS, cell, mean_std, read_curves, read_log, row_title,
+                                    table_cells, verdict)
+from sim2sg_lib.viz.drawings import (MAX_ARROWS, STYLES, default_style, draw_curves,
+                                     draw_histograms, draw_objects, draw_relations, photo_uri,
+                                     require_matplotlib, svg_uri)
 from sim2sg_lib.viz.sheet import lifted_sets, sheet_rows
 
 KEY = ((TP, "solid", "in the labels, too: IoU of at least 0.5, same categories and predicate"),
