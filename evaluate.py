@@ -66,22 +66,22 @@ def main(context: click.Context, checkpoint_path: Path | None, data: Path | None
     from sim2sg_lib.io.folders import digest, partial_folder
     from sim2sg_lib.io.graphs import write_graphs
     from sim2sg_lib.net.predict import predict_folder
+    from sim2sg_lib.score import labeled_set
     from sim2sg_lib.score.table import metrics_table
-    from sim2sg_lib.score.labeled_set import find_test_set, newest_source, notes, open_test_set, score
     from sim2sg_lib.viz.sheet import save_predictions
 
     checkpoint_path = checkpoint_path or latest_run()
     saved = checkpoint.read(checkpoint_path)
     env = envs.find(saved["env"], f"{checkpoint_path}: env")
     device = checkpoint.pick_device(device)
-    data = data or find_test_set(checkpoint_path, saved["options"], env)
+    data = data or labeled_set.find_test_set(checkpoint_path, saved["options"], env)
     out = out or checkpoint_path.parent
     record = {"checkpoint": real_path(checkpoint_path), "data": real_path(data),
               "van": van or "ignore", "camera": camera or "calib",
               "command": utf8("python " + shlex.join(sys.argv))}
     if not overwrite:
         refuse_other_metrics(out, record)
-    test_set = open_test_set(data, env, van, camera)
+    test_set = labeled_set.open_test_set(data, env, van, camera)
     images = test_set.images
     inputs = [checkpoint_path, *(images.folder / name for name in images.names)]
     options = record | checkpoint.runtime_info(device) | {
@@ -95,8 +95,8 @@ def main(context: click.Context, checkpoint_path: Path | None, data: Path | None
         # --- score
         metrics, curves = record | {"split": split, "images": len(images.names)}, {}
         if test_set.truth is not None:
-            source = newest_source(saved["options"]["source"], checkpoint_path, env)
-            scores, curves = score(test_set, predicted, source, env, split)
+            source = labeled_set.newest_source(saved["options"]["source"], checkpoint_path, env)
+            scores, curves = labeled_set.score(test_set, predicted, source, env, split)
             metrics |= scores
 
         # --- save: write everything before anything is replaced
@@ -115,7 +115,7 @@ def main(context: click.Context, checkpoint_path: Path | None, data: Path | None
     if test_set.truth is None:
         log_info(f"no labels in {data}: predictions written, no scores without labels")
     else:
-        for line in notes(test_set, env):
+        for line in labeled_set.notes(test_set, env):
             log_info(line)
         log_info(metrics_table(metrics))
     print_json(metrics)
@@ -233,8 +233,9 @@ def report(loop: Path) -> None:
     predicted = read_graphs(loop / name / "predictions.jsonl", env.vocabulary)
     images = truth = None
     if row.get("data") and os.path.isdir(row["data"]):
-        test_set = open_test_set(Path(row["data"]), env, "car" if row.get("van") == "car" else None,
-                                 "paper" if row.get("camera") == "paper" else None)
+        van, camera = row.get("van"), row.get("camera")
+        test_set = open_test_set(Path(row["data"]), env, van if van == "car" else None,
+                                 camera if camera == "paper" else None)
         images, truth = test_set.images, test_set.truth
         if images.names != [graph.image for graph in predicted]:
             raise InputError(f"{images.folder}: its images are not those of "

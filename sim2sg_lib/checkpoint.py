@@ -24,7 +24,7 @@ FORMER_FIELDS = {"attention": "softmax", "pair_geometry": True, "semantic": True
 
 
 def save(path: Path, model: SceneGraphNet, env: Env, options: dict) -> None:
-    """Write the weights, and all that is needed to rebuild the network, as plain types.
+    """Write the weights and, as plain types, all that is needed to rebuild the network.
 
     options: of the training run, for the record.
     """
@@ -82,9 +82,7 @@ def _checked_copy(path: Path) -> io.BytesIO:
     """A copy of the archive, made of records whose CRC is right.
 
     torch checks no CRC and trusts the headers of an archive, where one flipped bit makes it return
-    uninitialized memory as weights.
-
-    Raises: any Exception for a damaged archive, and for one that torch.save does not write.
+    uninitialized memory as weights. Raises: any Exception for a damaged or foreign archive.
     """
     copy = io.BytesIO()
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as clean:
@@ -103,9 +101,9 @@ def _checked_copy(path: Path) -> io.BytesIO:
 
 
 def _check_pickle(content: bytes) -> None:
-    """Raises: ValueError if the pickle names a global that is not among GLOBALS.
+    """Raises: ValueError for a global that is not among GLOBALS.
 
-    torch's own list is longer: it has bytearray, for instance, which allocates any size.
+    torch's own list also has bytearray, for instance, which allocates any size.
     """
     if len(content) > MAX_PICKLE_BYTES:
         raise ValueError

@@ -40,23 +40,18 @@ class FloatRange(click.FloatRange):
         return number
 
 
-# --- output ---------------------------------------------------------------------------------------
-
 def output_options(command):
     """Adds --version, and --quiet and --json for `log_info`, `print_json` and `progress`."""
     def keep(context, option, value):
         # given before or after a subcommand's name
         context.meta[option.name] = value or context.meta.get(option.name)
 
-    for names, text in (
-        (("-q", "--quiet"), "Print errors only."),
-        (
-            ("--json",),
-            "Print one JSON object on standard output, everything else on standard error."),
-    ):
-        command = click.option(*names, is_flag=True, expose_value=False, callback=keep,
-                               help=text)(command)
-    return click.version_option(__version__, prog_name="Sim2SG")(command)
+    quiet = click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=keep,
+                         help="Print errors only.")
+    as_json = click.option("--json", is_flag=True, expose_value=False, callback=keep,
+                           help="Print one JSON object on standard output, everything else on "
+                                "standard error.")
+    return click.version_option(__version__, prog_name="Sim2SG")(as_json(quiet(command)))
 
 
 def chosen(name: str) -> bool:
@@ -82,17 +77,17 @@ def progress(total: int, title: str, unit: str, leave: bool = True, done: int = 
 
     done: steps of an earlier, interrupted process; they do not count for the speed.
     """
-    seconds = ({} if sys.stderr.isatty()
-               else {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS, "delay": LOG_SECONDS})
+    intervals = () if sys.stderr.isatty() else ("mininterval", "maxinterval", "delay")
     return tqdm(total=total, desc=title, unit=unit, leave=leave, initial=done,
-                disable=chosen("quiet"), dynamic_ncols=True, **seconds)
+                disable=chosen("quiet"), dynamic_ncols=True,
+                **dict.fromkeys(intervals, LOG_SECONDS))
 
 
 class TolerantStream:
     """Standard output or error whose reader may be gone: a failed write is not an error.
 
-    After the first write that fails, the file descriptor leads to the null device. Characters that
-    the encoding lacks become question marks.
+    After the first failed write the descriptor leads to the null device. Characters that the
+    encoding lacks become question marks.
     """
 
     def __init__(self, stream, descriptor: int) -> None:
@@ -137,17 +132,12 @@ def tolerate_closed_streams() -> None:
         setattr(sys, name, TolerantStream(getattr(sys, name), descriptor))
 
 
-# --- how it ends ----------------------------------------------------------------------------------
-
 class Stopped(BaseException):
     """SIGTERM: an end like Ctrl-C, not caught by `except Exception`."""
 
 
 def command_line(main: click.Command) -> None:
-    """Run a click command as the program.
-
-    An error is one line; interruptions end with 130 (Ctrl-C) or 143 (SIGTERM).
-    """
+    """Run a click command as the program; exits with 130 after Ctrl-C, 143 after SIGTERM."""
     def stop(number, frame):
         raise Stopped
 
@@ -177,7 +167,7 @@ def stop_request() -> Iterator[list]:
 
     A second signal raises.
     """
-    asked: list = []
+    asked = []
 
     def ask(number, frame):
         asked.append(KeyboardInterrupt if number == signal.SIGINT else Stopped)

@@ -39,13 +39,12 @@ class LabeledImages(torch.utils.data.Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        graph = self.graphs[index]
-        scale = np.array(self.size * 2) / (graph.width, graph.height, graph.width, graph.height)
-        boxes = torch.from_numpy((graph.boxes_px * scale).astype(np.float32))
-        truth = select_objects(graph, graph.is_ground_truth)
-        target = {"boxes": boxes[graph.is_ground_truth], "labels": torch.from_numpy(truth.labels + 1),
-                  "relations": torch.from_numpy(truth.relations),
-                  "ignore_boxes": boxes[~graph.is_ground_truth]}
+        graph = self.graphs[index].resized(*self.size)
+        boxes = torch.from_numpy(graph.boxes_px.astype(np.float32))
+        valid = graph.is_ground_truth
+        truth = select_objects(graph, valid)
+        target = {"boxes": boxes[valid], "labels": torch.from_numpy(truth.labels + 1),
+                  "relations": torch.from_numpy(truth.relations), "ignore_boxes": boxes[~valid]}
         return load_tensor(self.paths[index], *self.size), target
 
 
@@ -87,7 +86,6 @@ def loader(images: LabeledImages | TargetImages, batch: int, steps: int, seed: i
     """Yields `steps` batches, without the first `start_step`: (images, names).
 
     images: (B, 3, H, W) in [0, 1] on the device. LabeledImages: with a list of targets in between.
-
     Raises: InputError for a broken image.
     """
     order = batches(len(images), batch, steps, seed)[start_step:]

@@ -96,8 +96,8 @@ def read_objects(path: Path, results: bool = False) -> list[KittiObject]:
 def _parse_object(line: str, where: str, columns: tuple[str, ...]) -> KittiObject:
     words = line.split()
     if len(words) != len(columns):
-        raise InputError(f"{where}: {len(words)} columns, expected {len(columns)} "
-                         f"({', '.join(columns)})")
+        names = ", ".join(columns)
+        raise InputError(f"{where}: {len(words)} columns, expected {len(columns)} ({names})")
     if words[0].lower() not in _TYPE_BY_NAME:
         raise InputError(f"{where}: type: {words[0]!r}, expected one of {', '.join(TYPES)}")
     row = {name: _number(word, f"{where}: {name}") for name, word in zip(columns[1:], words[1:])}
@@ -108,8 +108,8 @@ def _parse_object(line: str, where: str, columns: tuple[str, ...]) -> KittiObjec
         raise InputError(f"{where}: occluded: {words[2]}, expected 0, 1, 2, 3 or -1")
     for low, high in (("left", "right"), ("top", "bottom")):
         if row[low] >= row[high]:
-            raise InputError(f"{where}: {high}: {row[high]:g}, expected more than {low}, "
-                             f"{row[low]:g}")
+            limit = f"{low}, {row[low]:g}"
+            raise InputError(f"{where}: {high}: {row[high]:g}, expected more than {limit}")
     return KittiObject(
         _TYPE_BY_NAME[words[0].lower()], row["truncated"], int(row["occluded"]), row["alpha"],
         (left, top, right, bottom), tuple(row[name] for name in COLUMNS[8:11]),
@@ -161,13 +161,13 @@ def frame_objects(root: Path, stem: str) -> list[KittiObject]:
     for folder in ("label_2", "label_2_extra"):
         if folder == "label_2_extra" and not (root / folder).is_dir():
             continue
-        found = read_objects(safe_join(root, f"{folder}/{stem}.txt"))
-        for item in found:  # the folders say what is labeled, so each type has one
+        for item in read_objects(safe_join(root, f"{folder}/{stem}.txt")):
+            # the folders say what is labeled, so each type belongs in one of them
             if (item.type in EXTRA_TYPES) != (folder == "label_2_extra"):
-                raise InputError(
-                    f"{item.where}: type: {item.type!r}, expected "
-                    f"{' and '.join(EXTRA_TYPES)} in label_2_extra/, all others in label_2/")
-        objects += found
+                raise InputError(f"{item.where}: type: {item.type!r}, expected "
+                                 f"{' and '.join(EXTRA_TYPES)} in label_2_extra/, all others in "
+                                 "label_2/")
+            objects.append(item)
     return objects
 
 
@@ -188,7 +188,7 @@ def camera_of(P2: np.ndarray, width: int, height: int) -> Camera:
 
 
 def paper_camera(width: int, height: int) -> Camera:
-    """The camera that Prakash et al. 2021 assume: 90 degrees wide, principal point in the middle."""
+    """The camera that Prakash et al. 2021 assume: 90 degrees wide, its axis at the center."""
     K = np.array([[width / 2, 0, width / 2], [0, width / 2, height / 2], [0, 0, 1]])
     return Camera(K, CAMERA_FROM_WORLD, np.array([0, CAMERA_HEIGHT_M, 0]), width, height)
 
@@ -200,7 +200,7 @@ def world_of(bottom_camera: np.ndarray) -> np.ndarray:
 
 
 def yaw_of(rotation_y_rad: float) -> float:
-    """KITTI's rotation_y -> yaw about world z, in [-pi, pi]; an asset's own x axis is its length."""
+    """KITTI's rotation_y -> yaw about world z, in [-pi, pi]; x is the direction of the length."""
     return math.remainder(-rotation_y_rad, 2 * math.pi)
 
 

@@ -15,8 +15,8 @@ from sim2sg_lib.scene import Mesh
 from sim2sg_lib.sim.meshes import to_unit
 
 MAX_FACES = 20_000
-# rows: our x (ahead), y (left) and z (up) in the file's axes.
-# Both formats are y up; glTF 2.0 looks along +z, ShapeNet along -z
+# rows: our x (ahead), y (left) and z (up) in the file's axes. Both formats are y up; models look
+# along +z in glTF 2.0 and along -z in ShapeNet
 TO_WORLD = {".glb": np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0.0]]),
             ".obj": np.array([[0, 0, -1], [-1, 0, 0], [0, 1, 0.0]])}
 
@@ -27,32 +27,28 @@ def replace_assets(env: Env, folder: Path) -> Env:
     Files: folder/<category>/*.obj or *.glb, and
     folder/<category>/<model>/models/model_normalized.obj as in ShapeNet. A file's unit is unknown:
     each model gets the sizes (lengths of the diagonal) of the category's median asset. Models of
-    more than MAX_FACES triangles are left out.
-
-    Raises: InputError for a folder without such files, a category whose models are all too large,
-    an unreadable file.
+    more than MAX_FACES triangles are left out. Raises: InputError.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder, expected one of OBJ or GLB files by category")
     world = env.world
-    assets, sizes_m, names = (
-        dict(world.assets), dict(world.asset_sizes_m), list(world.category_assets))
+    assets, sizes_m = dict(world.assets), dict(world.asset_sizes_m)
+    names = list(world.category_assets)
     for label, category in enumerate(env.vocabulary.categories):
         paths = asset_files(folder / category)
         if not paths:
             continue
         diagonals_m = sorted(
             [np.linalg.norm(world.asset_sizes_m[name], axis=1) for name in names[label]], key=max)
-        found = {name: read_mesh(safe_join(folder, name))
-                 for name in (str(path.relative_to(folder)) for path in paths)}
+        relative = [str(path.relative_to(folder)) for path in paths]
+        found = {name: read_mesh(safe_join(folder, name)) for name in relative}
         names[label] = tuple(name for name in found if found[name])
         if not names[label]:
             raise InputError(f"{folder / category}: every model has more than {MAX_FACES} faces, "
                              "expected one of fewer")
         if len(names[label]) < len(found):
-            log_info(
-                f"{folder / category}: left out {len(found) - len(names[label])} of {len(found)} "
-                f"models, of more than {MAX_FACES} faces")
+            log_info(f"{folder / category}: left out {len(found) - len(names[label])} of "
+                     f"{len(found)} models, of more than {MAX_FACES} faces")
         for name in names[label]:
             assets[name], extents = found[name]
             shape = np.array(extents) / np.linalg.norm(extents)
@@ -61,9 +57,8 @@ def replace_assets(env: Env, folder: Path) -> Env:
     if tuple(names) == world.category_assets:
         raise InputError(f"{folder}: no OBJ or GLB file in a folder named "
                          f"{', '.join(env.vocabulary.categories)}")
-    return replace(
-        env,
-        world=replace(world, assets=assets, asset_sizes_m=sizes_m, category_assets=tuple(names)))
+    world = replace(world, assets=assets, asset_sizes_m=sizes_m, category_assets=tuple(names))
+    return replace(env, world=world)
 
 
 def asset_files(folder: Path) -> list[Path]:
@@ -83,12 +78,13 @@ def read_mesh(path: Path) -> tuple[Mesh, tuple[float, float, float]] | None:
     try:
         pieces = (read_glb(content, MAX_FACES) if suffix == ".glb"
                   else read_obj(content, path, MAX_FACES))
-    except (InputError, Unsupported) as error:
-        raise error if isinstance(error, InputError) else InputError(f"{path}: {error}") from None
-    except Exception as error:  # a broken file: whatever the parser stumbles over
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:100]
-        raise InputError(
-            f"{path}: cannot be read as a {suffix[1:].upper()} file ({reason})") from None
+    except InputError:
+        raise
+    except Unsupported as error:
+        raise InputError(f"{path}: {error}") from None
+    except Exception as error:  # parsers raise all kinds of errors on a broken file
+        kind, reason = suffix[1:].upper(), " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{path}: cannot be read as a {kind} file ({reason[:100]})") from None
     if pieces is None:
         return None
     triangles = np.concatenate([np.zeros((0, 3, 3)), *pieces]) @ TO_WORLD[suffix].T  # (F, 3, 3)
@@ -105,10 +101,7 @@ def read_mesh(path: Path) -> tuple[Mesh, tuple[float, float, float]] | None:
 
 
 def flat_normals(triangles: np.ndarray) -> np.ndarray:
-    """(F, 3) normals of triangles (F, 3, 3), twice as long as the area.
-
-    Corners run counter-clockwise from outside.
-    """
+    """(F, 3) normals of triangles (F, 3, 3), counter-clockwise from outside, of length 2 area."""
     return np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
 
 
@@ -157,10 +150,8 @@ def turned_by_repair(corners: np.ndarray, faces: np.ndarray) -> np.ndarray:
     try:
         import trimesh
     except ImportError:
-        raise InputError(
-            "--assets: a model's faces are wound inconsistently, which trimesh repairs, and trimesh "
-            "is not installed: pip install trimesh"
-        ) from None
+        raise InputError("--assets: a model's faces are wound inconsistently, which trimesh "
+                         "repairs, and trimesh is not installed: pip install trimesh") from None
     _, first, number = np.unique(faces, return_index=True, return_inverse=True)
     number = number.reshape(-1, 3)
     mesh = trimesh.Trimesh(corners[first], number, process=False)

@@ -110,15 +110,15 @@ def newest_source(sources: list[str], checkpoint: Path, env: Env) -> list[SceneG
     return read_graphs(path, env.vocabulary) if os.path.exists(path) else None
 
 
-def without_categories(graphs: list[SceneGraph], names: tuple[str, ...], env: Env
-                       ) -> list[SceneGraph]:
+def without_categories(graphs: list[SceneGraph], names: tuple[str, ...],
+                       env: Env) -> list[SceneGraph]:
     """The graphs without the objects of some categories."""
     kept = np.array([name not in names for name in env.vocabulary.categories])
     return [select_objects(graph, kept[graph.labels]) for graph in graphs] if names else graphs
 
 
 def notes(test_set: TestSet, env: Env) -> list[str]:
-    """What to keep in mind when reading scores on KITTI's format, one line each."""
+    """Remarks on scores of a folder in KITTI's format, one line each."""
     lines = []
     if test_set.unlabeled:
         labeled = [name for name in env.vocabulary.categories if name not in test_set.unlabeled]
