@@ -19,8 +19,8 @@ from pathlib import Path
 import click
 
 import envs
-from sim2sg_lib.cli import (FloatRange, InputError, command_line, log_info, output_options,
-                            print_json)
+from sim2sg_lib.cli import (
+    FloatRange, InputError, command_line, log_info, output_options, print_json)
 
 OVERLAY_PX = (640, 1600)  # limits of the longer side of an image under predicted boxes
 
@@ -280,8 +280,8 @@ def summarize(loops: tuple[Path, ...]) -> None:
     tables = [read_loop(loop) for loop in loops]
     env_names = sorted({row["env"] for table in tables for row in table.values()})
     if len(env_names) > 1:
-        raise InputError(f"--summary: loops of {' and '.join(env_names)}, expected loops of one "
-                         "environment")
+        names = " and ".join(env_names)
+        raise InputError(f"--summary: loops of {names}, expected loops of one environment")
     names = [name for name in tables[0] if all(name in table for table in tables)]
     if not names:
         raise InputError("--summary: the loops have no row in common")
@@ -311,8 +311,7 @@ def latest_run() -> Path:
     found = [path for path in Path("runs").rglob("model.pt")
              if not any(part.startswith(".") for part in path.parts)]
     if not found:
-        raise InputError("no model.pt under runs/: run train.py or make loop first, or give "
-                         "--checkpoint")
+        raise InputError("no model.pt under runs/: run train.py or make loop, or give --checkpoint")
     return max(found, key=lambda path: (path.stat().st_mtime, str(path)))
 
 

@@ -14,7 +14,7 @@ depend on a target's labels.
 import os
 import warnings
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -152,9 +152,9 @@ def input_files(folder: Path) -> list[Path]:
 def check_aspect(where: Path | str, width: int, height: int, camera: Camera) -> None:
     """Raises: InputError if width : height is not the camera's, within one percent."""
     if abs(width * camera.height / (height * camera.width) - 1) > 0.01:
-        raise InputError(
-            f"{where}: {width}x{height} pixels, the camera expects {camera.width}x{camera.height} "
-            "or its aspect ratio")
+        expected = f"{camera.width}x{camera.height}"
+        raise InputError(f"{where}: {width}x{height} pixels, the camera expects {expected} or its "
+                         "aspect ratio")
 
 
 def read_info(folder: Path, env: Env | None) -> dict:
@@ -171,10 +171,9 @@ def read_info(folder: Path, env: Env | None) -> dict:
                          f"{MAX_PIXELS} at most")
     if env and info.get("env") != env.name:
         raise InputError(f"{path}: env: {info.get('env')!r}, expected {env.name!r}")
-    for name in ("categories", "predicates") if env else ():
-        if info.get(name) != list(getattr(env.vocabulary, name)):
-            raise InputError(f"{path}: {name}: {info.get(name)}, expected "
-                             f"{list(getattr(env.vocabulary, name))}")
+    for name, expected in asdict(env.vocabulary).items() if env else ():
+        if info.get(name) != list(expected):
+            raise InputError(f"{path}: {name}: {info.get(name)}, expected {list(expected)}")
     return info
 
 

@@ -108,8 +108,8 @@ class Glb:
         attributes = node["extensions"]["EXT_mesh_gpu_instancing"]["attributes"]
         found = {name.lower(): self.numbers(index) for name, index in attributes.items()}
         count = len(next(iter(found.values())))
-        return compose_matrices(*(found.get(name, np.tile(value, (count, 1)))
-                                  for name, value in REST.items()))
+        whole = {name: np.tile(value, (count, 1)) for name, value in REST.items()} | found
+        return compose_matrices(*(whole[name] for name in REST))
 
     def bones(self, index: int, world: dict[int, np.ndarray]) -> np.ndarray:
         """(J, 4, 4) from a skinned mesh's frame to the world, per joint, in the file's pose."""
@@ -120,8 +120,7 @@ class Glb:
         inverses = self.numbers(skin["inverseBindMatrices"]).reshape(-1, 4, 4)  # column by column
         return joints @ inverses.transpose(0, 2, 1)
 
-    def triangles(self, primitive: dict, weights: list[float],
-                  bones: np.ndarray | None) -> np.ndarray:
+    def triangles(self, primitive: dict, weights: list, bones: np.ndarray | None) -> np.ndarray:
         """(F, 3, 3), morphed by `weights` and skinned by `bones`; none of points and lines."""
         attributes, mode = primitive["attributes"], primitive.get("mode", 4)
         if mode < 4 or "POSITION" not in attributes:

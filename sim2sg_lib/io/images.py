@@ -174,9 +174,8 @@ def read_image(path: Path, width: int, height: int) -> np.ndarray:
     except Exception as error:
         raise InputError(f"{path}: truncated or broken image ({error})") from None
     if image.size != (width, height):
-        image = image.resize(
-            (width, height),
-            Image.Resampling.BOX if image.width > width else Image.Resampling.BILINEAR)
+        method = Image.Resampling.BOX if image.width > width else Image.Resampling.BILINEAR
+        image = image.resize((width, height), method)
     return np.asarray(image)
 
 

@@ -164,9 +164,8 @@ def frame_objects(root: Path, stem: str) -> list[KittiObject]:
         for item in read_objects(safe_join(root, f"{folder}/{stem}.txt")):
             # the folders say what is labeled, so each type belongs in one of them
             if (item.type in EXTRA_TYPES) != (folder == "label_2_extra"):
-                raise InputError(f"{item.where}: type: {item.type!r}, expected "
-                                 f"{' and '.join(EXTRA_TYPES)} in label_2_extra/, all others in "
-                                 "label_2/")
+                raise InputError(f"{item.where}: type: {item.type!r}, expected House and "
+                                 "Vegetation in label_2_extra/, all others in label_2/")
             objects.append(item)
     return objects
 
@@ -272,13 +271,11 @@ def frame_labels(root: Path, names: list[str], env: Env) -> list[list[KittiObjec
         raise InputError(f"{root}: KITTI labels {', '.join(TYPES)}, the environment {env.name} has "
                          f"only {', '.join(env.vocabulary.categories)}")
     stems = [Path(name).stem for name in names]
+    known = set(stems)
     for folder in ("label_2", "label_2_extra"):
-        labeled = {path.stem for path in safe_join(root, folder).glob("*.txt")
-                   if not path.name.startswith(".")}
-        without = sorted(labeled - set(stems))
-        if without:
-            raise InputError(f"{root / folder / without[0]}.txt: no image {without[0]} in "
-                             f"{root / 'image_2'}")
+        for path in sorted(safe_join(root, folder).glob("[!.]*.txt")):
+            if path.stem not in known:
+                raise InputError(f"{path}: no image {path.stem} in {root / 'image_2'}")
     return [frame_objects(root, stem) for stem in stems]
 
 

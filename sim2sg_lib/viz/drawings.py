@@ -70,8 +70,8 @@ def to_tile(image: np.ndarray) -> Image.Image:
     return picture.resize((TILE_WIDTH, height), Image.Resampling.LANCZOS)
 
 
-def contact_sheet(rows: list[tuple[str, list[Image.Image]]], tile_width: int = TILE_WIDTH
-                  ) -> Image.Image:
+def contact_sheet(rows: list[tuple[str, list[Image.Image]]],
+                  tile_width: int = TILE_WIDTH) -> Image.Image:
     """Rows of tiles with a caption on the left; all tiles have one size, tile_width pixels wide."""
     columns = max(len(tiles) for _, tiles in rows)
     width, height = tile_width + GAP, max(tile.height for _, tiles in rows for tile in tiles) + GAP
@@ -192,10 +192,9 @@ def draw_relations(axes, matched: MatchedGraph, vocabulary: Vocabulary) -> None:
                   va="center", zorder=3.5, parse_math=False,
                   bbox={"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none"})
         drawn += len(predicates)
-    left_out = len(graph.relations) - drawn
-    if left_out:
-        axes.text(-AXES_LIMIT, -AXES_LIMIT, f"{left_out} more not drawn", fontsize=TEXT_PT,
-                  va="bottom")
+    if drawn < len(graph.relations):
+        note = f"{len(graph.relations) - drawn} more not drawn"
+        axes.text(-AXES_LIMIT, -AXES_LIMIT, note, fontsize=TEXT_PT, va="bottom")
     draw_nodes(axes, positions, node_pt, matched, vocabulary)
 
 
@@ -238,8 +237,8 @@ def find_arrow_place(positions: np.ndarray, s: int, o: int, bend: float, size: n
     return None
 
 
-def group_arrows(matched: MatchedGraph, vocabulary: Vocabulary
-                 ) -> dict[tuple[int, int, str], list[str]]:
+def group_arrows(matched: MatchedGraph,
+                 vocabulary: Vocabulary) -> dict[tuple[int, int, str], list[str]]:
     """(subject, object, match) -> predicates; of each match, the MAX_ARROWS most certain arrows."""
     found = {}
     for row in rank_relations(matched.graph, graph_constraint=False):

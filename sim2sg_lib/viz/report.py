@@ -108,9 +108,9 @@ def draw_losses(logs: dict[str, dict[str, np.ndarray]]) -> list[dict]:
     """One figure per run: the losses of the task. logs: read_log of each run."""
     figures = []
     for name, log in logs.items():
-        curves = {key.removeprefix("loss_").replace("_", " "): thin(points)
-                  for key, points in log.items() if key.startswith("loss_")
-                  and f"accuracy_{key.removeprefix('loss_')}" not in log}
+        names = [key.removeprefix("loss_") for key in log if key.startswith("loss_")]
+        curves = {term.replace("_", " "): thin(log[f"loss_{term}"]) for term in names
+                  if f"accuracy_{term}" not in log}
         if curves:
             figure = draw_curves(curves, f"{name}: losses", ("step", "loss"), ("linear", "log"))
             figures.append(picture(figure, f"Losses of {row_title(name)}"))
@@ -188,9 +188,11 @@ def draw_content(table: dict[str, dict], curves: dict[str, dict], env: Env) -> l
 
 def by_target(rows: list[tuple[str, list[np.ndarray]]]) -> list[list[dict]]:
     """The rows of a sheet as one list of pictures per target image."""
-    return [[{"uri": photo_uri(images[i]), "caption": caption}
-             for caption, images in rows if i < len(images)]
-            for i in range(len(rows[0][1]) if rows else 0)]
+    pictures = []
+    for i in range(len(rows[0][1]) if rows else 0):
+        pictures.append([{"uri": photo_uri(images[i]), "caption": caption}
+                         for caption, images in rows if i < len(images)])
+    return pictures
 
 
 def draw_case(images: ImageFolder, index: int, truth: list[SceneGraph] | None,
