@@ -193,7 +193,7 @@ def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | 
 
 
 def draw_graphs(folder: Path, graphs: list, paths: list[str], env) -> None:
-    """Write NAME.png and NAME.dot of each graph of the image at `path`, unless they exist."""
+    """Write NAME.png and NAME.dot of each graph; paths: the images. Existing files are kept."""
     from sim2sg_lib.io.files import write_text
     from sim2sg_lib.io.images import read_image
     from sim2sg_lib.viz.drawings import save_overlay, to_dot
@@ -294,10 +294,8 @@ def summarize(loops: tuple[Path, ...]) -> None:
     print_json({"loops": list(map(utf8, loops)), "sheets": list(map(utf8, sheets)), "rows": rows})
 
 
-# --- paths ----------------------------------------------------------------------------------------
-
 def utf8(text: str | Path) -> str:
-    """A path as JSON can hold it: characters that are not UTF-8 become question marks."""
+    """A path as text for JSON; characters that are not UTF-8 become question marks."""
     return str(text).encode(errors="replace").decode()
 
 
@@ -330,7 +328,7 @@ def refuse_other_metrics(out: Path, record: dict) -> None:
 
 
 def move(partial: Path, out: Path, *names: str) -> None:
-    """Move finished files from `partial` to `out`, in this order; temporary files there go."""
+    """Move finished files from `partial` to `out`, in this order, and delete temporary files."""
     for name in names:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(partial / name, out / name)

@@ -74,7 +74,7 @@ def read_archive(path: Path, device: torch.device | str):
     check_file(path, "a checkpoint (train.py writes OUT/model.pt)", MAX_BYTES)
     try:
         return torch.load(_checked_copy(path), map_location=device, weights_only=True)
-    except Exception:  # zipfile, pickletools and torch raise all kinds of errors on damaged input
+    except Exception:  # zipfile, pickletools and torch raise all kinds of errors
         raise InputError(f"{path}: damaged, or not a checkpoint of train.py") from None
 
 
@@ -130,7 +130,7 @@ def rebuild(content: dict, path: Path, env: Env, device: torch.device | str) -> 
     if [config.categories, config.predicates] != [len(own) for own in names]:
         raise InputError(f"{path}: model: {config.categories} categories and {config.predicates} "
                          "predicates, expected as many as it names")
-    with torch.device("meta"):  # allocates nothing: the sizes are not to be trusted yet
+    with torch.device("meta"):  # allocates nothing: the sizes cannot be trusted yet
         expected = SceneGraphNet(config, pretrained=False).state_dict()
     weights = content["weights"]
     if set(weights) != set(expected) or not all(_alike(weights[n], expected[n]) for n in expected):
@@ -141,7 +141,7 @@ def rebuild(content: dict, path: Path, env: Env, device: torch.device | str) -> 
 
 
 def _alike(weight, expected: torch.Tensor) -> bool:
-    """Whether it is a tensor of that shape and type, with all of its numbers in the file."""
+    """Whether it is a contiguous tensor of that shape and type, so that the file is as large."""
     return (isinstance(weight, torch.Tensor) and weight.shape == expected.shape
             and weight.dtype == expected.dtype and weight.is_contiguous())
 
@@ -158,6 +158,6 @@ def pick_device(name: str) -> torch.device:
 
 
 def runtime_info(device: torch.device) -> dict:
-    """For the record: what else the bytes of a result depend on."""
+    """What the bytes of a result depend on besides options and inputs, for the record."""
     return {"threads": torch.get_num_threads(), "torch": str(torch.__version__),
             "device": str(device)}

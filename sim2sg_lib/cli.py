@@ -1,7 +1,4 @@
-"""What the command lines print and how they end.
-
-Neither torch nor numpy is loaded, so that --help answers at once.
-"""
+"""Output and exit of the command lines. Neither torch nor numpy is imported: --help stays fast."""
 import json
 import math
 import os
@@ -120,7 +117,7 @@ class TolerantStream:
 
 
 def tolerate_closed_streams() -> None:
-    """Make standard output and error tolerant; no file may get the descriptor of a closed one."""
+    """Make standard output and error tolerant, and keep other files off closed descriptors."""
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         try:
             os.fstat(descriptor)
@@ -145,7 +142,7 @@ def command_line(main: click.Command) -> None:
     signal.signal(signal.SIGTERM, stop)
     try:
         code = main(standalone_mode=False)
-        # the work is done: while Python shuts down, nothing is interrupted
+        # the work is done: do not interrupt the shutdown of Python
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
     except click.ClickException as error:
@@ -165,7 +162,7 @@ def command_line(main: click.Command) -> None:
 def stop_request() -> Iterator[list]:
     """A list to which SIGINT and SIGTERM append the exception to raise after the current step.
 
-    A second signal raises.
+    A second signal raises at once.
     """
     asked = []
 

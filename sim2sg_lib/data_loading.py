@@ -18,11 +18,8 @@ class LabeledImages(torch.utils.data.Dataset):
 
     An item is (image (3, H, W) uint8, target), with the target of `SceneGraphNet.losses`: `boxes`
     (G, 4) float32 px, `labels` (G,) int64 from 1, `relations` (R, 3) int64 rows of subject,
-    predicate, object. `ignore_boxes` (I, 4) are ignore regions and objects that do not count as
-    ground truth (visible = 0), whatever their category: what an image with pseudo labels shows
-    there is unknown.
-
-    Raises: InputError for folders and labels that are not as dataset.py expects them.
+    predicate, object. `ignore_boxes` (I, 4) are ignore regions and ignored objects (visible = 0) of
+    any category: with pseudo labels it is unknown what is there. Raises: InputError.
     """
 
     def __init__(self, folders: list[Path], env: Env, width: int, height: int) -> None:
@@ -89,7 +86,7 @@ def loader(images: LabeledImages | TargetImages, batch: int, steps: int, seed: i
     Raises: InputError for a broken image.
     """
     order = batches(len(images), batch, steps, seed)[start_step:]
-    # on a CPU the network needs every core; a GPU leaves the cores free to decode images
+    # on a CPU the network needs all cores; with a GPU they are free to decode images
     workers = 4 if device.type == "cuda" else 0
     labeled = isinstance(images, LabeledImages)
     # target images draw nothing from the global generator: training samples as without them

@@ -61,7 +61,7 @@ class TrainingLog:
                      f"the discriminator {state}, try a {remedy} --set {name}.factor")
 
     def state(self) -> dict:
-        """The length of the file, after writing it to disk, and what is not in it yet."""
+        """The length of the file, after flushing it to disk, and what is not yet in it."""
         with writing(self.file.name):
             os.fsync(self.file.fileno())
         return {"bytes": self.file.seek(0, os.SEEK_END), "rows": self.rows, "step": self.step,

@@ -1,4 +1,4 @@
-"""A data set in two formats that other programs read, beside its own.
+"""A data set in two more formats, which other programs read.
 
     FOLDER/kitti/training/    image_2/, label_2/, calib/ of KITTI's object benchmark; types that
                               KITTI lacks, such as houses and vegetation, in label_2_extra/
@@ -41,18 +41,20 @@ def write_kitti(folder: Path, graphs: list[SceneGraph], objects: list[list[Scene
     Raises: InputError for a camera that is not level.
     """
     root = Path(folder) / "kitti" / "training"
-    shutil.rmtree(root, ignore_errors=True)  # what an interruption left
+    shutil.rmtree(root, ignore_errors=True)  # left by an interruption
     extra = [name for name in map(str.capitalize, vocabulary.categories)
              if name not in TYPES or name in EXTRA_TYPES]
-    for name in ("image_2", "label_2", "calib", *(["label_2_extra"] if extra else [])):
+    label_folders = ["label_2", "label_2_extra"] if extra else ["label_2"]
+    for name in ("image_2", "calib", *label_folders):
         (root / name).mkdir(parents=True)
     for graph, items, camera in zip(graphs, objects, cameras, strict=True):
         check_level(camera, f"the camera of {graph.image}")
         image = Path(graph.image)
         link_image(folder / image, root / "image_2" / image.name)
         rows = [kitti_object(graph, i, item, camera, vocabulary) for i, item in enumerate(items)]
-        for name, others in (("label_2", False), *([("label_2_extra", True)] if extra else [])):
-            lines = [format_object(row) + "\n" for row in rows if (row.type in extra) == others]
+        for name in label_folders:
+            lines = [format_object(row) + "\n" for row in rows
+                     if (row.type in extra) == (name == "label_2_extra")]
             write_text(root / name / f"{image.stem}.txt", "".join(lines))
         resized = camera.resized(graph.width, graph.height)
         write_text(root / "calib" / f"{image.stem}.txt", calib_text(resized))

@@ -21,10 +21,10 @@ from sim2sg_lib.score.metrics import CURVES, LEVELS, evaluate_graphs
 
 @dataclass(frozen=True)
 class TestSet:
-    """Images and what is known about them.
+    """Images and their labels.
 
-    truth:     their labels, None without labels.
-    unlabeled: categories that have no labels in this folder; nothing is scored for them.
+    truth:     the labels; None without labels.
+    unlabeled: categories without labels in this folder; nothing is scored for them.
     kitti:     in a KITTI folder, the KittiObjects of each image's label files; empty otherwise.
     """
 
@@ -37,9 +37,8 @@ class TestSet:
 def find_test_set(checkpoint: Path, options: dict, env: Env) -> Path:
     """The data that a checkpoint was evaluated on before, else the test set of its target.
 
-    That is test/ or val/ beside the target (without one: beside the stand-in target of
-    synthesize.py), else the target itself if it has labels. options: of the training.
-    Raises: InputError if there is none.
+    That is test/ or val/ beside the target (by default the stand-in target of synthesize.py), else
+    the target itself if it has labels. options: of the training. Raises: InputError.
     """
     metrics = checkpoint.parent / "metrics.json"
     if metrics.exists():

@@ -1,10 +1,11 @@
-"""Pictures of results: boxes on images, contact sheets, scene graphs, curves and histograms.
+"""Drawings of results: boxes on images, contact sheets, scene graphs, curves and histograms.
 
-Graphs, curves and histograms are matplotlib Figures with text of 7 to 9 points, so that they can be
-read on a phone. What differs in color differs in line style, too.
+Graphs, curves and histograms are matplotlib figures with text of 7 to 9 points, to be readable on a
+phone. Line styles differ as well as colors.
 """
 import base64
 import io
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -150,15 +151,13 @@ def find_text_place(box: np.ndarray, width: float, height: float, graph: SceneGr
     in_right_half = x0 + x1 > graph.width
     lefts = (min(x0, graph.width - width) if in_right_half else x0, x1 - width)
     tops = (y0 - height, y1, y0, y1 - height, y0 - 2 * height, y1 + height, (y0 + y1) / 2)
-    for top in tops:
-        for left in lefts:
-            inside = 0 <= top <= graph.height - height and 0 <= left <= graph.width - width
-            overlaps = any(left < other + other_width and other < left + width
-                           and abs(top - other_top) < height
-                           for other, other_top, other_width in taken)
-            if inside and not overlaps:
-                taken.append((left, top, width))
-                return left, top
+    for top, left in itertools.product(tops, lefts):
+        inside = 0 <= top <= graph.height - height and 0 <= left <= graph.width - width
+        if inside and not any(left < other + other_width and other < left + width
+                              and abs(top - other_top) < height
+                              for other, other_top, other_width in taken):
+            taken.append((left, top, width))
+            return left, top
     return None
 
 
