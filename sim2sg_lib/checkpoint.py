@@ -1,4 +1,4 @@
-"""A trained network as one file, which may come from anywhere; and the device to run it on."""
+"""A trained network as one file, which may be untrusted; and the device to run it on."""
 import io
 import pickletools
 import re

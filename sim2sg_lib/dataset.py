@@ -52,7 +52,7 @@ class ImageFolder:
 def list_images(folder: Path, env: Env) -> tuple[list[str], list[tuple[int, int]]]:
     """The images of a folder: paths relative to it, sorted, and their (width, height) in pixels.
 
-    A data set must be whole; elsewhere files that are no images are skipped, see `readable_images`.
+    A data set must be complete; in other folders, broken files are skipped (`readable_images`).
     Raises: InputError (missing, empty, another environment, sizes).
     """
     folder = Path(folder)
@@ -190,8 +190,10 @@ def read_labels(images: ImageFolder, env: Env, van: str | None = None) -> list[S
     """
     kitti = kitti_root(images.folder)
     if kitti:
-        from sim2sg_lib.io.kitti import frame_graphs
-        return frame_graphs(kitti, images.names, images.cameras, env, van)
+        from sim2sg_lib.io.kitti import frame_labels, to_graph
+        objects = frame_labels(kitti, images.names, env)
+        return [to_graph(name, items, camera, env, van or "ignore")
+                for name, items, camera in zip(images.names, objects, images.cameras)]
     if van:
         raise InputError(f"{images.folder}: --van {van} is for a KITTI folder, expected image_2/ "
                          "or training/image_2/ in it")

@@ -75,7 +75,7 @@ def kitti_object(graph: SceneGraph, index: int, item: SceneObject, camera: Camer
 
 
 def occlusion_state(visible: float) -> int:
-    """KITTI's state 0 (fully visible) to 3 whose difficulty levels a visible fraction satisfies."""
+    """KITTI's occlusion state, 0 (fully visible) to 3, with the same levels as a visible fraction."""
     return sum(bool(visible < LEVELS[name].min_visible) for name in ("easy", "moderate", "hard"))
 
 

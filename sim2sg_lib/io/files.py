@@ -33,9 +33,9 @@ def writing(path: Path | str) -> Iterator[None]:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def write_text(path: Path, text: str, sync: bool = True) -> None:
+def write_text(path: Path, text: str) -> None:
     """UTF-8, as `write_bytes`; undecodable bytes of file names become question marks."""
-    write_bytes(path, text.encode(errors="replace"), sync)
+    write_bytes(path, text.encode(errors="replace"))
 
 
 def write_json(path: Path, value: dict) -> None:

@@ -22,7 +22,7 @@ STARTED_WITH = "started_with.json"  # in a partial folder: the options it was st
 SUMMARY = "summary"  # its key for the result of a stage that only has to be published
 # options that may change when a stage resumes; the output may then not be bit-identical
 FREE = ("command", "threads", "torch", "device", SUMMARY)
-DIGESTS = ("code", "input")  # options whose values say nothing to a reader
+DIGESTS = ("code", "input")  # options whose values mean nothing to a reader
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 # files of a data set, a set of splits, a run, predictions: no other folder is overwritten
 MARKS = (("dataset.json", "images"), ("train/dataset.json",), ("config.json", "log.jsonl"),

@@ -1,7 +1,7 @@
 """Binary glTF 2.0 files (GLB) -> triangles in the file's world frame.
 
-Parsed here since trimesh 5.2 ignores, without a word, normalized integers, sparse accessors, GPU
-instances, triangle fans, morph targets, skins and required extensions.
+Parsed here since trimesh 5.2 silently ignores normalized integers, sparse accessors, GPU instances,
+triangle fans, morph targets, skins and required extensions.
 """
 import base64
 import json

@@ -34,7 +34,7 @@ def kitti_root(folder: Path) -> Path | None:
 
 
 def image_names(folder: Path) -> list[str]:
-    """Paths relative to `folder`, sorted, of the files named as PNG or JPEG, hidden ones aside.
+    """Paths relative to `folder`, sorted, of files named as PNG or JPEG, except hidden ones.
 
     They lie in a KITTI folder's image_2/ or a data set's images/; any other folder may have images
     on its top level, in images/ or in both. Raises: InputError if there are none.
@@ -67,10 +67,9 @@ def image_names(folder: Path) -> list[str]:
 
 
 def readable_images(folder: Path) -> dict[str, tuple[int, int]]:
-    """image_names of a folder that nobody has checked -> (width, height) in pixels.
+    """The image_names of an unchecked folder -> (width, height) in pixels.
 
-    Files that only look like images are skipped, and so are hidden files, other formats and
-    subfolders; one line says how many.
+    Broken images, hidden files, other formats and subfolders are skipped; one line says how many.
     Raises: InputError if no image is left, or for a link that leads out of the folder.
     """
     folder, sizes, skipped = Path(folder), {}, []
@@ -162,13 +161,13 @@ def check_scans(path: Path, image: Image.Image) -> None:
 def read_image(path: Path, width: int, height: int) -> np.ndarray:
     """(height, width, 3) uint8, resized if necessary. Raises: InputError for a broken file.
 
-    Gray, palette and CMYK become RGB, 16 bits become 8, alpha is dropped, an animation is its first
-    picture; pixels are where the file stores them, whatever EXIF says.
+    Gray, palette and CMYK become RGB, 16 bits become 8, alpha is dropped. Of an animation the first
+    frame is read. EXIF orientation is ignored.
     """
     image = open_image(path)
     check_scans(path, image)
     try:
-        if image.mode.startswith("I"):  # 16 bits of gray, which Pillow would cut off at 255
+        if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
             image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
         image = image.convert("RGB")
     except Exception as error:

@@ -1,4 +1,4 @@
-"""The formats of KITTI's object benchmark (Geiger et al. 2012), and its frames in this project's.
+"""The file formats and coordinate frames of KITTI's object benchmark (Geiger et al. 2012).
 
     ROOT/image_2/000000.png      left color images; ROOT is the folder itself or its training/
     ROOT/calib/000000.txt        projection matrices P0..P3, of which P2 is image_2's
@@ -48,7 +48,7 @@ class KittiObject:
 
     type:           one of TYPES.
     truncated:      fraction outside the image in [0, 1]; -1 if unknown.
-    occluded:       0 fully visible, 1 partly, 2 largely occluded, 3 cannot be told; -1 if unknown.
+    occluded:       0 fully visible, 1 partly, 2 largely occluded, 3 unclear; -1 if unknown.
     alpha_rad:      observation angle, rotation_y less the direction to the object; -10 if unknown.
     box_px:         left, top, right, bottom in pixels from the center of the first.
     size_m:         height, width, length, meters; -1 if unknown.
@@ -71,7 +71,7 @@ class KittiObject:
 
     @property
     def placed(self) -> bool:
-        """Whether the 3-D part is known: no DontCare, no detection in 2-D alone."""
+        """Whether the 3-D part is known, unlike that of DontCare and of 2-D detections."""
         return self.bottom_camera[2] > -1000 and min(self.size_m) > 0
 
 
@@ -253,13 +253,6 @@ def to_graph(image: str, objects: list[KittiObject], camera: Camera, env: Env,
     found[:, [0, 2]] = placed[found[:, [0, 2]]]  # from rows among the placed to rows of the graph
     return make_graph(image, camera.width, camera.height, labels, boxes_px, found, visible=visible,
                       truncated=truncated, ignore=ignore)
-
-
-def frame_graphs(root: Path, names: list[str], cameras: list[Camera], env: Env,
-                 van: str | None) -> list[SceneGraph]:
-    """The labels of `frame_labels` as graphs. Raises: InputError."""
-    return [to_graph(name, objects, camera, env, van or "ignore")
-            for name, objects, camera in zip(names, frame_labels(root, names, env), cameras)]
 
 
 def frame_labels(root: Path, names: list[str], env: Env) -> list[list[KittiObject]]:

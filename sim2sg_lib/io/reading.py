@@ -1,4 +1,4 @@
-"""Bounded, safe reading of files that may come from anyone."""
+"""Bounded, safe reading of untrusted files."""
 import json
 import math
 import os

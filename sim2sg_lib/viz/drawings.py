@@ -86,11 +86,9 @@ def contact_sheet(rows: list[tuple[str, list[Image.Image]]],
     return sheet
 
 
-# --- matplotlib -----------------------------------------------------------------------------------
-
 def require_matplotlib() -> None:
     """Raises: InputError if matplotlib is not installed."""
-    os.environ["MPLBACKEND"] = "agg"  # figures go to files; a notebook's backend may not even load
+    os.environ["MPLBACKEND"] = "agg"  # figures go to files; a notebook's backend may not load
     try:
         import matplotlib  # noqa: F401
     except ImportError:
