@@ -47,13 +47,14 @@ def read_glb(content: bytes, max_faces: int) -> list[np.ndarray] | None:
             total += len(matrices) * len(triangles)
             if total > max_faces:
                 return None
+            if not len(triangles):
+                continue
             placed = []
             for to_world in matrices:
                 turn = to_world[:3, :3]
                 order = -1 if np.linalg.det(turn) < 0 else 1  # mirrored
                 placed.append(triangles[:, ::order] @ turn.T + to_world[:3, 3])
-            if len(triangles):
-                pieces.append(np.concatenate(placed))
+            pieces.append(np.concatenate(placed))
     return pieces
 
 
@@ -135,9 +136,10 @@ class Glb:
         if "indices" in primitive:
             order = self.numbers(primitive["indices"]).astype(np.int64).reshape(-1)
         i = np.arange(max(len(order) - 2, 0))
-        faces = {4: order[:len(order) // 3 * 3].reshape(-1, 3),
-                 5: np.stack([order[i], order[i + 1 + i % 2], order[i + 2 - i % 2]], 1),  # strip
-                 6: np.stack([order[i + 1], order[i + 2], order[0 * i]], 1)}[mode]  # fan
+        # triangles, a strip, a fan
+        faces = {4: lambda: order[:len(order) // 3 * 3].reshape(-1, 3),
+                 5: lambda: np.stack([order[i], order[i + 1 + i % 2], order[i + 2 - i % 2]], 1),
+                 6: lambda: np.stack([order[i + 1], order[i + 2], order[0 * i]], 1)}[mode]()
         if len(faces) and faces.min() < 0:
             raise ValueError("a negative index")
         return verts[faces]
