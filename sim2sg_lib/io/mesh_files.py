@@ -101,7 +101,7 @@ def read_mesh(path: Path) -> tuple[Mesh, tuple[float, float, float]] | None:
 
 
 def flat_normals(triangles: np.ndarray) -> np.ndarray:
-    """(F, 3) normals of triangles (F, 3, 3), counter-clockwise from outside, of length 2 area."""
+    """(F, 3) normals of counter-clockwise triangles (F, 3, 3), twice as long as the area."""
     return np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
 
 
