@@ -20,13 +20,7 @@ import click
 
 import envs
 from sim2sg_lib.cli import (
-    FloatRange,
-    InputError,
-    command_line,
-    log_info,
-    output_options,
-    print_json,
-)
+    FloatRange, InputError, command_line, log_info, output_options, print_json)
 
 OVERLAY_PX = (640, 1600)  # limits of the longer side of an image under predicted boxes
 
@@ -72,22 +66,22 @@ def main(context: click.Context, checkpoint_path: Path | None, data: Path | None
     from sim2sg_lib.io.folders import digest, partial_folder
     from sim2sg_lib.io.graphs import write_graphs
     from sim2sg_lib.net.predict import predict_folder
+    from sim2sg_lib.score import labeled_set
     from sim2sg_lib.score.table import metrics_table
-    from sim2sg_lib.score.labeled_set import find_test_set, newest_source, notes, open_test_set, score
     from sim2sg_lib.viz.sheet import save_predictions
 
     checkpoint_path = checkpoint_path or latest_run()
     saved = checkpoint.read(checkpoint_path)
     env = envs.find(saved["env"], f"{checkpoint_path}: env")
     device = checkpoint.pick_device(device)
-    data = data or find_test_set(checkpoint_path, saved["options"], env)
+    data = data or labeled_set.find_test_set(checkpoint_path, saved["options"], env)
     out = out or checkpoint_path.parent
     record = {"checkpoint": real_path(checkpoint_path), "data": real_path(data),
               "van": van or "ignore", "camera": camera or "calib",
               "command": utf8("python " + shlex.join(sys.argv))}
     if not overwrite:
         refuse_other_metrics(out, record)
-    test_set = open_test_set(data, env, van, camera)
+    test_set = labeled_set.open_test_set(data, env, van, camera)
     images = test_set.images
     inputs = [checkpoint_path, *(images.folder / name for name in images.names)]
     options = record | checkpoint.runtime_info(device) | {
@@ -101,8 +95,8 @@ def main(context: click.Context, checkpoint_path: Path | None, data: Path | None
         # --- score
         metrics, curves = record | {"split": split, "images": len(images.names)}, {}
         if test_set.truth is not None:
-            source = newest_source(saved["options"]["source"], checkpoint_path, env)
-            scores, curves = score(test_set, predicted, source, env, split)
+            source = labeled_set.newest_source(saved["options"]["source"], checkpoint_path, env)
+            scores, curves = labeled_set.score(test_set, predicted, source, env, split)
             metrics |= scores
 
         # --- save: write everything before anything is replaced
@@ -121,7 +115,7 @@ def main(context: click.Context, checkpoint_path: Path | None, data: Path | None
     if test_set.truth is None:
         log_info(f"no labels in {data}: predictions written, no scores without labels")
     else:
-        for line in notes(test_set, env):
+        for line in labeled_set.notes(test_set, env):
             log_info(line)
         log_info(metrics_table(metrics))
     print_json(metrics)
@@ -199,7 +193,7 @@ def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | 
 
 
 def draw_graphs(folder: Path, graphs: list, paths: list[str], env) -> None:
-    """Write NAME.png and NAME.dot of each graph of the image at `path`, unless they exist."""
+    """Write NAME.png and NAME.dot of each graph; paths: the images. Existing files are kept."""
     from sim2sg_lib.io.files import write_text
     from sim2sg_lib.io.images import read_image
     from sim2sg_lib.viz.drawings import save_overlay, to_dot
@@ -239,9 +233,9 @@ def report(loop: Path) -> None:
     predicted = read_graphs(loop / name / "predictions.jsonl", env.vocabulary)
     images = truth = None
     if row.get("data") and os.path.isdir(row["data"]):
-        test_set = open_test_set(Path(row["data"]), env,
-                                 "car" if row.get("van") == "car" else None,
-                                 "paper" if row.get("camera") == "paper" else None)
+        van, camera = row.get("van"), row.get("camera")
+        test_set = open_test_set(Path(row["data"]), env, van if van == "car" else None,
+                                 camera if camera == "paper" else None)
         images, truth = test_set.images, test_set.truth
         if images.names != [graph.image for graph in predicted]:
             raise InputError(f"{images.folder}: its images are not those of "
@@ -286,8 +280,8 @@ def summarize(loops: tuple[Path, ...]) -> None:
     tables = [read_loop(loop) for loop in loops]
     env_names = sorted({row["env"] for table in tables for row in table.values()})
     if len(env_names) > 1:
-        raise InputError(f"--summary: loops of {' and '.join(env_names)}, expected loops of one "
-                         "environment")
+        names = " and ".join(env_names)
+        raise InputError(f"--summary: loops of {names}, expected loops of one environment")
     names = [name for name in tables[0] if all(name in table for table in tables)]
     if not names:
         raise InputError("--summary: the loops have no row in common")
@@ -300,10 +294,8 @@ def summarize(loops: tuple[Path, ...]) -> None:
     print_json({"loops": list(map(utf8, loops)), "sheets": list(map(utf8, sheets)), "rows": rows})
 
 
-# --- paths ----------------------------------------------------------------------------------------
-
 def utf8(text: str | Path) -> str:
-    """A path as JSON can hold it: characters that are not UTF-8 become question marks."""
+    """A path as text for JSON; characters that are not UTF-8 become question marks."""
     return str(text).encode(errors="replace").decode()
 
 
@@ -317,8 +309,7 @@ def latest_run() -> Path:
     found = [path for path in Path("runs").rglob("model.pt")
              if not any(part.startswith(".") for part in path.parts)]
     if not found:
-        raise InputError("no model.pt under runs/: run train.py or make loop first, or give "
-                         "--checkpoint")
+        raise InputError("no model.pt under runs/: run train.py or make loop, or give --checkpoint")
     return max(found, key=lambda path: (path.stat().st_mtime, str(path)))
 
 
@@ -337,7 +328,7 @@ def refuse_other_metrics(out: Path, record: dict) -> None:
 
 
 def move(partial: Path, out: Path, *names: str) -> None:
-    """Move finished files from `partial` to `out`, in this order; temporary files there go."""
+    """Move finished files from `partial` to `out`, in this order, and delete temporary files."""
     for name in names:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
         os.replace(partial / name, out / name)

@@ -1,4 +1,4 @@
-"""A trained network as one file, which may come from anywhere; and the device to run it on."""
+"""A trained network as one file, which may be untrusted; and the device to run it on."""
 import io
 import pickletools
 import re
@@ -24,7 +24,7 @@ FORMER_FIELDS = {"attention": "softmax", "pair_geometry": True, "semantic": True
 
 
 def save(path: Path, model: SceneGraphNet, env: Env, options: dict) -> None:
-    """Write the weights, and all that is needed to rebuild the network, as plain types.
+    """Write the weights and, as plain types, all that is needed to rebuild the network.
 
     options: of the training run, for the record.
     """
@@ -74,7 +74,7 @@ def read_archive(path: Path, device: torch.device | str):
     check_file(path, "a checkpoint (train.py writes OUT/model.pt)", MAX_BYTES)
     try:
         return torch.load(_checked_copy(path), map_location=device, weights_only=True)
-    except Exception:  # zipfile, pickletools and torch raise all kinds of errors on damaged input
+    except Exception:  # zipfile, pickletools and torch raise all kinds of errors
         raise InputError(f"{path}: damaged, or not a checkpoint of train.py") from None
 
 
@@ -82,9 +82,7 @@ def _checked_copy(path: Path) -> io.BytesIO:
     """A copy of the archive, made of records whose CRC is right.
 
     torch checks no CRC and trusts the headers of an archive, where one flipped bit makes it return
-    uninitialized memory as weights.
-
-    Raises: any Exception for a damaged archive, and for one that torch.save does not write.
+    uninitialized memory as weights. Raises: any Exception for a damaged or foreign archive.
     """
     copy = io.BytesIO()
     with zipfile.ZipFile(path) as archive, zipfile.ZipFile(copy, "w") as clean:
@@ -103,9 +101,9 @@ def _checked_copy(path: Path) -> io.BytesIO:
 
 
 def _check_pickle(content: bytes) -> None:
-    """Raises: ValueError if the pickle names a global that is not among GLOBALS.
+    """Raises: ValueError for a global that is not among GLOBALS.
 
-    torch's own list is longer: it has bytearray, for instance, which allocates any size.
+    torch's own list also has bytearray, for instance, which allocates any size.
     """
     if len(content) > MAX_PICKLE_BYTES:
         raise ValueError
@@ -132,7 +130,7 @@ def rebuild(content: dict, path: Path, env: Env, device: torch.device | str) -> 
     if [config.categories, config.predicates] != [len(own) for own in names]:
         raise InputError(f"{path}: model: {config.categories} categories and {config.predicates} "
                          "predicates, expected as many as it names")
-    with torch.device("meta"):  # allocates nothing: the sizes are not to be trusted yet
+    with torch.device("meta"):  # allocates nothing: the sizes cannot be trusted yet
         expected = SceneGraphNet(config, pretrained=False).state_dict()
     weights = content["weights"]
     if set(weights) != set(expected) or not all(_alike(weights[n], expected[n]) for n in expected):
@@ -143,7 +141,7 @@ def rebuild(content: dict, path: Path, env: Env, device: torch.device | str) -> 
 
 
 def _alike(weight, expected: torch.Tensor) -> bool:
-    """Whether it is a tensor of that shape and type, with all of its numbers in the file."""
+    """Whether it is a contiguous tensor of that shape and type, so that the file is as large."""
     return (isinstance(weight, torch.Tensor) and weight.shape == expected.shape
             and weight.dtype == expected.dtype and weight.is_contiguous())
 
@@ -160,6 +158,6 @@ def pick_device(name: str) -> torch.device:
 
 
 def runtime_info(device: torch.device) -> dict:
-    """For the record: what else the bytes of a result depend on."""
+    """What the bytes of a result depend on besides options and inputs, for the record."""
     return {"threads": torch.get_num_threads(), "torch": str(torch.__version__),
             "device": str(device)}

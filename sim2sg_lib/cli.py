@@ -1,7 +1,4 @@
-"""What the command lines print and how they end.
-
-Neither torch nor numpy is loaded, so that --help answers at once.
-"""
+"""Output and exit of the command lines. Neither torch nor numpy is imported: --help stays fast."""
 import json
 import math
 import os
@@ -25,9 +22,8 @@ class InputError(click.ClickException):
 
     def format_message(self) -> str:
         """The message as one printable line of bounded length, since it may quote a file."""
-        line = "".join(
-            c if c.isprintable() else c.encode("unicode_escape").decode() for c in self.message
-        )
+        line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode()
+                       for c in self.message)
         return line if len(line) <= 600 else f"{line[:400]} ... {line[-195:]}"
 
 
@@ -41,24 +37,18 @@ class FloatRange(click.FloatRange):
         return number
 
 
-# --- output ---------------------------------------------------------------------------------------
-
 def output_options(command):
     """Adds --version, and --quiet and --json for `log_info`, `print_json` and `progress`."""
     def keep(context, option, value):
         # given before or after a subcommand's name
         context.meta[option.name] = value or context.meta.get(option.name)
 
-    for names, text in (
-        (("-q", "--quiet"), "Print errors only."),
-        (
-            ("--json",),
-            "Print one JSON object on standard output, everything else on standard error."),
-    ):
-        command = click.option(*names, is_flag=True, expose_value=False, callback=keep, help=text)(
-            command
-        )
-    return click.version_option(__version__, prog_name="Sim2SG")(command)
+    quiet = click.option("-q", "--quiet", is_flag=True, expose_value=False, callback=keep,
+                         help="Print errors only.")
+    as_json = click.option("--json", is_flag=True, expose_value=False, callback=keep,
+                           help="Print one JSON object on standard output, everything else on "
+                                "standard error.")
+    return click.version_option(__version__, prog_name="Sim2SG")(as_json(quiet(command)))
 
 
 def chosen(name: str) -> bool:
@@ -84,21 +74,17 @@ def progress(total: int, title: str, unit: str, leave: bool = True, done: int = 
 
     done: steps of an earlier, interrupted process; they do not count for the speed.
     """
-    seconds = (
-        {}
-        if sys.stderr.isatty()
-        else {"mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS, "delay": LOG_SECONDS}
-    )
-    return tqdm(
-        total=total, desc=title, unit=unit, leave=leave, initial=done, disable=chosen("quiet"),
-        dynamic_ncols=True, **seconds)
+    intervals = () if sys.stderr.isatty() else ("mininterval", "maxinterval", "delay")
+    return tqdm(total=total, desc=title, unit=unit, leave=leave, initial=done,
+                disable=chosen("quiet"), dynamic_ncols=True,
+                **dict.fromkeys(intervals, LOG_SECONDS))
 
 
 class TolerantStream:
     """Standard output or error whose reader may be gone: a failed write is not an error.
 
-    After the first write that fails, the file descriptor leads to the null device. Characters that
-    the encoding lacks become question marks.
+    After the first failed write the descriptor leads to the null device. Characters that the
+    encoding lacks become question marks.
     """
 
     def __init__(self, stream, descriptor: int) -> None:
@@ -131,7 +117,7 @@ class TolerantStream:
 
 
 def tolerate_closed_streams() -> None:
-    """Make standard output and error tolerant; no file may get the descriptor of a closed one."""
+    """Make standard output and error tolerant, and keep other files off closed descriptors."""
     for descriptor, name in ((1, "stdout"), (2, "stderr")):
         try:
             os.fstat(descriptor)
@@ -143,17 +129,12 @@ def tolerate_closed_streams() -> None:
         setattr(sys, name, TolerantStream(getattr(sys, name), descriptor))
 
 
-# --- how it ends ----------------------------------------------------------------------------------
-
 class Stopped(BaseException):
     """SIGTERM: an end like Ctrl-C, not caught by `except Exception`."""
 
 
 def command_line(main: click.Command) -> None:
-    """Run a click command as the program.
-
-    An error is one line; interruptions end with 130 (Ctrl-C) or 143 (SIGTERM).
-    """
+    """Run a click command as the program; exits with 130 after Ctrl-C, 143 after SIGTERM."""
     def stop(number, frame):
         raise Stopped
 
@@ -161,16 +142,15 @@ def command_line(main: click.Command) -> None:
     signal.signal(signal.SIGTERM, stop)
     try:
         code = main(standalone_mode=False)
-        # the work is done: while Python shuts down, nothing is interrupted
+        # the work is done: do not interrupt the shutdown of Python
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
     except click.ClickException as error:
         error.show(sys.stderr)
         code = error.exit_code
     except OSError as error:  # a full disk, a folder that was removed
-        print(
-            f"Error: {error.filename or 'input or output'}: {error.strerror or error}",
-            file=sys.stderr)
+        print(f"Error: {error.filename or 'input or output'}: {error.strerror or error}",
+              file=sys.stderr)
         code = 3
     except (click.Abort, KeyboardInterrupt, Stopped) as end:
         code = 143 if isinstance(end, Stopped) else 130
@@ -182,20 +162,17 @@ def command_line(main: click.Command) -> None:
 def stop_request() -> Iterator[list]:
     """A list to which SIGINT and SIGTERM append the exception to raise after the current step.
 
-    A second signal raises.
+    A second signal raises at once.
     """
-    asked: list = []
+    asked = []
 
     def ask(number, frame):
         asked.append(KeyboardInterrupt if number == signal.SIGINT else Stopped)
         if len(asked) > 1:
             raise asked[-1]
 
-    handled = [
-        number
-        for number in (signal.SIGINT, signal.SIGTERM)
-        if signal.getsignal(number) != signal.SIG_IGN
-    ]
+    handled = [number for number in (signal.SIGINT, signal.SIGTERM)
+               if signal.getsignal(number) != signal.SIG_IGN]
     before = {number: signal.signal(number, ask) for number in handled}
     try:
         yield asked

@@ -18,11 +18,8 @@ class LabeledImages(torch.utils.data.Dataset):
 
     An item is (image (3, H, W) uint8, target), with the target of `SceneGraphNet.losses`: `boxes`
     (G, 4) float32 px, `labels` (G,) int64 from 1, `relations` (R, 3) int64 rows of subject,
-    predicate, object. `ignore_boxes` (I, 4) are ignore regions and objects that do not count as
-    ground truth (visible = 0), whatever their category: what an image with pseudo labels shows
-    there is unknown.
-
-    Raises: InputError for folders and labels that are not as dataset.py expects them.
+    predicate, object. `ignore_boxes` (I, 4) are ignore regions and ignored objects (visible = 0) of
+    any category: with pseudo labels it is unknown what is there. Raises: InputError.
     """
 
     def __init__(self, folders: list[Path], env: Env, width: int, height: int) -> None:
@@ -39,13 +36,12 @@ class LabeledImages(torch.utils.data.Dataset):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-        graph = self.graphs[index]
-        scale = np.array(self.size * 2) / (graph.width, graph.height, graph.width, graph.height)
-        boxes = torch.from_numpy((graph.boxes_px * scale).astype(np.float32))
-        truth = select_objects(graph, graph.is_ground_truth)
-        target = {"boxes": boxes[graph.is_ground_truth], "labels": torch.from_numpy(truth.labels + 1),
-                  "relations": torch.from_numpy(truth.relations),
-                  "ignore_boxes": boxes[~graph.is_ground_truth]}
+        graph = self.graphs[index].resized(*self.size)
+        boxes = torch.from_numpy(graph.boxes_px.astype(np.float32))
+        valid = graph.is_ground_truth
+        truth = select_objects(graph, valid)
+        target = {"boxes": boxes[valid], "labels": torch.from_numpy(truth.labels + 1),
+                  "relations": torch.from_numpy(truth.relations), "ignore_boxes": boxes[~valid]}
         return load_tensor(self.paths[index], *self.size), target
 
 
@@ -87,11 +83,10 @@ def loader(images: LabeledImages | TargetImages, batch: int, steps: int, seed: i
     """Yields `steps` batches, without the first `start_step`: (images, names).
 
     images: (B, 3, H, W) in [0, 1] on the device. LabeledImages: with a list of targets in between.
-
     Raises: InputError for a broken image.
     """
     order = batches(len(images), batch, steps, seed)[start_step:]
-    # on a CPU the network needs every core; a GPU leaves the cores free to decode images
+    # on a CPU the network needs all cores; with a GPU they are free to decode images
     workers = 4 if device.type == "cuda" else 0
     labeled = isinstance(images, LabeledImages)
     # target images draw nothing from the global generator: training samples as without them

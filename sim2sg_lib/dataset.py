@@ -14,7 +14,7 @@ depend on a target's labels.
 import os
 import warnings
 import zlib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from PIL import Image
@@ -38,8 +38,7 @@ warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MAX_PIXELS bo
 class ImageFolder:
     """The images of a folder and their cameras, never their labels.
 
-    folder:  the folder.
-    names:   image paths relative to it, sorted.
+    names:   image paths relative to the folder, sorted.
     sizes:   name -> (width, height) in pixels.
     cameras: one camera per name; empty in a 2-D environment.
     """
@@ -53,7 +52,7 @@ class ImageFolder:
 def list_images(folder: Path, env: Env) -> tuple[list[str], list[tuple[int, int]]]:
     """The images of a folder: paths relative to it, sorted, and their (width, height) in pixels.
 
-    A data set must be whole; elsewhere files that are no images are skipped, see `readable_images`.
+    A data set must be complete; in other folders, broken files are skipped (`readable_images`).
     Raises: InputError (missing, empty, another environment, sizes).
     """
     folder = Path(folder)
@@ -81,8 +80,7 @@ def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolde
     """The images of list_images and their cameras; the nominal camera is resized to each image.
 
     camera: for KITTI only, "calib" (if None) for the calibration of each image, "paper" for the
-    paper's assumption.
-    Raises: InputError, also for cameras that are missing or broken.
+    paper's assumption. Raises: InputError, also for cameras that are missing or broken.
     """
     folder = Path(folder)
     names, sizes = list_images(folder, env)
@@ -98,15 +96,13 @@ def open_images(folder: Path, env: Env, camera: str | None = None) -> ImageFolde
     elif kitti:
         from sim2sg_lib.io.kitti import frame_cameras
         cameras = frame_cameras(kitti, names, sizes, camera)
-    elif os.path.lexists(folder / "cameras.jsonl"):
-        cameras = read_cameras(safe_join(folder, "cameras.jsonl"), names, sizes)
     else:
-        cameras = [env.world.camera.resized(*size) for size in sizes]
+        cameras = _stored_cameras(folder, names, sizes, env)
     return ImageFolder(folder, names, dict(zip(names, sizes)), cameras)
 
 
 def open_graphs(path: Path, env: Env) -> tuple[list[SceneGraph], list[Camera]]:
-    """The graphs of any JSON Lines file and their cameras: of a cameras.jsonl beside it, or nominal.
+    """The graphs of any JSON Lines file and their cameras, of cameras.jsonl beside it or nominal.
 
     Raises: InputError, also for a file without a graph.
     """
@@ -115,11 +111,15 @@ def open_graphs(path: Path, env: Env) -> tuple[list[SceneGraph], list[Camera]]:
         raise InputError(f"{path}: no graph in it")
     for graph in graphs:
         check_aspect(f"{path}: {graph.image}", graph.width, graph.height, env.world.camera)
-    sizes = [(graph.width, graph.height) for graph in graphs]
-    if not (path.parent / "cameras.jsonl").exists():
-        return graphs, [env.world.camera.resized(*size) for size in sizes]
-    names = [graph.image for graph in graphs]
-    return graphs, read_cameras(safe_join(path.parent, "cameras.jsonl"), names, sizes)
+    names, sizes = zip(*[(graph.image, (graph.width, graph.height)) for graph in graphs])
+    return graphs, _stored_cameras(path.parent, names, sizes, env)
+
+
+def _stored_cameras(folder: Path, names, sizes, env: Env) -> list[Camera]:
+    """Of each image from FOLDER/cameras.jsonl; without that file, nominal ones."""
+    if os.path.lexists(folder / "cameras.jsonl"):
+        return read_cameras(safe_join(folder, "cameras.jsonl"), names, sizes)
+    return [env.world.camera.resized(*size) for size in sizes]
 
 
 def find_images(paths: list[Path], env: Env) -> ImageFolder:
@@ -144,21 +144,17 @@ def find_images(paths: list[Path], env: Env) -> ImageFolder:
 def input_files(folder: Path) -> list[Path]:
     """The files that `open_images` and the pixels depend on, for `digest`. Raises: InputError."""
     kitti, names = kitti_root(folder), image_names(folder)
-    cameras = (
-        [kitti / f"calib/{Path(name).stem}.txt" for name in names]
-        if kitti
-        else [folder / "cameras.jsonl"]
-    )
+    cameras = ([kitti / f"calib/{Path(name).stem}.txt" for name in names] if kitti
+               else [folder / "cameras.jsonl"])
     return [*(folder / name for name in names), *cameras]
 
 
 def check_aspect(where: Path | str, width: int, height: int, camera: Camera) -> None:
     """Raises: InputError if width : height is not the camera's, within one percent."""
     if abs(width * camera.height / (height * camera.width) - 1) > 0.01:
-        raise InputError(
-            f"{where}: {width}x{height} pixels, the camera expects {camera.width}x{camera.height} "
-            "or its aspect ratio"
-        )
+        expected = f"{camera.width}x{camera.height}"
+        raise InputError(f"{where}: {width}x{height} pixels, the camera expects {expected} or its "
+                         "aspect ratio")
 
 
 def read_info(folder: Path, env: Env | None) -> dict:
@@ -175,10 +171,9 @@ def read_info(folder: Path, env: Env | None) -> dict:
                          f"{MAX_PIXELS} at most")
     if env and info.get("env") != env.name:
         raise InputError(f"{path}: env: {info.get('env')!r}, expected {env.name!r}")
-    for name in ("categories", "predicates") if env else ():
-        if info.get(name) != list(getattr(env.vocabulary, name)):
-            raise InputError(f"{path}: {name}: {info.get(name)}, expected "
-                             f"{list(getattr(env.vocabulary, name))}")
+    for name, expected in asdict(env.vocabulary).items() if env else ():
+        if info.get(name) != list(expected):
+            raise InputError(f"{path}: {name}: {info.get(name)}, expected {list(expected)}")
     return info
 
 
@@ -195,8 +190,10 @@ def read_labels(images: ImageFolder, env: Env, van: str | None = None) -> list[S
     """
     kitti = kitti_root(images.folder)
     if kitti:
-        from sim2sg_lib.io.kitti import frame_graphs
-        return frame_graphs(kitti, images.names, images.cameras, env, van)
+        from sim2sg_lib.io.kitti import frame_labels, to_graph
+        objects = frame_labels(kitti, images.names, env)
+        return [to_graph(name, items, camera, env, van or "ignore")
+                for name, items, camera in zip(images.names, objects, images.cameras)]
     if van:
         raise InputError(f"{images.folder}: --van {van} is for a KITTI folder, expected image_2/ "
                          "or training/image_2/ in it")
@@ -214,10 +211,8 @@ def read_labels(images: ImageFolder, env: Env, van: str | None = None) -> list[S
 
 # --- writing --------------------------------------------------------------------------------------
 
-
-def write_labels(
-    folder: Path, graphs: list[SceneGraph], scenes: list[Scene], env: Env, info: dict
-) -> None:
+def write_labels(folder: Path, graphs: list[SceneGraph], scenes: list[Scene], env: Env,
+                 info: dict) -> None:
     """Write graphs.jsonl, cameras.jsonl, scenes.jsonl and, last, dataset.json.
 
     info: fields of dataset.json besides the vocabulary and the count.
@@ -226,16 +221,11 @@ def write_labels(
     write_graphs(folder / "graphs.jsonl", graphs, env.vocabulary)
     if env.world:
         size = info["width"], info["height"]
-        write_json_lines(
-            folder / "cameras.jsonl",
-            [
-                {"image": g.image, **s.camera.resized(*size).to_json()}
-                for g, s in zip(graphs, scenes)
-            ],
-        )
-    write_json_lines(
-        folder / "scenes.jsonl", [{"image": g.image, **s.to_json()} for g, s in zip(graphs, scenes)]
-    )
+        cameras = [scene.camera.resized(*size).to_json() for scene in scenes]
+        write_json_lines(folder / "cameras.jsonl",
+                         [{"image": g.image, **camera} for g, camera in zip(graphs, cameras)])
+    write_json_lines(folder / "scenes.jsonl",
+                     [{"image": g.image, **s.to_json()} for g, s in zip(graphs, scenes)])
     write_json(folder / "dataset.json", {
         "format": FORMAT, "env": env.name, **info, "categories": list(env.vocabulary.categories),
         "predicates": list(env.vocabulary.predicates), "count": len(graphs)})
@@ -245,37 +235,34 @@ class Rendered:
     """The journal of a growing data set: rendered.jsonl, one line per chunk of images, in order.
 
     Opening it after an interruption drops incomplete chunks.
-    graphs:   the labels of the images so far.
-    labeled:  per image, the index of the scene's object behind each row; empty if not needed.
-    chunks:   how many chunks there were when it was opened.
+    chunks: how many chunks there were when it was opened.
     """
 
     def __init__(self, folder: Path, vocabulary: Vocabulary) -> None:
         def images_are_complete(row: dict) -> bool:
-            return all(
-                zlib.crc32((folder / name).read_bytes()) == crc for name, crc in row["crcs"].items()
-            )
+            return all(zlib.crc32((folder / name).read_bytes()) == crc
+                       for name, crc in row["crcs"].items())
 
         self.path, self.vocabulary = Path(folder) / "rendered.jsonl", vocabulary
-        self.graphs: list[SceneGraph] = []
-        self.labeled: list[list[int]] = []
-        self.file, rows = open_growing(self.path, images_are_complete)
-        for row in rows:
-            self._keep(row)
-        self.chunks = len(rows)
+        self.file, self.rows = open_growing(self.path, images_are_complete)
+        self.chunks = len(self.rows)
 
     def add(self, graphs: list[SceneGraph], labeled: list[list[int]], crcs: dict[str, int]) -> None:
         """Add a chunk; crcs: the CRC of each written image by its name."""
-        row = {
-            "graphs": [to_json(graph, self.vocabulary) for graph in graphs], "labeled": labeled,
-            "crcs": crcs}
+        row = {"graphs": [to_json(graph, self.vocabulary) for graph in graphs], "labeled": labeled,
+               "crcs": crcs}
         add_line(self.file, row)
-        self._keep(row)
+        self.rows.append(row)
 
-    def _keep(self, row: dict) -> None:
-        # decoded from JSON in both cases, so that an interruption changes no digit
-        self.graphs += [from_json(graph, self.vocabulary) for graph in row["graphs"]]
-        self.labeled += row["labeled"]
+    @property
+    def graphs(self) -> list[SceneGraph]:
+        """The labels so far, read from the journal, so that an interruption changes no digit."""
+        return [from_json(graph, self.vocabulary) for row in self.rows for graph in row["graphs"]]
+
+    @property
+    def labeled(self) -> list[list[int]]:
+        """Per image, the index of the scene's object behind each row; empty if not needed."""
+        return [indices for row in self.rows for indices in row["labeled"]]
 
     def close(self) -> None:
         """Delete the journal: the data set is complete."""

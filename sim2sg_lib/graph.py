@@ -2,8 +2,7 @@
 
 A box is `x0, y0, x1, y1` in float pixels, half-open: x right, y down, the center of the first pixel
 at (0.5, 0.5). A relation (s, p, o) reads "object s is predicate p of object o": <laptop, on,
-table>.
-Several predicates may hold for one ordered pair. Arrays are numpy: graphs are read without torch.
+table>. Several predicates may hold for one ordered pair. Arrays are numpy: torch is not needed.
 """
 from dataclasses import dataclass, replace
 
@@ -59,10 +58,7 @@ class SceneGraph:
 
     @property
     def is_ground_truth(self) -> np.ndarray:
-        """(N,) bool, the objects that count as ground truth.
-
-        No ignore regions, no ignored objects.
-        """
+        """(N,) bool, the objects that count as ground truth: neither ignore regions nor ignored."""
         return ~self.ignore & (self.visible > 0)
 
     def resized(self, width: int, height: int) -> "SceneGraph":

@@ -61,7 +61,7 @@ class TrainingLog:
                      f"the discriminator {state}, try a {remedy} --set {name}.factor")
 
     def state(self) -> dict:
-        """The length of the file, after writing it to disk, and what is not in it yet."""
+        """The length of the file, after flushing it to disk, and what is not yet in it."""
         with writing(self.file.name):
             os.fsync(self.file.fileno())
         return {"bytes": self.file.seek(0, os.SEEK_END), "rows": self.rows, "step": self.step,
@@ -108,8 +108,7 @@ class TrainState:
         random = {"cpu": torch.get_rng_state(), "colors": self.colors.get_state(),
                   "cuda": torch.cuda.get_rng_state_all()}
         parts = {name: part.state_dict() for name, part in self._parts().items()}
-        checkpoint.write(path, {"done": done, "parts": parts, "random": random,
-                                "log": log.state()})
+        checkpoint.write(path, {"done": done, "parts": parts, "random": random, "log": log.state()})
 
     def restore(self, path: Path, log: TrainingLog, device: torch.device) -> int:
         """Continue from `save`. Returns the steps done, 0 without a file. Raises: InputError."""

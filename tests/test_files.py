@@ -67,7 +67,7 @@ def test_other_options_inputs_or_code_do_not_finish_what_was_begun(tmp_path, mon
     assert "seed 1, not 2" in complaint(out, OPTIONS | {"seed": 2})
     assert "extra None, not 5" in complaint(out, OPTIONS | {"extra": 5})
     monkeypatch.setattr(folders, "digest_of_code", lambda: "other")
-    assert "begun with other code" in complaint(out)
+    assert "started with other code" in complaint(out)
     assert grow(out, OPTIONS, resume=False) == set()
 
 
@@ -77,15 +77,16 @@ def test_a_refusal_names_all_that_differs_and_overwriting_says_what_it_throws_aw
     begun = {"schedule": {"steps": 6, "rate": 0.1}, "input": "a", "seed": 1}
     interrupt(out, begun)
     line = complaint(out, {"schedule": {"steps": 7, "rate": 0.1}, "input": "b", "seed": 2})
-    assert "was begun with schedule.steps 6, not 7, other input, seed 1, not 2; give" in line
+    assert "was started with schedule.steps 6, not 7, other input, seed 1, not 2; give" in line
     capsys.readouterr()
     interrupt_again = {"out": out, "options": begun | {"seed": 2}, "overwrite": True, "fail": True}
     with pytest.raises(RuntimeError):
         grow(**interrupt_again)
     assert (capsys.readouterr().out
-            == f"{tmp_path}/.out.partial: thrown away, it was begun with seed 1, not 2\n")
+            == f"{tmp_path}/.out.partial: discarded, it was started with seed 1, not 2
+")
     grow(out, begun | {"seed": 2}, resume=False)
-    assert "thrown away, as --no-resume asks" in capsys.readouterr().out
+    assert "discarded, as --no-resume asks" in capsys.readouterr().out
 
 
 def end_publishing(monkeypatch, moment, end):

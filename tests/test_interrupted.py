@@ -58,8 +58,8 @@ def test_synthesis_goes_on_after_any_end(data, tmp_path, number, status):
     done = len((tmp_path / ".set.partial/rendered.jsonl").read_bytes().splitlines())
     assert 0 < done < 3  # out of three chunks
     refused = run(tmp_path, *arguments[:-2], "--seed", 5, "--out", "set", code=3)
-    assert "was begun with seed 0, not 5" in refused
-    assert "goes on where it was interrupted" in run(tmp_path, *arguments)
+    assert "was started with seed 0, not 5" in refused
+    assert "resumes where it was interrupted" in run(tmp_path, *arguments)
     assert fingerprint(tmp_path / "set") == fingerprint(data / "whole/set")
     assert [path.name for path in tmp_path.iterdir()] == ["set"]
 
@@ -175,7 +175,7 @@ def test_exchanged_inputs_are_not_mixed(data, tmp_path):
     image = sorted((tmp_path / "photos/images").iterdir())[0]
     kept = image.read_bytes()
     shutil.copy(data / "target/test/images/000000.png", image)
-    assert "was begun with other input;" in run(tmp_path, *arguments, code=3)
+    assert "was started with other input;" in run(tmp_path, *arguments, code=3)
     image.write_bytes(kept)
     run(tmp_path, *arguments)
     graphs = [json.dumps({"image": f"{i}.png", "width": 160, "height": 120, "objects": [
@@ -187,7 +187,7 @@ def test_exchanged_inputs_are_not_mixed(data, tmp_path):
                for line in (data / "sdr/cameras.jsonl").read_text().splitlines()[:2]]
     (tmp_path / "cameras.jsonl").write_text("".join(
         json.dumps(camera | {"image": f"{i}.png"}) + "\n" for i, camera in enumerate(cameras)))
-    assert "was begun with other input;" in run(tmp_path, *arguments, code=3)
+    assert "was started with other input;" in run(tmp_path, *arguments, code=3)
 
 
 READS = """
@@ -259,7 +259,7 @@ def test_what_the_network_read_is_not_read_again(data, tmp_path):
                        "--num", 20, "--out", "set"]):
         assert inside(tmp_path, READS.format(16), *arguments)[0] == 143  # a batch is 16 images
         code, printed, _ = inside(tmp_path, READS.format(99), *arguments)
-        assert code == 0 and "goes on where it was interrupted" in printed and "read 4\n" in printed
+        assert code == 0 and "resumes where it was interrupted" in printed and "read 4\n" in printed
         run(tmp_path / "whole", *arguments)
         assert fingerprint(tmp_path / arguments[-1]) == fingerprint(
             tmp_path / "whole" / arguments[-1])
@@ -319,10 +319,10 @@ def test_evaluation_goes_on_after_a_kill(data, tmp_path):
     assert (code == -9 and 0 < len(kept.read_bytes().splitlines()) < 6
             and not (tmp_path / "scores/metrics.json").exists())
     elsewhere = [data / "sdr" if word == "test" else word for word in arguments]
-    assert f"was begun with data '{tmp_path / 'test'}', not" in run(tmp_path, *elsewhere, code=3)
-    assert "goes on where it was interrupted" in run(tmp_path, *arguments)
+    assert f"was started with data '{tmp_path / 'test'}', not" in run(tmp_path, *elsewhere, code=3)
+    assert "resumes where it was interrupted" in run(tmp_path, *arguments)
     whole = run(tmp_path, *arguments[:-1], "whole")
-    assert "goes on" not in whole
+    assert "resumes" not in whole
     for name in ("predictions.jsonl", "curves.json", "figures/predictions.png"):
         assert (tmp_path / "scores" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
     scores = [json.loads((tmp_path / folder / "metrics.json").read_text())
@@ -338,7 +338,7 @@ def test_evaluation_goes_on_after_a_kill(data, tmp_path):
     assert {k: v for k, v in fingerprint(tmp_path / "scores").items()
             if not k.startswith(partial.name)} == before
     (tmp_path / "scores/curves.json.tmp").write_text("{")
-    assert "thrown away, it was begun with data " in run(tmp_path, *arguments, "--overwrite")
+    assert "discarded, it was started with data " in run(tmp_path, *arguments, "--overwrite")
     assert fingerprint(tmp_path / "scores").keys() == before.keys()
 
 

@@ -1,1 +1,1 @@
-"""Files: atomic writing, resumption, bounded reading, and the formats of others."""
+"""Files: atomic writing, resumption, bounded reading, and formats of other programs."""

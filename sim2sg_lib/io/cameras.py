@@ -41,35 +41,27 @@ def check_pose(camera: Camera, where: str, sees_ground: bool = True) -> None:
     """
     right, down, forward = camera.R  # the camera's axes in the world
     if np.hypot(forward[0], forward[1]) < 1e-3:
-        raise InputError(f"{where}: R: the camera looks straight up or down, so nothing is in "
-                         "front or behind")
+        raise InputError(f"{where}: R: the camera looks straight up or down, not ahead")
     if np.hypot(right[0], right[1]) < 1e-3:
         raise InputError(f"{where}: R: the camera lies on its side, so nothing is left or right")
     if down[2] >= 0:
         raise InputError(f"{where}: R: the camera is upside down or lies on its side; {AXES}")
     if camera.position_world[2] <= 0:
-        raise InputError(
-            f"{where}: t: the camera is {-camera.position_world[2]:g} m below the ground, z = 0; "
-            "expected x_camera = R x_world + t, in meters"
-        )
+        depth_m = -camera.position_world[2]
+        raise InputError(f"{where}: t: the camera is {depth_m:g} m below the ground, z = 0; "
+                         "expected x_camera = R x_world + t, in meters")
     corners = [camera.ray_world((x, camera.height))[2] for x in (0, camera.width)]
     if sees_ground and min(corners) >= 0:
         raise InputError(f"{where}: R: the whole image lies above the horizon; {AXES}")
 
 
 def _numbers(value, shape: tuple[int, ...], where: str) -> np.ndarray:
-    """Nested lists of JSON as an array.
-
-    Raises: InputError, also for what numpy takes for a number: true, or "1".
-    """
+    """Nested lists of JSON as an array. Raises: InputError, also for true and "1"."""
     def fits(value, shape):
         if not shape:
             return is_number(value)
-        return (
-            isinstance(value, list)
-            and len(value) == shape[0]
-            and all(fits(item, shape[1:]) for item in value)
-        )
+        return (isinstance(value, list) and len(value) == shape[0]
+                and all(fits(item, shape[1:]) for item in value))
 
     if not fits(value, shape):
         raise InputError(f"{where}: expected finite numbers of shape {shape}")

@@ -1,12 +1,12 @@
-"""A data set in two formats that other programs read, beside its own.
+"""A data set in two more formats, which other programs read.
 
     FOLDER/kitti/training/    image_2/, label_2/, calib/ of KITTI's object benchmark; types that
                               KITTI lacks, such as houses and vegetation, in label_2_extra/
     FOLDER/coco/              images/ and annotations.json of COCO detection, without relations
 
-KITTI boxes turn about the camera's y axis, which must be vertical: only level cameras are exported,
-since the format has no place for a tilt. Positions are in the camera's own frame (P2 has no fourth
-column), and its height above the ground is not part of the format.
+KITTI's boxes turn about the camera's y axis, and the format has no tilt, so only level cameras are
+exported. Positions are in the camera's own frame (P2's fourth column is 0); its height above the
+ground is not part of the format.
 """
 import math
 import os
@@ -28,10 +28,9 @@ def check_level(camera: Camera, name: str) -> None:
     """Raises: InputError if the camera's y axis is not the world's vertical."""
     tilt_degrees = math.degrees(math.acos(np.clip(-camera.R[1, 2], -1, 1)))
     if tilt_degrees > 0.01:  # less than the two decimals of KITTI's files
-        raise InputError(
-            f"--export kitti: {name} is tilted by {tilt_degrees:.1f} degrees, expected a level "
-            "one, since KITTI's 3-D boxes turn about the camera's own y axis; --export coco takes any"
-        )
+        tilt = f"{name} is tilted by {tilt_degrees:.1f} degrees"
+        raise InputError(f"--export kitti: {tilt}, expected a level one, since KITTI's 3-D boxes "
+                         "turn about the camera's own y axis; --export coco takes any")
 
 
 def write_kitti(folder: Path, graphs: list[SceneGraph], objects: list[list[SceneObject]],
@@ -42,34 +41,28 @@ def write_kitti(folder: Path, graphs: list[SceneGraph], objects: list[list[Scene
     Raises: InputError for a camera that is not level.
     """
     root = Path(folder) / "kitti" / "training"
-    shutil.rmtree(root, ignore_errors=True)  # what an interruption left
-    extra = [
-        name
-        for name in map(str.capitalize, vocabulary.categories)
-        if name not in TYPES or name in EXTRA_TYPES
-    ]
-    for name in ("image_2", "label_2", "calib", *(["label_2_extra"] if extra else [])):
+    shutil.rmtree(root, ignore_errors=True)  # left by an interruption
+    extra = [name for name in map(str.capitalize, vocabulary.categories)
+             if name not in TYPES or name in EXTRA_TYPES]
+    label_folders = ["label_2", "label_2_extra"] if extra else ["label_2"]
+    for name in ("image_2", "calib", *label_folders):
         (root / name).mkdir(parents=True)
     for graph, items, camera in zip(graphs, objects, cameras, strict=True):
         check_level(camera, f"the camera of {graph.image}")
         image = Path(graph.image)
         link_image(folder / image, root / "image_2" / image.name)
         rows = [kitti_object(graph, i, item, camera, vocabulary) for i, item in enumerate(items)]
-        for name, others in (("label_2", False), *([("label_2_extra", True)] if extra else [])):
-            lines = [format_object(row) + "\n" for row in rows if (row.type in extra) == others]
+        for name in label_folders:
+            lines = [format_object(row) + "\n" for row in rows
+                     if (row.type in extra) == (name == "label_2_extra")]
             write_text(root / name / f"{image.stem}.txt", "".join(lines))
-        write_text(
-            root / "calib" / f"{image.stem}.txt",
-            calib_text(camera.resized(graph.width, graph.height)))
+        resized = camera.resized(graph.width, graph.height)
+        write_text(root / "calib" / f"{image.stem}.txt", calib_text(resized))
 
 
-def kitti_object(
-    graph: SceneGraph, index: int, item: SceneObject, camera: Camera, vocabulary: Vocabulary
-) -> KittiObject:
-    """Row `index` of a graph and its 3-D object as a line of a label file, for a level camera.
-
-    The type is the category's name, capitalized; the box is around what is visible.
-    """
+def kitti_object(graph: SceneGraph, index: int, item: SceneObject, camera: Camera,
+                 vocabulary: Vocabulary) -> KittiObject:
+    """Row `index` of a graph and its 3-D object as a line of a label file, for a level camera."""
     length, width, height = item.size_m
     bottom = camera.R @ np.array(item.position_world) + camera.t
     heading = camera.R @ [math.cos(item.yaw_rad), math.sin(item.yaw_rad), 0]
@@ -82,25 +75,16 @@ def kitti_object(
 
 
 def occlusion_state(visible: float) -> int:
-    """KITTI's state 0 (fully visible) to 3 whose difficulty levels a visible fraction satisfies."""
+    """KITTI's occlusion state, 0 (fully visible) to 3, with the same levels as a visible fraction."""
     return sum(bool(visible < LEVELS[name].min_visible) for name in ("easy", "moderate", "hard"))
 
 
 def calib_text(camera: Camera) -> str:
-    """A calibration file.
-
-    The camera is its own reference, there is no lidar and no inertial unit.
-    """
-    P2 = np.hstack([camera.K, np.zeros((3, 1))])
-    still = np.eye(3, 4)
-    rows = {
-        "P0": P2, "P1": P2, "P2": P2, "P3": P2, "R0_rect": np.eye(3), "Tr_velo_to_cam": still,
-        "Tr_imu_to_velo": still}
-    lines = [
-        f"{name}: " + " ".join(f"{value:.12e}" for value in matrix.ravel())
-        for name, matrix in rows.items()
-    ]
-    return "\n".join(lines) + "\n"
+    """A calibration file: the camera is its own reference, without lidar and inertial unit."""
+    rows = dict.fromkeys(("P0", "P1", "P2", "P3"), np.hstack([camera.K, np.zeros((3, 1))]))
+    rows |= {"R0_rect": np.eye(3), "Tr_velo_to_cam": np.eye(3, 4), "Tr_imu_to_velo": np.eye(3, 4)}
+    return "".join(f"{name}: {' '.join(f'{value:.12e}' for value in matrix.ravel())}\n"
+                   for name, matrix in rows.items())
 
 
 def write_coco(folder: Path, graphs: list[SceneGraph], vocabulary: Vocabulary) -> None:
@@ -116,23 +100,17 @@ def write_coco(folder: Path, graphs: list[SceneGraph], vocabulary: Vocabulary) -
     for image_id, graph in enumerate(graphs, 1):
         name = Path(graph.image).name
         link_image(folder / graph.image, out / "images" / name)
-        images.append(
-            {"id": image_id, "file_name": name, "width": graph.width, "height": graph.height}
-        )
+        images.append({"id": image_id, "file_name": name, "width": graph.width,
+                       "height": graph.height})
         for label, (x0, y0, x1, y1) in zip(graph.labels.tolist(), graph.boxes_px.tolist()):
-            annotations.append(
-                {
-                    "id": len(annotations) + 1, "image_id": image_id, "category_id": label + 1,
-                    "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0,
-                    "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]]}
-            )
-    categories = [{"id": i, "name": name} for i, name in enumerate(vocabulary.categories, 1)]
-    write_json(
-        out / "annotations.json",
-        {
-            "info": {"description": "synthetic images of Sim2SG"}, "licenses": [], "images": images,
-            "annotations": annotations, "categories": categories},
-    )
+            annotations.append({
+                "id": len(annotations) + 1, "image_id": image_id, "category_id": label + 1,
+                "bbox": [x0, y0, x1 - x0, y1 - y0], "area": (x1 - x0) * (y1 - y0), "iscrowd": 0,
+                "segmentation": [[x0, y0, x1, y0, x1, y1, x0, y1]]})
+    write_json(out / "annotations.json", {
+        "info": {"description": "synthetic images of Sim2SG"}, "licenses": [], "images": images,
+        "annotations": annotations,
+        "categories": [{"id": i, "name": name} for i, name in enumerate(vocabulary.categories, 1)]})
 
 
 def link_image(source: Path, target: Path) -> None:

@@ -1,4 +1,4 @@
-"""Atomic writes, and JSON Lines files that grow while a stage works."""
+"""Atomic writes, and JSON Lines files that are appended to."""
 import json
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from sim2sg_lib.cli import InputError
 
 
 def write_bytes(path: Path, content: bytes, sync: bool = True) -> None:
-    """Write atomically, through PATH.tmp: the file has its old or its new content, never a part.
+    """Write atomically through PATH.tmp: the file has either its old or its new content.
 
     sync: wait for the disk, so that this holds even after a power cut. Raises: InputError.
     """
@@ -33,9 +33,9 @@ def writing(path: Path | str) -> Iterator[None]:
         raise InputError(f"{path}: cannot be written ({error.strerror})") from None
 
 
-def write_text(path: Path, text: str, sync: bool = True) -> None:
+def write_text(path: Path, text: str) -> None:
     """UTF-8, as `write_bytes`; undecodable bytes of file names become question marks."""
-    write_bytes(path, text.encode(errors="replace"), sync)
+    write_bytes(path, text.encode(errors="replace"))
 
 
 def write_json(path: Path, value: dict) -> None:
@@ -51,7 +51,7 @@ def write_json_lines(path: Path, rows: list[dict]) -> None:
 def open_growing(path: Path, is_complete=lambda row: True) -> tuple[BinaryIO, list[dict]]:
     """Open a JSON Lines file for `add_line`; returns it and the rows that it has so far.
 
-    The first incomplete row, left by an interruption, is cut off with everything behind it.
+    The first incomplete row, left by an interruption, is cut off with everything after it.
     is_complete: whether the files that a row names are complete, too; an exception means no.
     """
     rows, size = [], 0

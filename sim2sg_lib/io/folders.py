@@ -20,9 +20,9 @@ from sim2sg_lib.io.reading import resolve_recorded
 ROOT = Path(__file__).resolve().parents[2]
 STARTED_WITH = "started_with.json"  # in a partial folder: the options it was started with
 SUMMARY = "summary"  # its key for the result of a stage that only has to be published
-# options that may change when a stage continues; the output may then not be bit-identical
+# options that may change when a stage resumes; the output may then not be bit-identical
 FREE = ("command", "threads", "torch", "device", SUMMARY)
-DIGESTS = ("code", "input")  # options whose values say nothing to a reader
+DIGESTS = ("code", "input")  # options whose values mean nothing to a reader
 NO_LOCKS = (errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOLCK)
 # files of a data set, a set of splits, a run, predictions: no other folder is overwritten
 MARKS = (("dataset.json", "images"), ("train/dataset.json",), ("config.json", "log.jsonl"),
@@ -54,7 +54,6 @@ def work_folder(out: Path, options: dict, overwrite: bool, resume: bool) -> Iter
     options:   everything that OUT's content depends on, as JSON values.
     overwrite: replace an existing OUT, or a partial folder of other options.
     resume:    continue in a partial folder of the same options.
-
     Raises: InputError if OUT is in use, must not be replaced, or is partial with other options.
     After any exception the partial folder stays for the next time.
     """
@@ -81,10 +80,10 @@ def partial_folder(partial: Path, out: Path, options: dict, overwrite: bool,
 
 @contextmanager
 def held(partial: Path, out: Path) -> Iterator[None]:
-    """Lock `partial`, which need not exist, against other processes.
+    """Lock `partial`, which need not exist, against other processes; a dead one holds no lock.
 
-    A dead process holds no lock. Without support for locks a line says that there is none.
-    Raises: InputError if another process holds it, or if the lock file cannot be made.
+    Without support for locks, a line says so. Raises: InputError if another process holds the lock,
+    or if the lock file cannot be made.
     """
     path = partial.with_suffix(".lock")  # beside the folder, which is renamed under the lock
     try:
@@ -153,19 +152,19 @@ def prepare(partial: Path, out: Path, options: dict, overwrite: bool, resume: bo
         raise InputError(f"{out}: cannot be made a folder ({error.strerror})") from None
     before, changed = read_started(partial), differences(partial, options)
     if changed and resume and not overwrite:
-        raise InputError(f"{partial}: was begun with {', '.join(changed)}; give the same options, "
-                         "or start anew with --no-resume")
+        raise InputError(f"{partial}: was started with {', '.join(changed)}; give the same "
+                         "options, or start anew with --no-resume")
     if changed == [] and resume:
         for path in partial.rglob("*.tmp"):
             path.unlink()
         note = [f"{name} {before.get(name)!r}, now {options[name]!r}" for name in FREE[1:-1]
                 if name in options and before.get(name) != options[name]]
-        log_info(f"{out}: goes on where it was interrupted"
-                 + (f" (not to the same bytes: {', '.join(note)})" if note else ""))
+        log_info(f"{out}: resumes where it was interrupted"
+                 + (f" (not bit-identically: {', '.join(note)})" if note else ""))
         return
     if before:
-        reason = f"it was begun with {', '.join(changed)}" if resume else "as --no-resume asks"
-        log_info(f"{partial}: thrown away, {reason}")
+        reason = f"it was started with {', '.join(changed)}" if resume else "as --no-resume asks"
+        log_info(f"{partial}: discarded, {reason}")
     (partial / STARTED_WITH).unlink(missing_ok=True)  # first: a half-emptied folder is not resumed
     for path in partial.iterdir():
         shutil.rmtree(path) if path.is_dir() else path.unlink()
@@ -173,7 +172,7 @@ def prepare(partial: Path, out: Path, options: dict, overwrite: bool, resume: bo
 
 
 def completed(options: dict) -> dict:
-    """The options with the code's digest, as JSON gives them back."""
+    """The options and the code's digest, as they are read back from JSON."""
     return json.loads(json.dumps(options | {"code": digest_of_code()}))
 
 
@@ -194,9 +193,9 @@ def same(old, new, record: Path) -> bool:
     """Whether option values are equal, or paths to one file; `old` as recorded in `record`."""
     if isinstance(old, list) and isinstance(new, list):
         return len(old) == len(new) and all(same(a, b, record) for a, b in zip(old, new))
-    if old == new or not (isinstance(old, str) and isinstance(new, str)):
-        return old == new
-    return os.path.realpath(resolve_recorded(old, record)) == os.path.realpath(new)
+    if isinstance(old, str) and isinstance(new, str) and old != new:
+        return os.path.realpath(resolve_recorded(old, record)) == os.path.realpath(new)
+    return old == new
 
 
 def flat(options: dict, prefix: str = "") -> dict:
@@ -241,13 +240,9 @@ def refuse_used(out: Path, overwrite: bool) -> None:
 
 
 def refuse_early(out: Path, overwrite: bool, inputs: Sequence[Path | None] = ()) -> None:
-    """The refusals of `work_folder` before minutes of work, and those of an OUT that holds inputs.
-
-    Raises: InputError.
-    """
+    """Raises: InputError where `work_folder` would, but early, and for an OUT that holds inputs."""
     for path in filter(None, inputs):
-        inside = Path(os.path.realpath(path)).is_relative_to(os.path.realpath(out))
-        if path.exists() and inside:
+        if path.exists() and Path(os.path.realpath(path)).is_relative_to(os.path.realpath(out)):
             raise InputError(f"{out}: holds {path}, which is read, and would be replaced; choose "
                              "another --out")
     if not out.exists() or (out / STARTED_WITH).exists():  # publishing was interrupted

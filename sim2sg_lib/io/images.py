@@ -1,5 +1,6 @@
 """PNG and JPEG files, and folders of them."""
 import io
+import itertools
 import os
 import re
 import unicodedata
@@ -17,7 +18,7 @@ from sim2sg_lib.io.reading import (
 SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jif")
 OTHER_SUFFIXES = (".gif", ".webp", ".bmp", ".tif", ".tiff", ".heic", ".heif", ".avif")  # not read
 MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")  # of a JPEG: no stuffed byte, restart or filling
-# per JPEG. Photos have a dozen scans; each is decoded as an image, so scans x pixels are bounded
+# Photos have a dozen scans; each is decoded as an image, so scans x pixels are bounded
 MAX_SCANS, MAX_SCANNED = 100, 2**30
 MAX_STEM_BYTES = 255 - len(".png.tmp")  # file systems allow names of 255 bytes
 # metadata are ignored, but Pillow decompresses them and refuses more than 1 MiB by default
@@ -33,25 +34,18 @@ def kitti_root(folder: Path) -> Path | None:
 
 
 def image_names(folder: Path) -> list[str]:
-    """Paths relative to `folder`, sorted, of the files named as PNG or JPEG, hidden ones aside.
+    """Paths relative to `folder`, sorted, of files named as PNG or JPEG, except hidden ones.
 
     They lie in a KITTI folder's image_2/ or a data set's images/; any other folder may have images
     on its top level, in images/ or in both. Raises: InputError if there are none.
     """
     folder, kitti = Path(folder), kitti_root(folder)
-    inner = folder / "images" if os.path.isdir(folder / "images") else None
-    is_data_set = any(
-        os.path.lexists(folder / name) for name in ("dataset.json", "graphs.jsonl", "cameras.jsonl")
-    )
-    roots = (
-        [kitti / "image_2"]
-        if kitti
-        else [inner]
-        if inner and is_data_set
-        else [folder, inner]
-        if inner
-        else [folder]
-    )
+    inner = [folder / "images"] if os.path.isdir(folder / "images") else []
+    is_data_set = any(os.path.lexists(folder / name)
+                      for name in ("dataset.json", "graphs.jsonl", "cameras.jsonl"))
+    roots = inner if inner and is_data_set else [folder, *inner]
+    if kitti:
+        roots = [kitti / "image_2"]
     names = []
     for root in roots:
         safe_join(folder, str(root.relative_to(folder)))
@@ -61,30 +55,21 @@ def image_names(folder: Path) -> list[str]:
             raise InputError(f"{root}: cannot be listed ({error.strerror})") from None
         names += [str(path.relative_to(folder)) for path in entries
                   if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
-    labels = [
-        path
-        for name in ("label_2", "calib")
-        for path in (folder / name, folder / "training" / name)
-        if path.is_dir()
-    ]
+    labels = [path for name in ("label_2", "calib")
+              for path in (folder / name, folder / "training" / name) if path.is_dir()]
     if not names and labels and not kitti:
-        raise InputError(
-            f"{labels[0].parent}: has {labels[0].name}/ and no image_2/, expected image_2/ with "
-            "PNG or JPEG images"
-        )
+        raise InputError(f"{labels[0].parent}: has {labels[0].name}/ and no image_2/, expected "
+                         "image_2/ with PNG or JPEG images")
     if not names:
-        raise InputError(
-            f"{roots[0]}: no PNG or JPEG image in it"
-            + ("" if roots[0] != folder else " or in its images/")
-        )
+        also = " or in its images/" if roots[0] == folder else ""
+        raise InputError(f"{roots[0]}: no PNG or JPEG image in it{also}")
     return sorted(names)
 
 
 def readable_images(folder: Path) -> dict[str, tuple[int, int]]:
-    """image_names of a folder that nobody has checked -> (width, height) in pixels.
+    """The image_names of an unchecked folder -> (width, height) in pixels.
 
-    Files that only look like images are skipped, and so are hidden files, other formats and
-    subfolders; one line says how many.
+    Broken images, hidden files, other formats and subfolders are skipped; one line says how many.
     Raises: InputError if no image is left, or for a link that leads out of the folder.
     """
     folder, sizes, skipped = Path(folder), {}, []
@@ -100,36 +85,28 @@ def readable_images(folder: Path) -> dict[str, tuple[int, int]]:
     if not is_kitti:
         skipped += [f"{folder / name}: {reason}" for name, reason in left_out(folder, set(names))]
     if skipped:
-        log_info(
-            f"{folder}: {len(sizes)} images are read, {len(skipped)} files are skipped; "
-            f"the first: {skipped[0]}"
-        )
+        log_info(f"{folder}: {len(sizes)} images are read, {len(skipped)} files are skipped; "
+                 f"the first: {skipped[0]}")
     return sizes
 
 
 def left_out(folder: Path, names: set[str]) -> list[tuple[str, str]]:
     """(path, reason) of images at a folder's top level and in subfolders, but not in `names`."""
-    folders = [
-        folder,
-        *sorted(
-            path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".")
-        ),
-    ]
+    subfolders = sorted(path for path in folder.iterdir()
+                        if path.is_dir() and not path.name.startswith("."))
     rows = []
-    for place in folders:
+    for place in [folder, *subfolders]:
         for name in sorted(os.listdir(place)) if os.access(place, os.R_OK | os.X_OK) else []:
             path = str((place / name).relative_to(folder))
             suffix = Path(name).suffix.lower()
             if path in names or suffix not in SUFFIXES + OTHER_SUFFIXES:
                 continue
-            reason = (
-                "a hidden file"
-                if name.startswith(".")
-                else "not PNG or JPEG"
-                if suffix in OTHER_SUFFIXES
-                else "in a folder that is not read"
-            )
-            rows.append((path, reason))
+            if name.startswith("."):
+                rows.append((path, "a hidden file"))
+            elif suffix in OTHER_SUFFIXES:
+                rows.append((path, "not PNG or JPEG"))
+            else:
+                rows.append((path, "in a folder that is not read"))
     return rows
 
 
@@ -140,9 +117,9 @@ def open_image(path: Path) -> Image.Image:
     check_file(path, "a PNG or JPEG image")
     try:
         image = Image.open(path, formats=("PNG", "JPEG"))
-    except Exception as error:  # Pillow passes on whatever its readers stumble over
-        raise InputError(f"{path}: not a readable PNG or JPEG image "
-                         f"({error.__class__.__name__})") from None
+    except Exception as error:  # Pillow's readers raise all kinds of errors
+        reason = type(error).__name__
+        raise InputError(f"{path}: not a readable PNG or JPEG image ({reason})") from None
     if not 0 < image.width * image.height <= MAX_PIXELS:
         raise InputError(f"{path}: {image.width}x{image.height} pixels, expected 1 to {MAX_PIXELS}")
     if max(image.size) > MAX_SIDE:
@@ -184,21 +161,20 @@ def check_scans(path: Path, image: Image.Image) -> None:
 def read_image(path: Path, width: int, height: int) -> np.ndarray:
     """(height, width, 3) uint8, resized if necessary. Raises: InputError for a broken file.
 
-    Gray, palette and CMYK become RGB, 16 bits become 8, alpha is dropped, an animation is its first
-    picture; pixels are where the file stores them, whatever EXIF says.
+    Gray, palette and CMYK become RGB, 16 bits become 8, alpha is dropped. Of an animation the first
+    frame is read. EXIF orientation is ignored.
     """
     image = open_image(path)
     check_scans(path, image)
     try:
-        if image.mode.startswith("I"):  # 16 bits of gray, which Pillow would cut off at 255
+        if image.mode.startswith("I"):  # 16-bit gray, which Pillow would clip at 255
             image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
         image = image.convert("RGB")
     except Exception as error:
         raise InputError(f"{path}: truncated or broken image ({error})") from None
     if image.size != (width, height):
-        image = image.resize(
-            (width, height),
-            Image.Resampling.BOX if image.width > width else Image.Resampling.BILINEAR)
+        method = Image.Resampling.BOX if image.width > width else Image.Resampling.BILINEAR
+        image = image.resize((width, height), method)
     return np.asarray(image)
 
 
@@ -210,8 +186,8 @@ def count_scans(jpeg: bytes) -> int:
         if kind == 0xd9:  # the end
             break
         scans += kind == 0xda
-        # which alone has no content
-        at += max(2, int.from_bytes(jpeg[at:at + 2], "big")) * (kind != 0x01)
+        if kind != 0x01:  # the only marker here without content
+            at += max(2, int.from_bytes(jpeg[at:at + 2], "big"))
     return scans
 
 
@@ -219,7 +195,7 @@ def write_image(path: Path, image: np.ndarray) -> int:
     """Write (H, W, 3) uint8 as PNG, lightly compressed for speed. Returns the file's CRC."""
     content = io.BytesIO()
     Image.fromarray(image).save(content, "PNG", compress_level=1)
-    # a power cut before the set is whole is found out by the CRC
+    # not synced: after a power cut the CRC tells whether the file is complete
     write_bytes(path, content.getvalue(), sync=False)
     return zlib.crc32(content.getvalue())
 
@@ -232,16 +208,12 @@ def output_names(paths: list[str]) -> list[str]:
     """
     names, taken = [], set()
     for path in (Path(re.sub(NOT_IN_NAMES, "_", Path(path).name)) for path in paths):
-        ending, number = "", 1
-        while True:
-            stem = (
-                path.stem.encode()[: MAX_STEM_BYTES - len(ending)].decode(errors="ignore") + ending
-            )
-            key = unicodedata.normalize("NFC", stem.casefold())
+        for number in itertools.count(1):
+            ending = f"_{number}" if number > 1 else ""
+            start = path.stem.encode()[:MAX_STEM_BYTES - len(ending)].decode(errors="ignore")
+            key = unicodedata.normalize("NFC", (start + ending).casefold())
             if key not in taken:
                 break
-            number += 1
-            ending = f"_{number}"
         taken.add(key)
-        names.append(stem + path.suffix)
+        names.append(start + ending + path.suffix)
     return names

@@ -1,4 +1,4 @@
-"""The formats of KITTI's object benchmark (Geiger et al. 2012), and its frames in this project's.
+"""The file formats and coordinate frames of KITTI's object benchmark (Geiger et al. 2012).
 
     ROOT/image_2/000000.png      left color images; ROOT is the folder itself or its training/
     ROOT/calib/000000.txt        projection matrices P0..P3, of which P2 is image_2's
@@ -48,7 +48,7 @@ class KittiObject:
 
     type:           one of TYPES.
     truncated:      fraction outside the image in [0, 1]; -1 if unknown.
-    occluded:       0 fully visible, 1 partly, 2 largely occluded, 3 cannot be told; -1 if unknown.
+    occluded:       0 fully visible, 1 partly, 2 largely occluded, 3 unclear; -1 if unknown.
     alpha_rad:      observation angle, rotation_y less the direction to the object; -10 if unknown.
     box_px:         left, top, right, bottom in pixels from the center of the first.
     size_m:         height, width, length, meters; -1 if unknown.
@@ -71,7 +71,7 @@ class KittiObject:
 
     @property
     def placed(self) -> bool:
-        """Whether the 3-D part is known: no DontCare, no detection in 2-D alone."""
+        """Whether the 3-D part is known, unlike that of DontCare and of 2-D detections."""
         return self.bottom_camera[2] > -1000 and min(self.size_m) > 0
 
 
@@ -96,8 +96,8 @@ def read_objects(path: Path, results: bool = False) -> list[KittiObject]:
 def _parse_object(line: str, where: str, columns: tuple[str, ...]) -> KittiObject:
     words = line.split()
     if len(words) != len(columns):
-        raise InputError(f"{where}: {len(words)} columns, expected {len(columns)} "
-                         f"({', '.join(columns)})")
+        names = ", ".join(columns)
+        raise InputError(f"{where}: {len(words)} columns, expected {len(columns)} ({names})")
     if words[0].lower() not in _TYPE_BY_NAME:
         raise InputError(f"{where}: type: {words[0]!r}, expected one of {', '.join(TYPES)}")
     row = {name: _number(word, f"{where}: {name}") for name, word in zip(columns[1:], words[1:])}
@@ -108,8 +108,8 @@ def _parse_object(line: str, where: str, columns: tuple[str, ...]) -> KittiObjec
         raise InputError(f"{where}: occluded: {words[2]}, expected 0, 1, 2, 3 or -1")
     for low, high in (("left", "right"), ("top", "bottom")):
         if row[low] >= row[high]:
-            raise InputError(f"{where}: {high}: {row[high]:g}, expected more than {low}, "
-                             f"{row[low]:g}")
+            limit = f"{low}, {row[low]:g}"
+            raise InputError(f"{where}: {high}: {row[high]:g}, expected more than {limit}")
     return KittiObject(
         _TYPE_BY_NAME[words[0].lower()], row["truncated"], int(row["occluded"]), row["alpha"],
         (left, top, right, bottom), tuple(row[name] for name in COLUMNS[8:11]),
@@ -161,14 +161,12 @@ def frame_objects(root: Path, stem: str) -> list[KittiObject]:
     for folder in ("label_2", "label_2_extra"):
         if folder == "label_2_extra" and not (root / folder).is_dir():
             continue
-        found = read_objects(safe_join(root, f"{folder}/{stem}.txt"))
-        for item in found:  # the folders say what is labeled, so each type has one
+        for item in read_objects(safe_join(root, f"{folder}/{stem}.txt")):
+            # the folders say what is labeled, so each type belongs in one of them
             if (item.type in EXTRA_TYPES) != (folder == "label_2_extra"):
-                raise InputError(
-                    f"{item.where}: type: {item.type!r}, expected "
-                    f"{' and '.join(EXTRA_TYPES)} in label_2_extra/, all others in label_2/"
-                )
-        objects += found
+                raise InputError(f"{item.where}: type: {item.type!r}, expected House and "
+                                 "Vegetation in label_2_extra/, all others in label_2/")
+            objects.append(item)
     return objects
 
 
@@ -189,7 +187,7 @@ def camera_of(P2: np.ndarray, width: int, height: int) -> Camera:
 
 
 def paper_camera(width: int, height: int) -> Camera:
-    """The camera that Prakash et al. 2021 assume: 90 degrees wide, principal point in the middle."""
+    """The camera that Prakash et al. 2021 assume: 90 degrees wide, its axis at the center."""
     K = np.array([[width / 2, 0, width / 2], [0, width / 2, height / 2], [0, 0, 1]])
     return Camera(K, CAMERA_FROM_WORLD, np.array([0, CAMERA_HEIGHT_M, 0]), width, height)
 
@@ -201,7 +199,7 @@ def world_of(bottom_camera: np.ndarray) -> np.ndarray:
 
 
 def yaw_of(rotation_y_rad: float) -> float:
-    """KITTI's rotation_y -> yaw about world z, in [-pi, pi]; an asset's own x axis is its length."""
+    """KITTI's rotation_y -> yaw about world z, in [-pi, pi]; x is the direction of the length."""
     return math.remainder(-rotation_y_rad, 2 * math.pi)
 
 
@@ -257,13 +255,6 @@ def to_graph(image: str, objects: list[KittiObject], camera: Camera, env: Env,
                       truncated=truncated, ignore=ignore)
 
 
-def frame_graphs(root: Path, names: list[str], cameras: list[Camera], env: Env,
-                 van: str | None) -> list[SceneGraph]:
-    """The labels of `frame_labels` as graphs. Raises: InputError."""
-    return [to_graph(name, objects, camera, env, van or "ignore")
-            for name, objects, camera in zip(names, frame_labels(root, names, env), cameras)]
-
-
 def frame_labels(root: Path, names: list[str], env: Env) -> list[list[KittiObject]]:
     """Each image's objects in label_2/ and, if it is there, label_2_extra/.
 
@@ -273,13 +264,11 @@ def frame_labels(root: Path, names: list[str], env: Env) -> list[list[KittiObjec
         raise InputError(f"{root}: KITTI labels {', '.join(TYPES)}, the environment {env.name} has "
                          f"only {', '.join(env.vocabulary.categories)}")
     stems = [Path(name).stem for name in names]
+    known = set(stems)
     for folder in ("label_2", "label_2_extra"):
-        labeled = {path.stem for path in safe_join(root, folder).glob("*.txt")
-                   if not path.name.startswith(".")}
-        without = sorted(labeled - set(stems))
-        if without:
-            raise InputError(f"{root / folder / without[0]}.txt: no image {without[0]} in "
-                             f"{root / 'image_2'}")
+        for path in sorted(safe_join(root, folder).glob("[!.]*.txt")):
+            if path.stem not in known:
+                raise InputError(f"{path}: no image {path.stem} in {root / 'image_2'}")
     return [frame_objects(root, stem) for stem in stems]
 
 

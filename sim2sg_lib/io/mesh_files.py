@@ -15,8 +15,8 @@ from sim2sg_lib.scene import Mesh
 from sim2sg_lib.sim.meshes import to_unit
 
 MAX_FACES = 20_000
-# rows: our x (ahead), y (left) and z (up) in the file's axes.
-# Both formats are y up; glTF 2.0 looks along +z, ShapeNet along -z
+# rows: our x (ahead), y (left) and z (up) in the file's axes. Both formats are y up; models look
+# along +z in glTF 2.0 and along -z in ShapeNet
 TO_WORLD = {".glb": np.array([[0, 0, 1], [1, 0, 0], [0, 1, 0.0]]),
             ".obj": np.array([[0, 0, -1], [-1, 0, 0], [0, 1, 0.0]])}
 
@@ -27,57 +27,44 @@ def replace_assets(env: Env, folder: Path) -> Env:
     Files: folder/<category>/*.obj or *.glb, and
     folder/<category>/<model>/models/model_normalized.obj as in ShapeNet. A file's unit is unknown:
     each model gets the sizes (lengths of the diagonal) of the category's median asset. Models of
-    more than MAX_FACES triangles are left out.
-
-    Raises: InputError for a folder without such files, a category whose models are all too large,
-    an unreadable file.
+    more than MAX_FACES triangles are left out. Raises: InputError.
     """
     if not folder.is_dir():
         raise InputError(f"{folder}: no such folder, expected one of OBJ or GLB files by category")
     world = env.world
-    assets, sizes_m, names = (
-        dict(world.assets), dict(world.asset_sizes_m), list(world.category_assets))
+    assets, sizes_m = dict(world.assets), dict(world.asset_sizes_m)
+    names = list(world.category_assets)
     for label, category in enumerate(env.vocabulary.categories):
         paths = asset_files(folder / category)
         if not paths:
             continue
         diagonals_m = sorted(
-            [np.linalg.norm(world.asset_sizes_m[name], axis=1) for name in names[label]], key=max
-        )
-        found = {
-            name: read_mesh(safe_join(folder, name))
-            for name in (str(path.relative_to(folder)) for path in paths)
-        }
+            [np.linalg.norm(world.asset_sizes_m[name], axis=1) for name in names[label]], key=max)
+        relative = [str(path.relative_to(folder)) for path in paths]
+        found = {name: read_mesh(safe_join(folder, name)) for name in relative}
         names[label] = tuple(name for name in found if found[name])
         if not names[label]:
             raise InputError(f"{folder / category}: every model has more than {MAX_FACES} faces, "
                              "expected one of fewer")
         if len(names[label]) < len(found):
-            log_info(
-                f"{folder / category}: left out {len(found) - len(names[label])} of {len(found)} "
-                f"models, of more than {MAX_FACES} faces"
-            )
+            log_info(f"{folder / category}: left out {len(found) - len(names[label])} of "
+                     f"{len(found)} models, of more than {MAX_FACES} faces")
         for name in names[label]:
             assets[name], extents = found[name]
             shape = np.array(extents) / np.linalg.norm(extents)
-            sizes_m[name] = tuple(
-                tuple(map(float, length * shape)) for length in diagonals_m[len(diagonals_m) // 2]
-            )
+            sizes_m[name] = tuple(tuple(map(float, length * shape))
+                                  for length in diagonals_m[len(diagonals_m) // 2])
     if tuple(names) == world.category_assets:
         raise InputError(f"{folder}: no OBJ or GLB file in a folder named "
                          f"{', '.join(env.vocabulary.categories)}")
-    return replace(
-        env,
-        world=replace(world, assets=assets, asset_sizes_m=sizes_m, category_assets=tuple(names)))
+    world = replace(world, assets=assets, asset_sizes_m=sizes_m, category_assets=tuple(names))
+    return replace(env, world=world)
 
 
 def asset_files(folder: Path) -> list[Path]:
     """The mesh files of one category, sorted, without hidden ones (a Mac's `._chair.obj`)."""
-    files = [
-        path
-        for path in folder.glob("*")
-        if path.suffix.lower() in TO_WORLD and not path.name.startswith(".")
-    ]
+    files = [path for path in folder.glob("*")
+             if path.suffix.lower() in TO_WORLD and not path.name.startswith(".")]
     return sorted([*files, *folder.glob("*/models/model_normalized.obj")])
 
 
@@ -85,21 +72,19 @@ def read_mesh(path: Path) -> tuple[Mesh, tuple[float, float, float]] | None:
     """One file as a unit mesh with flat normals, x ahead and z up, and its extents before.
 
     Each OBJ material, and each primitive of a GLB node, is a part. None for more than MAX_FACES
-    triangles.
-    Raises: InputError naming the file and, in an OBJ file, the line.
+    triangles. Raises: InputError naming the file and, in an OBJ file, the line.
     """
     content, suffix = read_bytes(path, "an OBJ or GLB file"), path.suffix.lower()
     try:
-        pieces = (
-            read_glb(content, MAX_FACES) if suffix == ".glb" else read_obj(content, path, MAX_FACES)
-        )
-    except (InputError, Unsupported) as error:
-        raise error if isinstance(error, InputError) else InputError(f"{path}: {error}") from None
-    except Exception as error:  # a broken file: whatever the parser stumbles over
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:100]
-        raise InputError(
-            f"{path}: cannot be read as a {suffix[1:].upper()} file ({reason})"
-        ) from None
+        pieces = (read_glb(content, MAX_FACES) if suffix == ".glb"
+                  else read_obj(content, path, MAX_FACES))
+    except InputError:
+        raise
+    except Unsupported as error:
+        raise InputError(f"{path}: {error}") from None
+    except Exception as error:  # parsers raise all kinds of errors on a broken file
+        kind, reason = suffix[1:].upper(), " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"{path}: cannot be read as a {kind} file ({reason[:100]})") from None
     if pieces is None:
         return None
     triangles = np.concatenate([np.zeros((0, 3, 3)), *pieces]) @ TO_WORLD[suffix].T  # (F, 3, 3)
@@ -111,16 +96,12 @@ def read_mesh(path: Path) -> tuple[Mesh, tuple[float, float, float]] | None:
         raise InputError(f"{path}: no faces in it")
     triangles, part = repair_winding(triangles[solid]), part[solid]
     normals = flat_normals(triangles)
-    return to_unit(
-        triangles.reshape(-1, 3), normals.repeat(3, 0), np.arange(3 * len(part)).reshape(-1, 3),
-        part)
+    return to_unit(triangles.reshape(-1, 3), normals.repeat(3, 0),
+                   np.arange(3 * len(part)).reshape(-1, 3), part)
 
 
 def flat_normals(triangles: np.ndarray) -> np.ndarray:
-    """(F, 3) normals of triangles (F, 3, 3), twice as long as the area.
-
-    Corners run counter-clockwise from outside.
-    """
+    """(F, 3) normals of counter-clockwise triangles (F, 3, 3), twice as long as the area."""
     return np.cross(triangles[:, 1] - triangles[:, 0], triangles[:, 2] - triangles[:, 0])
 
 
@@ -134,9 +115,8 @@ def repair_winding(triangles: np.ndarray) -> np.ndarray:
     pieces and inner walls stay as they are.
     """
     extent = np.ptp(triangles, axis=(0, 1)).max()
-    _, faces = np.unique(
-        (triangles.reshape(-1, 3) / (1e-6 * extent)).round(), axis=0, return_inverse=True
-    )
+    _, faces = np.unique((triangles.reshape(-1, 3) / (1e-6 * extent)).round(), axis=0,
+                         return_inverse=True)
     faces = faces.reshape(-1, 3)  # corners welded by position
     # (3 F, 2), edges k of face i at 3 i + k
     directed = np.concatenate([faces, np.roll(faces, -1, 1)]).reshape(2, -1).T
@@ -170,10 +150,8 @@ def turned_by_repair(corners: np.ndarray, faces: np.ndarray) -> np.ndarray:
     try:
         import trimesh
     except ImportError:
-        raise InputError(
-            "--assets: a model's faces are wound inconsistently, which trimesh repairs, and trimesh "
-            "is not installed: pip install trimesh"
-        ) from None
+        raise InputError("--assets: a model's faces are wound inconsistently, which trimesh "
+                         "repairs, and trimesh is not installed: pip install trimesh") from None
     _, first, number = np.unique(faces, return_index=True, return_inverse=True)
     number = number.reshape(-1, 3)
     mesh = trimesh.Trimesh(corners[first], number, process=False)

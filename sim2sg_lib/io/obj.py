@@ -20,9 +20,8 @@ CORNER = re.compile(rb"([+-]?\d{1,9})(/[+-]?\d*){0,2}")  # v, v/t, v//n or v/t/n
 def read_obj(content: bytes, path: Path, max_faces: int) -> list[np.ndarray] | None:
     """The triangles (F, 3, 3) of each material; None if there are more than max_faces.
 
-    Only `v`, `f` and `usemtl` count. Text is taken as bytes: names and comments may be in any
-    encoding.
-    Raises: InputError naming file and line.
+    Only `v`, `f` and `usemtl` count. Text is read as bytes: names and comments may have any
+    encoding. Raises: InputError naming file and line.
     """
     if content[:2] in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
         content = content.decode("utf-16").encode()
@@ -42,10 +41,9 @@ def read_obj(content: bytes, path: Path, max_faces: int) -> list[np.ndarray] | N
             if len(found) < 3 or not all(found):
                 raise InputError(f"{path}:{line}: f: expected three or more corners v, v/t, v//n "
                                  "or v/t/n")
-            corners = [int(match[1]) for match in found]
-            # -1 is the latest vertex
-            corners = [i - 1 if i > 0 else len(verts) + i if i < 0 else -1 for i in corners]
-            if min(corners) < 0:
+            numbers = [int(match[1]) for match in found]  # from 1, or back from -1
+            corners = [i - 1 if i > 0 else len(verts) + i for i in numbers]
+            if 0 in numbers or min(corners) < 0:
                 raise InputError(f"{path}:{line}: f: vertices count from 1, or back from -1, the "
                                  f"latest of {len(verts)}")
             polygons.setdefault(material, []).append((line, corners))
@@ -60,11 +58,9 @@ def read_obj(content: bytes, path: Path, max_faces: int) -> list[np.ndarray] | N
         for line, corners in rows:
             if max(corners) >= len(verts):
                 raise InputError(f"{path}:{line}: f: vertex {max(corners) + 1} of {len(verts)}")
-            triangles += [
-                [corners[i] for i in triple]
-                for triple in triangulate(verts[corners], f"{path}:{line}: f")
-            ]
-        pieces.append(verts[triangles])
+            corners = np.array(corners)
+            triangles.append(corners[triangulate(verts[corners], f"{path}:{line}: f")])
+        pieces.append(verts[np.concatenate(triangles)])
     return pieces
 
 
@@ -100,34 +96,30 @@ def triangulate(points: np.ndarray, where: str) -> list[tuple[int, int, int]]:
     if count > MAX_CONCAVE:
         raise InputError(f"{where}: a concave face of {count} corners, expected {MAX_CONCAVE} at "
                          "most")
-    axis = int(np.abs(normal).argmax())
-    # counter-clockwise
+    axis = int(np.abs(normal).argmax())  # projected along it, the polygon runs counter-clockwise
     flat = np.delete(points, axis, 1)[:, ::1 if (normal[axis] > 0) == (axis != 1) else -1]
     rest, triples, at = list(range(count)), [], 0
     while len(rest) > 3:
         turns = [(at + k) % len(rest) for k in range(len(rest))]
         # a polygon that crosses itself may have no ear: any corner will do
-        at = next(
-            (
-                k
-                for k in turns
-                if is_ear(flat, rest[k - 1], rest[k], rest[(k + 1) % len(rest)], rest)
-            ),
-            turns[0],
-        )
-        triples.append((rest[at - 1], rest[at], rest[(at + 1) % len(rest)]))
+        at = next((k for k in turns if is_ear(flat, corner_of(rest, k), rest)), turns[0])
+        triples.append(corner_of(rest, at))
         del rest[at]
     return [*triples, tuple(rest)]
 
 
-def is_ear(points: np.ndarray, before: int, corner: int, after: int, rest: list[int]) -> bool:
+def corner_of(rest: list[int], k: int) -> tuple[int, int, int]:
+    """A corner of the polygon `rest` between its neighbors."""
+    return rest[k - 1], rest[k], rest[(k + 1) % len(rest)]
+
+
+def is_ear(points: np.ndarray, corner: tuple[int, int, int], rest: list[int]) -> bool:
     """Whether a corner of the counter-clockwise polygon `rest` of points (N, 2) can be cut off."""
-    triangle = points[[before, corner, after]]
+    triangle = points[list(corner)]
     sides = np.roll(triangle, -1, 0) - triangle
     if sides[0, 0] * sides[1, 1] - sides[0, 1] * sides[1, 0] <= 0:
         return False
     others = points[rest]
-    # corners at the same place do not count
-    others = others[(others[:, None] != triangle).any(2).all(1)]
+    others = others[(others[:, None] != triangle).any(2).all(1)]  # not at the same place
     offset = others[:, None] - triangle  # (M, 3, 2)
     return not (sides[:, 0] * offset[..., 1] - sides[:, 1] * offset[..., 0] >= 0).all(1).any()

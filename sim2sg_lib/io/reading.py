@@ -1,4 +1,4 @@
-"""Bounded, safe reading of files that may come from anyone."""
+"""Bounded, safe reading of untrusted files."""
 import json
 import math
 import os
@@ -8,7 +8,7 @@ from pathlib import Path
 from sim2sg_lib.cli import InputError
 
 MAX_FILE_BYTES = 256 * 2**20  # of an image, a mesh or a text file
-MAX_LINE = 8 * 2**20  # characters per JSON line, which needs forty times as much memory
+MAX_LINE = 8 * 2**20  # characters per JSON line; parsing takes forty times as much memory
 MAX_PIXELS = 64 * 2**20  # of an image
 MAX_SIDE = 65535  # width and height of an image in pixels
 MAX_DEPTH = 16  # maximum nesting depth of JSON
@@ -16,13 +16,13 @@ NOT_IN_NAMES = "[\0\\\\\ud800-\udfff]"  # pattern of what file names in our file
 
 
 def read_json_lines(path: Path) -> list[tuple[int, dict]]:
-    """The non-empty lines of a JSON Lines file as (line number from 1, object). Raises: InputError."""
+    """The non-empty lines of a file as (line number from 1, object). Raises: InputError."""
     rows = []
     for line_number, line in enumerate(read_text(path, "JSON Lines").split("\n"), 1):
         where = f"{path}:{line_number}"
         if len(line) > MAX_LINE:
-            raise InputError(f"{where}: {len(line)} characters, expected {MAX_LINE} per line at "
-                             "most")
+            limit = f"{MAX_LINE} per line at most"
+            raise InputError(f"{where}: {len(line)} characters, expected {limit}")
         if line.strip():
             rows.append((line_number, load_json(line, where)))
     return rows
@@ -50,8 +50,8 @@ def read_bytes(path: Path, expected: str) -> bytes:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror}), expected "
-                         f"{expected}") from None
+        reason = error.strerror
+        raise InputError(f"{path}: cannot be read ({reason}), expected {expected}") from None
 
 
 def check_file(path: Path, expected: str, max_bytes: int = MAX_FILE_BYTES) -> None:
@@ -70,12 +70,10 @@ def safe_join(root: Path, name: str, where: str = "") -> Path:
     Raises: InputError, starting with `where` or the path, if the name or a link leads out of root.
     """
     path = Path(root) / name
-    inside = stays_inside(name) and Path(os.path.realpath(path)).is_relative_to(
-        os.path.realpath(root)
-    )
-    if not inside:
-        raise InputError(f"{where or path}: {name!r} leads out of {root}, expected a path inside "
-                         "it")
+    real_root = os.path.realpath(root)
+    if not stays_inside(name) or not Path(os.path.realpath(path)).is_relative_to(real_root):
+        where = where or path
+        raise InputError(f"{where}: {name!r} leads out of {root}, expected a path inside it")
     return path
 
 

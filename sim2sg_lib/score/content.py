@@ -9,8 +9,8 @@ HISTOGRAMS = ("objects_per_image", "categories", "predicates")
 def content(graphs: list[SceneGraph], vocabulary: Vocabulary) -> dict[str, list[float] | None]:
     """Normalized histograms of a set of graphs, without ignore regions and ignored objects.
 
-    Returns the histograms of objects per image (bins 0, 1, ..), of categories and of predicates (in
-    the vocabulary's order); None where there is nothing to count.
+    Returns histograms of objects per image (bins 0, 1, ..), categories and predicates; None where
+    there is nothing to count.
     """
     graphs = [select_objects(graph, graph.is_ground_truth) for graph in graphs]
     values = ([[len(graph)] for graph in graphs], [graph.labels for graph in graphs],
@@ -24,12 +24,11 @@ def content(graphs: list[SceneGraph], vocabulary: Vocabulary) -> dict[str, list[
     return histograms
 
 
-def content_gap(a: list[SceneGraph], b: list[SceneGraph], vocabulary: Vocabulary
-                ) -> dict[str, float | None]:
-    """Total variation distance between the histograms of two sets of graphs.
+def content_gap(a: list[SceneGraph], b: list[SceneGraph],
+                vocabulary: Vocabulary) -> dict[str, float | None]:
+    """Total variation distance (half the L1 distance, 0 to 1) between histograms of two sets.
 
-    That is half the L1 distance: 0 for equal histograms, 1 for disjoint ones; None where one of the
-    two sets has nothing to count.
+    None where one of the two sets has nothing to count.
     """
     first, second = content(a, vocabulary), content(b, vocabulary)
     return {name: _total_variation(first[name], second[name]) for name in HISTOGRAMS}

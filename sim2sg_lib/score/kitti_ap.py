@@ -84,8 +84,8 @@ def kitti_score(truth: list[list[KittiObject]], found: list[list[KittiObject]], 
     return KittiScore(objects, np.maximum.accumulate(precision[::-1])[::-1]), objects
 
 
-def make_frame(truth: list[KittiObject], found: list[KittiObject], category: str, limits: Level
-               ) -> Frame:
+def make_frame(truth: list[KittiObject], found: list[KittiObject], category: str,
+               limits: Level) -> Frame:
     """What matching needs of one image's label and result lines."""
     min_overlap = MIN_OVERLAP[category]
     same = [item for item in truth if category in (item.type.lower(), IGNORED_AS.get(item.type))]
@@ -114,7 +114,7 @@ def _boxes(items: list[KittiObject]) -> np.ndarray:
 
 
 def match_by_score(frame: Frame) -> list[float]:
-    """Pass 1: each ground truth takes the free detection of highest score. Scores of the hits."""
+    """Pass 1: each ground truth takes the free detection of highest score. Returns hits' scores."""
     free, hits = np.ones(len(frame.scores), bool), []
     for overlap, valid in zip(frame.overlap, frame.valid):
         candidates = np.flatnonzero(free & (overlap > 0))
@@ -155,8 +155,8 @@ def match_by_overlap(frame: Frame, kept: np.ndarray) -> tuple[int, int]:
     """Pass 2, the detections kept (D,): each ground truth takes the free one that overlaps most.
 
     Returns true and false positives; a detection in a DontCare box is not a false positive. KITTI's
-    program lets low detections match where there is no other. That saves a false negative, which
-    does not enter the precision, so low detections are left out here.
+    program also matches low detections where there is no other. That only saves a false negative,
+    which does not enter the precision, so low detections are left out here.
     """
     free, hits = kept & frame.tall, 0
     for overlap, valid in zip(frame.overlap, frame.valid):
@@ -166,8 +166,6 @@ def match_by_overlap(frame: Frame, kept: np.ndarray) -> tuple[int, int]:
             hits += bool(valid)
     return hits, int(np.sum(free & ~frame.in_dontcare))
 
-
-# --- predicted graphs -----------------------------------------------------------------------------
 
 def to_results(graph: SceneGraph, vocabulary: Vocabulary) -> list[KittiObject]:
     """A predicted graph's objects as result lines, their 3-D part unknown."""

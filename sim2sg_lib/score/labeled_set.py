@@ -21,10 +21,10 @@ from sim2sg_lib.score.metrics import CURVES, LEVELS, evaluate_graphs
 
 @dataclass(frozen=True)
 class TestSet:
-    """Images and what is known about them.
+    """Images and their labels.
 
-    truth:     their labels, None without labels.
-    unlabeled: categories that have no labels in this folder; nothing is scored for them.
+    truth:     the labels; None without labels.
+    unlabeled: categories without labels in this folder; nothing is scored for them.
     kitti:     in a KITTI folder, the KittiObjects of each image's label files; empty otherwise.
     """
 
@@ -37,9 +37,8 @@ class TestSet:
 def find_test_set(checkpoint: Path, options: dict, env: Env) -> Path:
     """The data that a checkpoint was evaluated on before, else the test set of its target.
 
-    That is test/ or val/ beside the target (without one: beside the stand-in target of
-    synthesize.py), else the target itself if it has labels. options: of the training.
-    Raises: InputError if there is none.
+    That is test/ or val/ beside the target (by default the stand-in target of synthesize.py), else
+    the target itself if it has labels. options: of the training. Raises: InputError.
     """
     metrics = checkpoint.parent / "metrics.json"
     if metrics.exists():
@@ -110,15 +109,15 @@ def newest_source(sources: list[str], checkpoint: Path, env: Env) -> list[SceneG
     return read_graphs(path, env.vocabulary) if os.path.exists(path) else None
 
 
-def without_categories(graphs: list[SceneGraph], names: tuple[str, ...], env: Env
-                       ) -> list[SceneGraph]:
+def without_categories(graphs: list[SceneGraph], names: tuple[str, ...],
+                       env: Env) -> list[SceneGraph]:
     """The graphs without the objects of some categories."""
     kept = np.array([name not in names for name in env.vocabulary.categories])
     return [select_objects(graph, kept[graph.labels]) for graph in graphs] if names else graphs
 
 
 def notes(test_set: TestSet, env: Env) -> list[str]:
-    """What to keep in mind when reading scores on KITTI's format, one line each."""
+    """Remarks on scores of a folder in KITTI's format, one line each."""
     lines = []
     if test_set.unlabeled:
         labeled = [name for name in env.vocabulary.categories if name not in test_set.unlabeled]

@@ -2,8 +2,8 @@
 
 Detection follows COCO (Lin et al. 2014), difficulty levels follow KITTI (Geiger et al. 2012),
 triplet recall follows Xu et al. 2017 and, without the graph constraint, Zellers et al. 2018.
-Every overlap threshold here is inclusive: an IoU of exactly 0.5 matches.
-pycocotools gives the same AP, but is compiled and needs difficulty levels encoded in `area`.
+Overlap thresholds are inclusive: an IoU of exactly 0.5 matches. pycocotools gives the same AP, but
+is compiled and needs difficulty levels encoded in `area`.
 """
 from dataclasses import dataclass, replace
 
@@ -67,12 +67,8 @@ class Level:
 
 
 KITTI_HEIGHT_PX = 375
-LEVELS = {
-    "easy": Level(40.0, 0.85, 0, 0.15),
-    "moderate": Level(25.0, 0.5, 1, 0.30),
-    "hard": Level(25.0, 0.2, 2, 0.50),
-    "all": Level(0.0, 0.0, 3, 1.0),
-}
+LEVELS = {"easy": Level(40.0, 0.85, 0, 0.15), "moderate": Level(25.0, 0.5, 1, 0.30),
+          "hard": Level(25.0, 0.2, 2, 0.50), "all": Level(0.0, 0.0, 3, 1.0)}
 
 
 def inside_level(graph: SceneGraph, level: Level) -> np.ndarray:
@@ -131,12 +127,11 @@ def match_class(truth: SceneGraph, predicted: SceneGraph, category: int, level: 
                 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Match one image's detections of one category.
 
-    Two kinds of ground truth cause neither false negatives nor false positives. Objects outside the
-    level, among them ignored objects, match one detection, by IoU. Ignore regions match any number
-    of detections of their category that lie at least half inside: COCO's rule for crowds, KITTI's
-    for DontCare. Unmatched detections below the level's height do not count either.
-    Returns scores (D,) and true_positive (D,) bool of the detections that count, and the number of
-    valid objects.
+    Two kinds of ground truth cause neither false negatives nor false positives: objects outside the
+    level and ignored objects match one detection, by IoU; ignore regions match all detections of
+    their category that lie at least half inside (COCO's rule for crowds, KITTI's for DontCare).
+    Unmatched detections below the level's height do not count either. Returns scores (D,) and
+    true_positive (D,) bool of the detections that count, and the number of valid objects.
     """
     of_category = truth.labels == category
     boxes, region = truth.boxes_px[of_category], truth.ignore[of_category]
@@ -217,9 +212,8 @@ def rank_relations(graph: SceneGraph, graph_constraint: bool) -> np.ndarray:
 def first_hits(truth: SceneGraph, predicted: SceneGraph, graph_constraint: bool) -> np.ndarray:
     """(G,) int64, for each of distinct_relations(truth) the rank of its first hit, or NEVER.
 
-    Ranks count from 0. A hit has the same three labels and IoU >= 0.5 for subject and for object.
-    One prediction may hit several true relations; hitting one twice gains nothing and costs a rank.
-    Only the first 100 ranks are considered.
+    Ranks count from 0, up to 100. A hit has the same three labels and IoU >= 0.5 for subject and
+    object. One prediction may hit several true relations; a second hit of one still takes a rank.
     """
     ranked = rank_relations(predicted, graph_constraint)[:max(RECALL_AT)]
     hit = relation_hits(truth, predicted, ranked)
@@ -253,7 +247,7 @@ def ideal_hits(truth: SceneGraph, graph_constraint: bool) -> np.ndarray:
 def mean_recall(ranks: list[np.ndarray], k: int) -> float | None:
     """Recall@k, averaged over the images that have relations; None if no image has any.
 
-    ranks: per image the (G,) array of first_hits. An image without predictions has recall 0.
+    ranks: the (G,) first_hits of each image.
     """
     return _mean([float(np.mean(r < k)) for r in ranks if len(r)])
 
@@ -263,12 +257,9 @@ def pooled_recall(ranks: list[np.ndarray], k: int) -> float | None:
     return mean_recall([np.concatenate(ranks)], k) if ranks else None
 
 
-def recall_by_predicate(truth: list[SceneGraph], ranks: list[np.ndarray], vocabulary: Vocabulary
-                        ) -> dict:
-    """{predicate: {"20": ..}}, recall averaged over the images that contain it; None if none does.
-
-    ranks: per image the (G,) array of first_hits.
-    """
+def recall_by_predicate(truth: list[SceneGraph], ranks: list[np.ndarray],
+                        vocabulary: Vocabulary) -> dict:
+    """{predicate: {"20": ..}}, the mean_recall of each predicate's relations."""
     by_predicate = {}
     for index, predicate in enumerate(vocabulary.predicates):
         selected = [r[distinct_relations(t)[:, 1] == index] for t, r in zip(truth, ranks)]
@@ -276,8 +267,8 @@ def recall_by_predicate(truth: list[SceneGraph], ranks: list[np.ndarray], vocabu
     return by_predicate
 
 
-def recall_scores(truth: list[SceneGraph], predicted: list[SceneGraph], vocabulary: Vocabulary
-                  ) -> dict:
+def recall_scores(truth: list[SceneGraph], predicted: list[SceneGraph],
+                  vocabulary: Vocabulary) -> dict:
     """Triplet recall {"20", "50", "100"}; truth[i] and predicted[i] belong to one image.
 
     Returns
@@ -292,14 +283,14 @@ def recall_scores(truth: list[SceneGraph], predicted: list[SceneGraph], vocabula
     for suffix, constraint in (("", False), ("_graph_constraint", True)):
         found = [first_hits(t, p, constraint) for t, p in zip(truth, predicted, strict=True)]
         ideal = [ideal_hits(t, constraint) for t in truth]
-        for name, ranks in (("recall", found), ("recall_ceiling", ideal)):
-            scores[name + suffix] = {str(k): mean_recall(ranks, k) for k in RECALL_AT}
-            scores[name + suffix + "_pooled"] = {str(k): pooled_recall(ranks, k) for k in RECALL_AT}
+        for name, ranks in (("recall" + suffix, found), ("recall_ceiling" + suffix, ideal)):
+            scores[name] = {str(k): mean_recall(ranks, k) for k in RECALL_AT}
+            scores[name + "_pooled"] = {str(k): pooled_recall(ranks, k) for k in RECALL_AT}
         every_k = range(1, max(RECALL_AT) + 1)
         scores["recall_curve" + suffix] = [mean_recall(found, k) for k in every_k]
         if not constraint:
-            scores["recall_per_image"] = {
-                str(k): [mean_recall([r], k) for r in found] for k in RECALL_AT}
+            scores["recall_per_image"] = {str(k): [mean_recall([r], k) for r in found]
+                                          for k in RECALL_AT}
             scores["recall_per_predicate"] = recall_by_predicate(truth, found, vocabulary)
     per_predicate = scores["recall_per_predicate"].values()
     scores["mean_recall"] = {
@@ -332,10 +323,7 @@ def evaluate_graphs(truth: list[SceneGraph], predicted: list[SceneGraph], vocabu
 
 @dataclass(frozen=True)
 class MatchedGraph:
-    """A graph and, for each of its objects (N,) and relations (R,), how it was matched.
-
-    objects, relations: lists of TP, FP, FN or PREDICTED.
-    """
+    """A graph and how each of its objects and relations was matched: TP, FP, FN or PREDICTED."""
 
     graph: SceneGraph
     objects: list[str]

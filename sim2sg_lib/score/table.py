@@ -7,13 +7,7 @@ import numpy as np
 
 from sim2sg_lib.cli import InputError
 from sim2sg_lib.io.graphs import MAX_OBJECTS
-from sim2sg_lib.io.reading import (
-    is_int,
-    is_number,
-    read_json,
-    read_json_lines,
-    resolve_recorded,
-)
+from sim2sg_lib.io.reading import is_int, is_number, read_json, read_json_lines, resolve_recorded
 from sim2sg_lib.score.content import HISTOGRAMS
 from sim2sg_lib.score.metrics import RECALL_POINTS
 

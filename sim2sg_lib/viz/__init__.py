@@ -1,1 +1,1 @@
-"""Pictures and the page of a loop."""
+"""Drawings, and the HTML report of a loop."""

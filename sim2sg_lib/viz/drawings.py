@@ -1,10 +1,11 @@
-"""Pictures of results: boxes on images, contact sheets, scene graphs, curves and histograms.
+"""Drawings of results: boxes on images, contact sheets, scene graphs, curves and histograms.
 
-Graphs, curves and histograms are matplotlib Figures with text of 7 to 9 points, so that they can be
-read on a phone. What differs in color differs in line style, too.
+Graphs, curves and histograms are matplotlib figures with text of 7 to 9 points, to be readable on a
+phone. Line styles differ as well as colors.
 """
 import base64
 import io
+import itertools
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,15 +17,8 @@ from PIL import Image, ImageDraw, ImageFont
 from sim2sg_lib.cli import InputError
 from sim2sg_lib.graph import SceneGraph, Vocabulary
 from sim2sg_lib.io.files import write_bytes
-from sim2sg_lib.score.metrics import (
-    FN,
-    FP,
-    PREDICTED,
-    TP,
-    MatchedGraph,
-    rank_relations,
-    without_labels,
-)
+from sim2sg_lib.score.metrics import (FN, FP, PREDICTED, TP, MatchedGraph, rank_relations,
+                                      without_labels)
 
 # color-blind safe (Okabe and Ito); categories beyond the seventh repeat them
 COLORS = ("#E69F00", "#56B4E9", "#009E73", "#CC79A7", "#0072B2", "#D55E00", "#F0E442")
@@ -77,8 +71,8 @@ def to_tile(image: np.ndarray) -> Image.Image:
     return picture.resize((TILE_WIDTH, height), Image.Resampling.LANCZOS)
 
 
-def contact_sheet(rows: list[tuple[str, list[Image.Image]]], tile_width: int = TILE_WIDTH
-                  ) -> Image.Image:
+def contact_sheet(rows: list[tuple[str, list[Image.Image]]],
+                  tile_width: int = TILE_WIDTH) -> Image.Image:
     """Rows of tiles with a caption on the left; all tiles have one size, tile_width pixels wide."""
     columns = max(len(tiles) for _, tiles in rows)
     width, height = tile_width + GAP, max(tile.height for _, tiles in rows for tile in tiles) + GAP
@@ -92,11 +86,9 @@ def contact_sheet(rows: list[tuple[str, list[Image.Image]]], tile_width: int = T
     return sheet
 
 
-# --- matplotlib -----------------------------------------------------------------------------------
-
 def require_matplotlib() -> None:
     """Raises: InputError if matplotlib is not installed."""
-    os.environ["MPLBACKEND"] = "agg"  # figures go to files; a notebook's backend may not even load
+    os.environ["MPLBACKEND"] = "agg"  # figures go to files; a notebook's backend may not load
     try:
         import matplotlib  # noqa: F401
     except ImportError:
@@ -157,15 +149,13 @@ def find_text_place(box: np.ndarray, width: float, height: float, graph: SceneGr
     in_right_half = x0 + x1 > graph.width
     lefts = (min(x0, graph.width - width) if in_right_half else x0, x1 - width)
     tops = (y0 - height, y1, y0, y1 - height, y0 - 2 * height, y1 + height, (y0 + y1) / 2)
-    for top in tops:
-        for left in lefts:
-            inside = 0 <= top <= graph.height - height and 0 <= left <= graph.width - width
-            overlaps = any(left < other + other_width and other < left + width
-                           and abs(top - other_top) < height
-                           for other, other_top, other_width in taken)
-            if inside and not overlaps:
-                taken.append((left, top, width))
-                return left, top
+    for top, left in itertools.product(tops, lefts):
+        inside = 0 <= top <= graph.height - height and 0 <= left <= graph.width - width
+        if inside and not any(left < other + other_width and other < left + width
+                              and abs(top - other_top) < height
+                              for other, other_top, other_width in taken):
+            taken.append((left, top, width))
+            return left, top
     return None
 
 
@@ -199,10 +189,9 @@ def draw_relations(axes, matched: MatchedGraph, vocabulary: Vocabulary) -> None:
                   va="center", zorder=3.5, parse_math=False,
                   bbox={"boxstyle": "square,pad=0.05", "facecolor": "white", "edgecolor": "none"})
         drawn += len(predicates)
-    left_out = len(graph.relations) - drawn
-    if left_out:
-        axes.text(-AXES_LIMIT, -AXES_LIMIT, f"{left_out} more not drawn", fontsize=TEXT_PT,
-                  va="bottom")
+    if drawn < len(graph.relations):
+        note = f"{len(graph.relations) - drawn} more not drawn"
+        axes.text(-AXES_LIMIT, -AXES_LIMIT, note, fontsize=TEXT_PT, va="bottom")
     draw_nodes(axes, positions, node_pt, matched, vocabulary)
 
 
@@ -245,8 +234,8 @@ def find_arrow_place(positions: np.ndarray, s: int, o: int, bend: float, size: n
     return None
 
 
-def group_arrows(matched: MatchedGraph, vocabulary: Vocabulary
-                 ) -> dict[tuple[int, int, str], list[str]]:
+def group_arrows(matched: MatchedGraph,
+                 vocabulary: Vocabulary) -> dict[tuple[int, int, str], list[str]]:
     """(subject, object, match) -> predicates; of each match, the MAX_ARROWS most certain arrows."""
     found = {}
     for row in rank_relations(matched.graph, graph_constraint=False):

@@ -2,6 +2,7 @@
 
 The page shows what train.py logged and evaluate.py measured; no score is computed here.
 """
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,28 +16,11 @@ from sim2sg_lib.io.images import read_image
 from sim2sg_lib.io.reading import read_text
 from sim2sg_lib.net.predict import confident_graphs
 from sim2sg_lib.score.metrics import FN, FP, RECALL_POINTS, TP, match_graphs, without_labels
-from sim2sg_lib.score.table import (
-    COLUMNS,
-    cell,
-    mean_std,
-    read_curves,
-    read_log,
-    row_title,
-    table_cells,
-    verdict,
-)
-from sim2sg_lib.viz.drawings import (
-    MAX_ARROWS,
-    STYLES,
-    default_style,
-    draw_curves,
-    draw_histograms,
-    draw_objects,
-    draw_relations,
-    photo_uri,
-    require_matplotlib,
-    svg_uri,
-)
+from sim2sg_lib.score.table import (COLUMNS, cell, mean_std, read_curves, read_log, row_title,
+                                    table_cells, verdict)
+from sim2sg_lib.viz.drawings import (MAX_ARROWS, STYLES, default_style, draw_curves,
+                                     draw_histograms, draw_objects, draw_relations, photo_uri,
+                                     require_matplotlib, svg_uri)
 from sim2sg_lib.viz.sheet import lifted_sets, sheet_rows
 
 KEY = ((TP, "solid", "in the labels, too: IoU of at least 0.5, same categories and predicate"),
@@ -89,9 +73,10 @@ def write_report(loop: Path, table: dict[str, dict], env: Env, images: ImageFold
             title=loop.resolve().name, env=env.name, options=options,
             columns=list(COLUMNS), last=row_title(last), verdict=verdict([table], list(table)),
             rows=[(name, *row) for name, row in zip(table, table_cells([table], list(table)))],
-            losses=draw_losses(logs), discriminators=draw_discriminators(logs),
-            detection=draw_detection(table, curves), recall=draw_recall(table, curves),
-            content=draw_content(table, curves, env), sheet=by_target(sheet_rows(table)),
+            losses=list(draw_losses(logs)), discriminators=list(draw_discriminators(logs)),
+            detection=list(draw_detection(table, curves)), recall=list(draw_recall(table, curves)),
+            content=list(draw_content(table, curves, env)),
+            sheet=list(by_target(sheet_rows(table))),
             examples=cases(range(min(EXAMPLES, len(shown)))),
             worst=cases(i for _, _, i in lowest[:EXAMPLES]),
             missing=[name for name in table if name not in curves],
@@ -121,22 +106,19 @@ def picture(figure, caption: str) -> dict[str, str]:
 
 # --- figures --------------------------------------------------------------------------------------
 
-def draw_losses(logs: dict[str, dict[str, np.ndarray]]) -> list[dict]:
+def draw_losses(logs: dict[str, dict[str, np.ndarray]]) -> Iterator[dict]:
     """One figure per run: the losses of the task. logs: read_log of each run."""
-    figures = []
     for name, log in logs.items():
-        curves = {key.removeprefix("loss_").replace("_", " "): thin(points)
-                  for key, points in log.items() if key.startswith("loss_")
-                  and f"accuracy_{key.removeprefix('loss_')}" not in log}
+        names = [key.removeprefix("loss_") for key in log if key.startswith("loss_")]
+        curves = {term.replace("_", " "): thin(log[f"loss_{term}"]) for term in names
+                  if f"accuracy_{term}" not in log}
         if curves:
             figure = draw_curves(curves, f"{name}: losses", ("step", "loss"), ("linear", "log"))
-            figures.append(picture(figure, f"Losses of {row_title(name)}"))
-    return figures
+            yield picture(figure, f"Losses of {row_title(name)}")
 
 
-def draw_discriminators(logs: dict[str, dict[str, np.ndarray]]) -> list[dict]:
+def draw_discriminators(logs: dict[str, dict[str, np.ndarray]]) -> Iterator[dict]:
     """Losses and accuracies of the discriminators of all runs, with chance level."""
-    figures = []
     for quantity, top, chance, chance_name in (("loss", None, np.log(2), "chance level ln 2"),
                                                ("accuracy", 1, 0.5, "chance level 0.5")):
         curves = {}
@@ -148,15 +130,13 @@ def draw_discriminators(logs: dict[str, dict[str, np.ndarray]]) -> list[dict]:
         if curves:
             figure = draw_curves(curves, f"discriminators: {quantity}", ("step", quantity),
                                  ylim=(0, top), level=(chance, chance_name))
-            figures.append(picture(figure, f"Discriminator {quantity}; {chance_name}"))
-    return figures
+            yield picture(figure, f"Discriminator {quantity}; {chance_name}")
 
 
-def draw_detection(table: dict[str, dict], curves: dict[str, dict]) -> list[dict]:
+def draw_detection(table: dict[str, dict], curves: dict[str, dict]) -> Iterator[dict]:
     """One figure per category: precision over recall."""
     rows = [name for name in last_of_each_kind(table)
             if curves.get(name, {}).get("precision_at_recall")]
-    figures = []
     for category in curves[rows[-1]]["precision_at_recall"] if rows else ():
         lines = {}
         for name in rows:
@@ -166,13 +146,11 @@ def draw_detection(table: dict[str, dict], curves: dict[str, dict]) -> list[dict
                 lines[f"{name} {mean_std([ap])}"] = (RECALL_POINTS, np.array(precision, float))
         if lines:
             figure = draw_curves(lines, category, ("recall", "precision"), ylim=(0, 1.02))
-            figures.append(picture(figure, f"Precision over recall of {category}"))
-    return figures
+            yield picture(figure, f"Precision over recall of {category}")
 
 
-def draw_recall(table: dict[str, dict], curves: dict[str, dict]) -> list[dict]:
+def draw_recall(table: dict[str, dict], curves: dict[str, dict]) -> Iterator[dict]:
     """Recall@K over K, without and with the graph constraint."""
-    figures = []
     for key, title in (("recall_curve", "recall@K"),
                        ("recall_curve_graph_constraint", "recall@K, one predicate per pair")):
         lines = {}
@@ -183,15 +161,13 @@ def draw_recall(table: dict[str, dict], curves: dict[str, dict]) -> list[dict]:
         if lines:
             figure = draw_curves(lines, title, ("K, ranked relations of an image", "recall"),
                                  ("log", "linear"), ylim=(0, 1.02))
-            figures.append(picture(figure, title))
-    return figures
+            yield picture(figure, title)
 
 
-def draw_content(table: dict[str, dict], curves: dict[str, dict], env: Env) -> list[dict]:
+def draw_content(table: dict[str, dict], curves: dict[str, dict], env: Env) -> Iterator[dict]:
     """One figure per data set, random and of each iteration: its content against the target's."""
     ticks = {"objects_per_image": None, "categories": env.vocabulary.categories,
              "predicates": env.vocabulary.predicates}
-    figures = []
     random_set = [name for name in ("sdr", "start") if name in table][:1]
     for name in [*random_set, *lifted_sets(table).values()]:
         content = curves.get(name, {}).get("content") or {}
@@ -199,15 +175,14 @@ def draw_content(table: dict[str, dict], curves: dict[str, dict], env: Env) -> l
             figure = draw_histograms(content["source"], content["target"], ticks, row_title(name))
             gaps = ", ".join(f"{column} {mean_std([cell(table[name], column)])}"
                              for column in ("objects", "categories", "predicates"))
-            figures.append(picture(figure, f"Total variation: {gaps}"))
-    return figures
+            yield picture(figure, f"Total variation: {gaps}")
 
 
-def by_target(rows: list[tuple[str, list[np.ndarray]]]) -> list[list[dict]]:
+def by_target(rows: list[tuple[str, list[np.ndarray]]]) -> Iterator[list[dict]]:
     """The rows of a sheet as one list of pictures per target image."""
-    return [[{"uri": photo_uri(images[i]), "caption": caption}
-             for caption, images in rows if i < len(images)]
-            for i in range(len(rows[0][1]) if rows else 0)]
+    for i in range(len(rows[0][1]) if rows else 0):
+        yield [{"uri": photo_uri(images[i]), "caption": caption}
+               for caption, images in rows if i < len(images)]
 
 
 def draw_case(images: ImageFolder, index: int, truth: list[SceneGraph] | None,
@@ -238,8 +213,6 @@ def tally(statuses: list[str]) -> str:
     counts = [f"{statuses.count(status)} {status}" for status in STYLES if status in statuses]
     return ", ".join(counts) or "none"
 
-
-# --- TensorBoard ----------------------------------------------------------------------------------
 
 def write_events(run: Path) -> None:
     """Convert log.jsonl to RUN/events.out.tfevents.*, replacing old ones. Raises: InputError."""

@@ -41,12 +41,12 @@ def lifted_sets(table: dict[str, dict]) -> dict[Path, str]:
 def sheet_rows(table: dict[str, dict]) -> list[tuple[str, list[np.ndarray]]]:
     """Figure 3 of the paper as (caption, images): target images, then SDR's and each iteration's.
 
-    Images (H, W, 3) uint8 have the size of the lifted sets. Rows without their images are left out.
+    Images (H, W, 3) uint8 have the size of the lifted sets. Rows without images are left out.
     """
     lifted = lifted_sets(table)
     first = next(iter(lifted), None)
-    if first is None or not all((first / name).exists()
-                                for name in ("dataset.json", "predicted.jsonl")):
+    needed = [first / "dataset.json", first / "predicted.jsonl"] if first else []
+    if not needed or not all(path.exists() for path in needed):
         return []
     info, predicted = read_info(first, None), safe_join(first, "predicted.jsonl")
     names = [str(row.get("image")) for _, row in read_json_lines(predicted)[:LOOP_COLUMNS]]
