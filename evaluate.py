@@ -96,6 +96,8 @@ def main(context: click.Context, checkpoint_path: Path | None, data: Path | None
         metrics, curves = record | {"split": split, "images": len(images.names)}, {}
         if test_set.truth is not None:
             source = labeled_set.newest_source(saved["options"]["source"], checkpoint_path, env)
+            if source is None:
+                log_info("no content gap: the data set that the network was last trained on is gone")
             scores, curves = labeled_set.score(test_set, predicted, source, env, split)
             metrics |= scores
 

@@ -132,8 +132,20 @@ run() {
         line="$line$word "
     done
     echo "${line% }"
-    [ -n "$dry_run" ] || "$@"
+    [ -z "$dry_run" ] || return 0
+    "$@" &
+    child=$!
+    wait "$child"
 }
+
+# A signal ends the running stage, too, which then resumes with the next `make loop`.
+stop() {
+    kill -s TERM "$child" 2>/dev/null && wait "$child"
+    exit "$1"
+}
+child=
+trap 'stop 130' INT
+trap 'stop 143' TERM
 
 synthesize() {
     run "$python" synthesize.py --env "$ENV" --preset "$PRESET" --device "$DEVICE" --overwrite "$@"

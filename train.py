@@ -89,7 +89,7 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, settings: tu
     from sim2sg_lib.data_loading import LabeledImages, TargetImages
     from sim2sg_lib.io.files import write_json
     from sim2sg_lib.io.folders import digest, finished, note_finished, refuse_early, work_folder
-    from sim2sg_lib.io.reading import read_json
+    from sim2sg_lib.io.reading import read_json, recorded
     from sim2sg_lib.training_state import TrainingLog
 
     start = time.perf_counter()
@@ -111,8 +111,9 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, settings: tu
     labeled = LabeledImages(source, env, width, height)
     unlabeled = TargetImages(target, env, width, height) if target else None
     options = {"command": "python " + shlex.join(sys.argv), "env": env.name,
-               "source": [str(s) for s in source], "target": str(target) if target else None,
-               "align": list(knobs), "init": str(init) if init else None, "preset": preset,
+               "source": [recorded(folder, out) for folder in source],
+               "target": recorded(target, out) if target else None,
+               "align": list(knobs), "init": recorded(init, out) if init else None, "preset": preset,
                "augment": augment, "seed": seed, "schedule": asdict(schedule),
                "adaptation": {name: asdict(own) for name, own in knobs.items()},
                "model": asdict(model.config), **checkpoint.runtime_info(device)}

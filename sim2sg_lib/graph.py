@@ -1,8 +1,8 @@
 """Scene graphs: what the network predicts and what the renderer labels.
 
 A box is `x0, y0, x1, y1` in float pixels, half-open: x right, y down, the center of the first pixel
-at (0.5, 0.5). A relation (s, p, o) reads "object s is predicate p of object o": <laptop, on,
-table>. Several predicates may hold for one ordered pair. Arrays are numpy: torch is not needed.
+at (0.5, 0.5). A relation (s, p, o) reads "object s is predicate p of object o", for instance
+<laptop, on, table>. Several predicates may hold for one ordered pair. Arrays are numpy.
 """
 from dataclasses import dataclass, replace
 

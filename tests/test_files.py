@@ -83,8 +83,7 @@ def test_a_refusal_names_all_that_differs_and_overwriting_says_what_it_throws_aw
     with pytest.raises(RuntimeError):
         grow(**interrupt_again)
     assert (capsys.readouterr().out
-            == f"{tmp_path}/.out.partial: discarded, it was started with seed 1, not 2
-")
+            == f"{tmp_path}/.out.partial: discarded, it was started with seed 1, not 2\n")
     grow(out, begun | {"seed": 2}, resume=False)
     assert "discarded, as --no-resume asks" in capsys.readouterr().out
 

@@ -160,11 +160,11 @@ def test_a_folder_is_bound_to_its_options_once_something_is_made(python):
                "TRAIN_OPTIONS= LIFT_OPTIONS=")
     assert (loop / "options.txt").read_text() == written + "\n"  # as in earlier versions
     for options in (["DOMAIN=target-content"], ["SEED=1"], ["CAMERA=paper", "-n"],
-                    ["LIFT_OPTIONS=--refine"]):
+                    ["LIFT_OPTIONS=--refine"], ["LIFTED_IMAGES=3"]):
         ran, errors = make(python, *options, code=2)
         assert ran == []
         assert f"Error: {loop} was made with {written}; choose another OUT or remove it" in errors
-    make(python, "DEVICE=cpu", "LIFTED_IMAGES=3")
+    make(python, "DEVICE=cpu")
 
 
 def test_targets_and_their_cameras(python, tmp_path):

@@ -1,4 +1,5 @@
 """The report of a loop and predictions on any images, against numbers worked out by hand."""
+import os
 import base64
 import json
 import re
@@ -244,6 +245,9 @@ def make_sure(path, copy) -> None:
     content = torch.load(path, weights_only=True)
     for name in ("detector.roi_heads.box_predictor.cls_score.bias", "graph.object_logits.bias"):
         content["weights"][name][0] -= 5
+    # the copy lies elsewhere, and records are relative to the run
+    content["options"]["source"] = [os.path.normpath(path.parent / folder)
+                                    for folder in content["options"]["source"]]
     torch.save(content, copy)
 
 

@@ -1,6 +1,7 @@
 """Scene sources: what a scene depends on, what is lifted, numbers of images, a 2-D environment."""
 import hashlib
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -128,6 +129,24 @@ def test_records_name_their_inputs_absolutely(toy, tmp_path):
     assert (info["graphs"], info["target"]) == (str(toy / "runs/0/model.pt"),
                                                 str(toy / "data/target/val"))
     assert info["assets"] is None
+
+
+def test_a_run_finds_its_source_from_every_working_directory(toy, tmp_path):
+    """The run lies in another tree, where another data set has the same relative path."""
+    for folder, num, seed in (("here/data/sdr", 3, 0), ("there/data/sdr", 2, 9)):
+        domain = ["--domain", "target-content"] if folder.startswith("there") else []
+        run(tmp_path, "synthesize.py", *domain, "--num", num + 1, "--seed", seed, "--out", folder)
+    here = tmp_path / "here"
+    run(here, "train.py", "--source", "data/sdr", "--steps", 1, "--out", "../there/run")
+    config = json.loads((tmp_path / "there/run/config.json").read_text())
+    assert config["source"] == ["../../here/data/sdr"]
+    gaps = set()
+    for number, cwd in enumerate((here, tmp_path / "there/run", Path("/"))):
+        run(cwd, "evaluate.py", "--checkpoint", tmp_path / "there/run/model.pt", "--data",
+            toy / "data/target/test", "--out", tmp_path / f"out{number}")
+        metrics = json.loads((tmp_path / f"out{number}/metrics.json").read_text())
+        gaps.add(json.dumps(metrics["content_gap"]))
+    assert len(gaps) == 1 and json.loads(gaps.pop())["objects_per_image"] == 1.0
 
 
 def test_chunks_fit_in_memory_and_results_come_in_order():

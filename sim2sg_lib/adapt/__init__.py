@@ -20,7 +20,7 @@ def choose_knobs(align: str, settings: tuple[str, ...], preset: str) -> dict:
 
     Raises: InputError for a method, knob or value that does not exist.
     """
-    names = [name.strip() for name in align.split(",") if name.strip()]
+    names = list(dict.fromkeys(name.strip() for name in align.split(",") if name.strip()))
     for name in names:
         if name not in METHODS:
             raise InputError(f"--align: {name!r} is not one of {', '.join(METHODS)}")

@@ -75,6 +75,9 @@ def readable_images(folder: Path) -> dict[str, tuple[int, int]]:
     folder, sizes, skipped = Path(folder), {}, []
     names, is_kitti = image_names(folder), kitti_root(folder) is not None
     for name in names:
+        if re.search(NOT_IN_NAMES, name):
+            skipped.append(f"{folder / name}: its name has characters that graphs.jsonl cannot hold")
+            continue
         path = safe_join(folder, name)
         try:
             sizes[name] = open_image(path).size if is_kitti else check_image(path)

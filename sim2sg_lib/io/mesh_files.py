@@ -64,7 +64,7 @@ def replace_assets(env: Env, folder: Path) -> Env:
 def asset_files(folder: Path) -> list[Path]:
     """The mesh files of one category, sorted, without hidden ones (a Mac's `._chair.obj`)."""
     files = [path for path in folder.glob("*")
-             if path.suffix.lower() in TO_WORLD and not path.name.startswith(".")]
+             if path.suffix.lower() in TO_WORLD and path.name[0] != "." and path.is_file()]
     return sorted([*files, *folder.glob("*/models/model_normalized.obj")])
 
 

@@ -83,11 +83,16 @@ def stays_inside(name: str) -> bool:
     return not re.search(NOT_IN_NAMES, name) and not path.is_absolute() and ".." not in path.parts
 
 
+def recorded(path: Path, folder: Path) -> str:
+    """A path as the records of a run folder hold it: relative to that folder, without links."""
+    return os.path.relpath(os.path.realpath(path), os.path.realpath(folder))
+
+
 def resolve_recorded(path: str, record_file: Path) -> Path:
     """A path from a record (config.json, model.pt, metrics.json, ...), in any working directory.
 
-    New records hold absolute paths. For a relative path of an old record the nearest folder around
-    the record under which it exists is taken, else the present working directory.
+    It is absolute or relative to the record's folder. Old records hold paths relative to some
+    working directory: then the nearest folder around the record under which it exists is taken.
     """
     if os.path.isabs(path):
         return Path(path)

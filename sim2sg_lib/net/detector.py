@@ -104,7 +104,8 @@ def in_ignore_region(boxes: Tensor, regions: Tensor) -> Tensor:
     low = torch.maximum(boxes[:, None, :2], regions[:, :2])
     high = torch.minimum(boxes[:, None, 2:], regions[:, 2:])
     overlap = (high - low).clamp(min=0).prod(2)  # (n, R)
-    return (overlap >= IGNORE_FRACTION * box_area(boxes)[:, None]).any(1)
+    inside = overlap >= IGNORE_FRACTION * box_area(boxes)[:, None]
+    return (inside & (overlap > 0)).any(1)
 
 
 def drop_ignored(boxes: Tensor, target: dict[str, Tensor]) -> Tensor:

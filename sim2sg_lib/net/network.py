@@ -149,7 +149,10 @@ class Outputs:
         self.max_nodes, self.max_pairs = max_nodes, max_pairs
 
     def copy(self) -> "Outputs":
-        """The same proposals, of which detections, pairs and predicates are computed anew."""
+        """For use without gradient: only the proposals are shared, which have none anyway.
+
+        Use it after the task losses, or the RPN's logits are kept without gradient for them, too.
+        """
         copied = Outputs(self.model, self.features, self.max_nodes, self.max_pairs, self.allowed)
         copied.proposals = self.proposals
         return copied

@@ -366,7 +366,9 @@ def lifting_iou(predicted: list[SceneGraph], rendered: list[SceneGraph]) -> dict
 
     For each predicted box, the best IoU with a rendered box of the same category or 0; the images
     may differ in size. Returns median, 10th percentile and mean over all boxes; None without boxes.
+    Ignore regions and ignored objects, which are not lifted, do not count.
     """
+    predicted = [select_objects(graph, graph.is_ground_truth) for graph in predicted]
     if not any(map(len, predicted)):
         return None
     best = []
