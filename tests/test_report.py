@@ -1,7 +1,7 @@
 """The report of a loop and predictions on any images, against numbers worked out by hand."""
-import os
 import base64
 import json
+import os
 import re
 import shutil
 import subprocess
