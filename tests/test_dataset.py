@@ -213,7 +213,7 @@ def test_labels_must_be_those_of_the_images(folder):
         "graphs.jsonl", '"width": 160, "height": 120, "objects": [{',
         '"width": 320, "height": 240, "objects": [{')
     # line numbers of the file, including empty lines
-    assert "graphs.jsonl:3: image: images/000000.png has a graph already" in broken(
+    assert "graphs.jsonl:3: image: images/000000.png has a second graph" in broken(
         "graphs.jsonl", '\n{"image": "images/000001.png"', '\n\n{"image": "images/000000.png"')
     assert "no graph for images/000001.png" in broken(
         "graphs.jsonl", (folder / "graphs.jsonl").read_text().splitlines()[1], "")

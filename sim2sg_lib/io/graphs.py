@@ -51,7 +51,7 @@ def read_graphs(path: Path, vocabulary: Vocabulary, folder: Path | None = None) 
         except ValueError as error:
             raise InputError(f"{where}: {error}") from None
         if folder and graph.image in seen:
-            raise InputError(f"{where}: image: {graph.image} has a graph already")
+            raise InputError(f"{where}: image: {graph.image} has a second graph")
         if folder and not os.path.isfile(safe_join(folder, graph.image, f"{where}: image")):
             raise InputError(f"{where}: image: {graph.image} is not in {folder}")
         graphs.append(graph)

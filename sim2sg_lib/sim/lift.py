@@ -29,7 +29,7 @@ def lift(graph: SceneGraph, camera: Camera, env: Env,
     """Objects without appearance, in the world of the camera, and the sub-graph of these objects.
 
     graph:  boxes in pixels of graph.width x graph.height; no threshold is applied. Ignore regions
-            and neutral objects (`visible` 0) are left out, as in training and scoring.
+            and ignored objects (`visible` 0) are left out, as in training and scoring.
     camera: its view, of any pixel size.
     """
     graph = select_objects(graph, graph.is_ground_truth)
