@@ -2,8 +2,9 @@
 
 \b
   python train.py --source data/clevr/sdr --out runs/clevr/0
-  python train.py --source data/clevr/1 --target data/clevr/target/train \\
-      --align appearance,prediction --init runs/clevr/0/model.pt --out runs/clevr/1
+  python train.py --source data/clevr/sdr --source data/clevr/1 \\
+      --target data/clevr/target/train --align appearance,prediction \\
+      --init runs/clevr/0/model.pt --out runs/clevr/1
 
 Writes OUT/model.pt, OUT/config.json and OUT/log.jsonl. Target labels are never opened. After an
 interruption, the same command continues and gives the same bytes.

@@ -10,7 +10,7 @@ from sim2sg_lib.scene import Light, Material, Scene, SceneObject, Sky
 from sim2sg_lib.viz.drawings import save_overlay
 
 cube = SceneObject(0, "cube", (-1.0, -1.0, 0.0), (1.4, 1.4, 1.4), 0.4, Material((0.6, 0.05, 0.05)))
-sphere = SceneObject(1, "sphere", (1.0, 0.5, 0.0), (1.4, 1.4, 1.4), 0.0, Material((0.1, 0.2, 0.7), 1.0))
+sphere = SceneObject(1, "sphere", (2.0, -0.2, 0.0), (1.4, 1.4, 1.4), 0.0, Material((0.1, 0.2, 0.7), 1.0))
 scene = Scene((cube, sphere), ENV.world.camera, lights=(Light((1.0, -5.0, 6.0), (45.0, 45.0, 45.0)),),
               sky=Sky((0.35, 0.35, 0.35), (0.35, 0.35, 0.35)), ground=Material((0.45, 0.45, 0.45)))
 rendered = ENV.render(ENV, [scene], ["hello"], (640, 480), torch.device("cpu"), "own")

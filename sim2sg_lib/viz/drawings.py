@@ -47,15 +47,12 @@ def save_png(path: Path, picture: Image.Image) -> None:
     write_bytes(path, content.getvalue())
 
 
-def draw_boxes(image: np.ndarray, graph: SceneGraph, vocabulary: Vocabulary,
-               threshold: float = 0.0) -> Image.Image:
-    """The image (H, W, 3) uint8 as a tile, with the boxes of the objects at or above a score."""
+def draw_boxes(image: np.ndarray, graph: SceneGraph, vocabulary: Vocabulary) -> Image.Image:
+    """The image (H, W, 3) uint8 as a tile, with the boxes of the objects."""
     tile = to_tile(image)
     draw, font = ImageDraw.Draw(tile), ImageFont.load_default(11)
     boxes = graph.resized(tile.width, tile.height).boxes_px
     for label, (x0, y0, x1, y1), score in zip(graph.labels, boxes, graph.scores):
-        if score < threshold:
-            continue
         color = COLORS[label % len(COLORS)]
         draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), outline=color, width=2)
         text = vocabulary.categories[label] + ("" if score == 1 else f" {score:.2f}")

@@ -9,6 +9,7 @@ from sim2sg_lib.env import Env
 from sim2sg_lib.graph import SceneGraph, select_objects
 from sim2sg_lib.io.images import read_image
 from sim2sg_lib.io.reading import read_json_lines, resolve_recorded, safe_join
+from sim2sg_lib.net.predict import confident_graphs
 from sim2sg_lib.score.table import ITERATION, row_title
 from sim2sg_lib.viz.drawings import contact_sheet, draw_boxes, save_png, to_tile
 
@@ -18,11 +19,12 @@ LOOP_COLUMNS = 6
 
 def save_predictions(path: Path, images: ImageFolder, truth: list[SceneGraph] | None,
                      predicted: list[SceneGraph], env: Env) -> None:
-    """The first images with predicted boxes above the environment's threshold, labels below."""
+    """The first images with confident predicted boxes, labels below."""
     pixels = [read_image(images.folder / graph.image, graph.width, graph.height)
               for graph in predicted[:PREDICTION_COLUMNS]]
-    rows = [("predicted", [draw_boxes(image, graph, env.vocabulary, env.threshold)
-                           for image, graph in zip(pixels, predicted)])]
+    confident, _ = confident_graphs(predicted, env, env.threshold)
+    rows = [("predicted", [draw_boxes(image, graph, env.vocabulary)
+                           for image, graph in zip(pixels, confident)])]
     if truth:
         rows.append(("labeled", [
             draw_boxes(image, select_objects(graph, graph.is_ground_truth), env.vocabulary)
