@@ -265,7 +265,7 @@ def test_numbers_of_the_readme_are_those_of_the_results():
 # --- the example ----------------------------------------------------------------------------------
 
 def test_hello_scene(tmp_path, monkeypatch, capsys):
-    """The sphere is (2, 1.5) m from the cube; the camera looks along (-0.75, 0.66)."""
+    """The sphere is (3, 0.8) m from the cube; the camera looks along (-0.75, 0.66)."""
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(ROOT / "examples/hello_scene.py"), run_name="__main__")
     assert capsys.readouterr().out.split("\n")[:-1] == [
