@@ -17,7 +17,7 @@ from sim2sg_lib.scene import SceneObject, from_footprint, predicate_axes, to_foo
 from sim2sg_lib.sim.meshes import pose_mesh
 
 YAW_DRAWS = 12            # random yaws tried per size: boxes say little about yaw, so it stays random
-AIM_STEPS = 4             # projections per asset; each but the last corrects the aim about tenfold
+AIM_STEPS = 4             # projections per asset; all but the last reduce the error tenfold
 NEAREST_M = 1.0           # an object nearer to the camera is a false detection
 RELATION_SWEEPS = 50      # maximum rounds of corrections by the relations
 DUPLICATE_FRACTION = 0.5  # minimum distance of two solids as a fraction of the sum of their radii
