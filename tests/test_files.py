@@ -17,7 +17,7 @@ from sim2sg_lib.io import files, folders
 from sim2sg_lib.io.files import write_bytes
 from sim2sg_lib.io.folders import work_folder
 from sim2sg_lib.io.images import output_names
-from sim2sg_lib.io.reading import resolve_recorded
+from sim2sg_lib.io.reading import recorded, resolve_recorded
 from sim2sg_lib.training_state import TrainingLog
 from sim2sg_lib.cli import InputError
 
@@ -314,6 +314,15 @@ def test_recorded_paths_are_found_from_their_record(tmp_path, monkeypatch):
             assert resolve_recorded("data/sdr", Path(spelled)) == tmp_path / "here/data/sdr"
     assert resolve_recorded("data/none", record) == tmp_path / "elsewhere/data/none"
     assert resolve_recorded("/data/x", record) == Path("/data/x")
+    # two runs that name one data set, relative to themselves, name one path
+    for run in ("start", "full"):
+        (tmp_path / "loop" / run).mkdir(parents=True)
+    (tmp_path / "loop/data/label1").mkdir(parents=True)
+    named = [recorded(tmp_path / "loop/data/label1", tmp_path / "loop" / run)
+             for run in ("start", "full")]
+    assert named == ["../data/label1"] * 2
+    assert {resolve_recorded(named[0], tmp_path / "loop" / run / "config.json")
+            for run in ("start", "full")} == {tmp_path / "loop/data/label1"}
 
 
 def test_output_names_are_unique_and_fit_the_file_system():

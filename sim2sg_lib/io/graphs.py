@@ -14,7 +14,7 @@ OBJECT_FIELDS = {"category", "box", "score", "visible", "truncated", "ignore"}
 
 
 def to_json(graph: SceneGraph, vocabulary: Vocabulary) -> dict:
-    """The graph as one line's JSON object; `visible`, `truncated` and `ignore` are left out at their defaults."""
+    """The graph as one line's JSON object, without `visible`, `truncated` and `ignore` at defaults."""
     objects = []
     for i in range(len(graph)):
         row = {"category": vocabulary.categories[graph.labels[i]],

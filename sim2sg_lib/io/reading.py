@@ -99,7 +99,7 @@ def resolve_recorded(path: str, record_file: Path) -> Path:
     for record in (os.path.realpath(record_file), os.path.abspath(record_file)):
         for folder in Path(record).parents:
             if os.path.lexists(folder / path):
-                return folder / path
+                return Path(os.path.normpath(folder / path))
     return Path(path).absolute()
 
 
