@@ -35,7 +35,7 @@ IMPORT_ORDER = """
     net.backbone net.detector net.relations net.network net.predict
     checkpoint training_state
     adapt.base adapt.sim2sg adapt
-    score.kitti_ap score.labeled_set score.table
+    score.kitti_ap score.labeled_set score.paired score.table
     io.export io.obj io.glb io.mesh_files
     viz.drawings viz.sheet viz.report
 """.split()
