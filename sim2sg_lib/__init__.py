@@ -34,7 +34,7 @@ IMPORT_ORDER = """
     score.metrics score.content io.kitti dataset augment data_loading
     net.backbone net.detector net.relations net.network net.predict
     checkpoint training_state
-    adapt.base adapt.sim2sg adapt
+    adapt.base adapt.sim2sg adapt score.probe
     score.kitti_ap score.labeled_set score.table
     io.export io.obj io.glb io.mesh_files
     viz.drawings viz.sheet viz.report

@@ -100,7 +100,7 @@ class AppearanceAlignment(Adversary):
         """Weighted by objectness: else the ground dominates the encoder's gradient."""
         factor = self.factor(progress)
         logits, weights = ([], []), ([], [])  # (source, target)
-        for name in [name for name in source.features if name != "pool"][-APPEARANCE_LEVELS:]:
+        for name in aligned_levels(source.features):
             for domain, outputs in enumerate((source, target)):
                 reversed_ = ReverseGradient.apply(outputs.features[name], factor)
                 objectness = outputs.objectness[name]  # (B, h * w)
@@ -108,6 +108,11 @@ class AppearanceAlignment(Adversary):
                 weights[domain].extend(
                     objectness / objectness.sum(1, keepdim=True).clamp(min=1e-6))
         return _report("appearance", domain_loss(*logits, *weights), factor)
+
+
+def aligned_levels(features: dict[str, Tensor]) -> list[str]:
+    """The pyramid levels that D_a sees."""
+    return [name for name in features if name != "pool"][-APPEARANCE_LEVELS:]
 
 
 class PredictionAlignment(Adversary):
