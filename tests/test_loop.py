@@ -185,7 +185,7 @@ def test_same_seed_same_bytes(toy, tmp_path):
         run(cwd, "synthesize.py", "--num", 5, "--seed", 3, "--randomize", "strong", "--out",
             "again")
         run(cwd, "train.py", "--source", "data/1", "--target", "data/target/train", "--align",
-            "appearance,prediction", "--steps", 3, "--augment", "color", "--seed", 3,
+            "appearance,prediction", "--steps", 3, "--augment", "strong", "--seed", 3,
             "--out", "run")
     assert fingerprint(tmp_path / "a/again") == fingerprint(tmp_path / "b/again")
     a, b = (torch.load(tmp_path / name / "run/model.pt", weights_only=True)["weights"]
