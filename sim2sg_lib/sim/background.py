@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sim2sg_lib.camera import Cameras
-from sim2sg_lib.scene import Material, Strip, to_footprint
+from sim2sg_lib.scene import Strip, to_footprint
 from sim2sg_lib.sim.lighting import Lighting, ambient_occlusion, incoming, shadow_visibility, sky
-from sim2sg_lib.sim.meshes import Meshes, pack_textures
+from sim2sg_lib.sim.meshes import Meshes
 from sim2sg_lib.sim.tensor_ops import dot, mix, pick, rows_of
 from sim2sg_lib.sim.texture import noise, textured
 
@@ -85,7 +85,8 @@ def surface_colors(seen: BackgroundPoints, cameras: Cameras, light: Lighting) ->
     for b, room in enumerate(one.room for one in light.scenes):
         if room is not None:
             rows = walls[seen.scene.index_select(0, walls) == b]
-            paint = plain_texture(room.wall, seen.points.index_select(0, rows))
+            number = light.first_paint[b] + len(light.scenes[b].strips)
+            paint = painted(light, number, seen.points.index_select(0, rows))
             color = color.index_copy(0, rows, paint)
     return color
 
@@ -104,22 +105,23 @@ def ground_colors(points: Tensor, rays: Tensor, scene: Tensor, light: Lighting, 
         pixel_m = cameras.positions_world()[b, 2] * slant / cameras.K[b, 0, 0]
         ahead = F.normalize(ray[:, :2], dim=1)
         reach_m = 0.51 * pixel_m * slant.clamp(min=1)  # half a pixel in any direction, and a margin
-        for strip in strips:
+        for number, strip in enumerate(strips, light.first_paint[b]):
             along, across = to_footprint(strip, point.unbind(1))
             near = ((along.abs() - strip.size_m[0] / 2 < reach_m)
                     & (across.abs() - strip.size_m[1] / 2 < reach_m)).nonzero()[:, 0]
             cover = strip_coverage(strip, *pick(near, along, across, pixel_m, slant, ahead))
             rows, spot = pick(near, pixels, point)
-            paint = plain_texture(strip.material, spot)
+            paint = painted(light, number, spot)
             color = color.index_copy(0, rows, mix(color.index_select(0, rows), paint, cover[:, None]))
     return color
 
 
-def plain_texture(material: Material, points: Tensor) -> Tensor:
-    """(N, 3) colors of one material at points (N, 3)."""
-    color = points.new_tensor(material.color).expand(len(points), 3)
+def painted(light: Lighting, number: int, points: Tensor) -> Tensor:
+    """(N, 3) colors of one of the paints of `light` at points (N, 3)."""
+    color = light.paint_color[number].expand(len(points), 3)
+    index = torch.tensor([number], device=points.device)
     first = torch.zeros(len(points), dtype=torch.int64, device=points.device)
-    return textured(color, pack_textures([material], points.device, points.dtype), first, points)
+    return textured(color, light.paint.select(index), first, points)
 
 
 def strip_coverage(strip: Strip, along: Tensor, across: Tensor, pixel_m: Tensor, slant: Tensor,
