@@ -12,11 +12,15 @@ from torch import Tensor
 
 from sim2sg_lib.camera import Camera, Cameras, stack_cameras
 from sim2sg_lib.scene import Material, Mesh, Scene
-from sim2sg_lib.sim.background import background_points
+from sim2sg_lib.sim.background import (
+    BackgroundPoints, background_points, background_visibility, light_background)
+from sim2sg_lib.sim.large_images import share_samples
 from sim2sg_lib.sim.lighting import Lighting, pack_lighting, shadow_maps
 from sim2sg_lib.sim.meshes import Meshes, build
-from sim2sg_lib.sim.rasterizer import Fragments, rasterize, scale_cameras
-from sim2sg_lib.sim.shading import SUPERSAMPLE, shade
+from sim2sg_lib.sim.rasterizer import rasterize, scale_cameras
+from sim2sg_lib.sim.shading import (
+    SUPERSAMPLE, Samples, SurfacePoints, composite, object_samples, reflect, surface_points, tone_map)
+from sim2sg_lib.sim.tensor_ops import pick, rows_of
 
 STEPS = 40            # default number of gradient steps
 PIXELS = 4800         # of the images that are compared: 80x60, 128x39
@@ -133,15 +137,20 @@ class Views:
     """What stays while the look of B scenes is fitted."""
 
     cameras: Cameras
-    fragments: Fragments  # finer than the cameras by SUPERSAMPLE
     target: Tensor  # (B, 3, H, W) in [0, 1]
+    samples: Samples  # of the objects, SUPERSAMPLE per pixel and axis
+    shaded: Tensor  # (M,) index of the samples that are shaded, one per pixel and material
+    source: Tensor  # (N,) for each sample, which of these gives its color
+    surface: SurfacePoints  # M points
+    background: BackgroundPoints
+    visible: list[Tensor]  # sky and lamps from the background, see light_visibility
     weight: Tensor  # (B, H, W) of each pixel; each object weighs a tenth of its image
     object: Tensor  # (B, H, W) fraction of each pixel that shows objects
     sky: Tensor  # (B, H, W) bool, sky behind the objects, if any
 
 
 def views_of(meshes: Meshes, light: Lighting, cameras: Cameras, target: Tensor) -> Views:
-    """The views of scenes, rasterized once."""
+    """The views of scenes, rasterized once, with the shadows of `light`."""
     fragments = rasterize(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
     shape, count = target[:, 0].shape, len(meshes.object_scene)
     face = fragments.pix_to_face[..., 0]
@@ -156,9 +165,30 @@ def views_of(meshes: Meshes, light: Lighting, cameras: Cameras, target: Tensor) 
     def pooled(values: Tensor) -> Tensor:
         return torch.nn.functional.avg_pool2d(values[:, None], SUPERSAMPLE)[:, 0]
 
-    seen = background_points(cameras, light, (0, cameras.height))
-    return Views(cameras, fragments, target, pooled(weight[owner]) * SUPERSAMPLE ** 2,
-                 pooled((face >= 0).to(target)), seen.sky.view(shape))
+    samples, seen = object_samples(fragments, cameras), background_points(cameras, light, (0, cameras.height))
+    material = meshes.face_material.index_select(0, samples.face)
+    shaded, source = share_samples(material, samples.pixel, target[:, 0].numel())
+    return Views(
+        cameras, target, samples, shaded, source,
+        surface_points(*pick(shaded, samples.face, samples.bary), meshes, cameras, light), seen,
+        background_visibility(seen, meshes, cameras, light), pooled(weight[owner]) * SUPERSAMPLE ** 2,
+        pooled((face >= 0).to(target)), seen.sky.view(shape))
+
+
+def with_shadows(views: Views, meshes: Meshes, light: Lighting) -> Views:
+    """The views with the shadows of `light`."""
+    face, bary = pick(views.shaded, views.samples.face, views.samples.bary)
+    return replace(views, surface=surface_points(face, bary, meshes, views.cameras, light),
+                   visible=background_visibility(views.background, meshes, views.cameras, light))
+
+
+def render(views: Views, meshes: Meshes, light: Lighting) -> Tensor:
+    """(B, 3, H, W) what `shade` makes, nearly: the samples of a pixel and material share a color."""
+    exposure = light.exposure[:, None]
+    background = light_background(views.background, views.visible, views.cameras, light)
+    background = tone_map(background, exposure[:, None, None])
+    objects = tone_map(reflect(views.surface, meshes, light), rows_of(exposure, views.surface.scene))
+    return composite(background, objects.index_select(0, views.source), views.samples)
 
 
 def differences(images: Tensor, target: Tensor) -> Tensor:
@@ -246,7 +276,7 @@ def fit_look(scenes: list[Scene], target: Tensor, assets: dict[str, Mesh],
     light = pack_lighting(plain, meshes, cameras.K)
     views, rows = views_of(meshes, light, cameras, target), scenes_of_rows(meshes, light)
     with torch.no_grad():
-        before = photometric_error(shade(views.fragments, meshes, cameras, plain, light), views)
+        before = photometric_error(render(views, meshes, light), views)
     values, after = descend(meshes, light, views, rows, steps)
     kept = (after < GAIN * before) & (target.flatten(1).std(1) >= BLANK)
     fitted = [made.moved(scene.origin_world)
@@ -270,8 +300,8 @@ def descend(meshes: Meshes, light: Lighting, views: Views, rows: dict[str, Tenso
         if step and step % SHADOW_STEPS == 0:
             light = replace(light, shadows=shadow_maps(
                 meshes, lit.lamp_world.detach(), light.is_sun, light.scenes[0].shadow_texels))
-            lit = replace(lit, shadows=light.shadows)
-        images = shade(views.fragments, dressed_meshes, views.cameras, light.scenes, lit)
+            views = with_shadows(views, meshes, light)
+        images = render(views, dressed_meshes, lit)
         difference = differences(images, views.target)
         with torch.no_grad():
             if step and step % WEIGH_STEPS == 0:
@@ -308,13 +338,11 @@ def first_guess(meshes: Meshes, light: Lighting, views: Views) -> dict[str, Tens
         "color": torch.cat([neutral, start["color"][len(neutral):]]),
         "amount": torch.cat([0 * neutral[:, 0], start["amount"][len(neutral):]])})
     with torch.no_grad():
-        images = shade(views.fragments, plain, views.cameras, light.scenes, lit)
-    face = views.fragments.pix_to_face[..., 0]
-    hit = (face >= 0).nonzero().unbind(1)
-    number = meshes.face_material[face[hit]]
-    pixel = hit[0], slice(None), hit[1] // SUPERSAMPLE, hit[2] // SUPERSAMPLE
-    sums = [torch.zeros_like(neutral).index_add(0, number, picture[pixel].clamp(min=1e-3) ** 2.2)
-            for picture in (views.target, images)]
+        images = render(views, plain, lit)
+    number = meshes.face_material[views.samples.face]
+    sums = [torch.zeros_like(neutral).index_add(
+        0, number, picture.permute(0, 2, 3, 1).reshape(-1, 3)[views.samples.pixel].clamp(min=1e-3) ** 2.2)
+        for picture in (views.target, images)]
     guess = (0.5 * sums[0] / sums[1].clamp(min=1e-6)).clamp(0.02, 0.9)
     gain = torch.where(sums[1] > 0, guess / start["color"][:len(guess)], 1.0)
     for name in ("color", "second"):
