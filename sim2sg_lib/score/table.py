@@ -19,7 +19,7 @@ ROWS = {"start": "SDR, start of the loop", "sdr": "SDR", "appearance": "+ appear
         "full": "+ label + appearance + prediction", "look": "+ label + look",
         "look-appearance": "+ label + look + appearance", "oracle": "oracle: labeled target images"}
 ITERATED = ("label", "label-appearance", "look")  # followed by the number of the iteration
-FORMER = "appearance"  # with a number, what label-appearance was called before version 1.1
+FORMER = "appearance"  # with a number, the name of label-appearance in older loops
 ITERATION = re.compile(rf"({'|'.join(ITERATED)}|{FORMER})(\d+)")
 # column -> where a row of read_loop holds it
 COLUMNS = {"mAP@0.5": ("map50",), "R@20": ("recall", "20"), "R@50": ("recall", "50"),
