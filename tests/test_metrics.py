@@ -7,7 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from envs.drive import ENV as DRIVE
 from sim2sg_lib.graph import SceneGraph, Vocabulary, make_graph
+from sim2sg_lib.score import labeled_set
 from sim2sg_lib.score.content import content, content_gap, mix_weights
 from sim2sg_lib.score.metrics import (
     LEVELS, NEVER, Level, apply_level, box_iou, detection_scores, evaluate_graphs, first_hits,
@@ -516,6 +518,28 @@ def test_a_level_ignores_small_detections_and_objects_outside_it():
                        [(100, 90, 150, 131), (100, 90, 150, 131), (0, 100, 50, 150)],
                        scores=[0.9, 0.8, 0.7])
     assert evaluate_graphs([truth], [twice], VOCABULARY, LEVELS["easy"])["map50"] == 0.5
+
+
+def test_a_folder_in_kitti_s_format_is_scored_at_all_levels_at_once():
+    """Of cars 50 and 30 pixels high in KITTI's images, the higher one alone is easy, and is found."""
+    high, low = (0, 0, 40, 50 * 97 / 375), (100, 0, 140, 30 * 97 / 375)
+    truth = make_graph("x.png", 320, 97, [0, 0], [high, low], [(0, 0, 1)])
+    found = make_graph("x.png", 320, 97, [0], [high])
+    kitti = labeled_set.TestSet(None, [truth], kitti=[[None]])
+    scores, curves = labeled_set.score(kitti, [found], None, [[truth], None], DRIVE, "all")
+    assert {name: level["ap50"]["car"] for name, level in scores["levels"].items()} == {
+        "easy": 1, "moderate": pytest.approx(51 / 101), "hard": pytest.approx(51 / 101)}
+    assert scores["levels"]["easy"]["recall"]["20"] is None  # both ends of a relation are easy
+    assert scores["levels"]["hard"]["recall"]["20"] == 0
+    # the newest data set is gone, and so is the mix
+    assert scores["content_gap"] is scores["content_gap_mix"] is curves["content"]["source"] is None
+    two = replace(truth, image="y.png")
+    scores, _ = labeled_set.score(kitti, [found], 0.25, [[found], [two]], DRIVE, "all")
+    assert scores["content_gap"]["objects_per_image"] == 0
+    assert scores["content_gap_mix"]["objects_per_image"] == 0.75
+    plain = labeled_set.TestSet(None, [truth])
+    scores, _ = labeled_set.score(plain, [found], None, [[truth]], DRIVE, "all")
+    assert "levels" not in scores
 
 
 # --- sets of graphs -------------------------------------------------------------------------------
