@@ -521,7 +521,7 @@ def test_a_level_ignores_small_detections_and_objects_outside_it():
 
 
 def test_a_folder_in_kitti_s_format_is_scored_at_all_levels_at_once():
-    """Of cars 50 and 30 pixels high in KITTI's images, the higher one alone is easy, and is found."""
+    """Of cars as high as 50 and 30 pixels of KITTI's, the higher one is easy, and is found."""
     high, low = (0, 0, 40, 50 * 97 / 375), (100, 0, 140, 30 * 97 / 375)
     truth = make_graph("x.png", 320, 97, [0, 0], [high, low], [(0, 0, 1)])
     found = make_graph("x.png", 320, 97, [0], [high])

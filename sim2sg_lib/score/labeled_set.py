@@ -108,7 +108,8 @@ def score(test_set: TestSet, predicted: list[SceneGraph], newest: float | None,
         curves["content"]["source"] = content(newest_set, env.vocabulary)
         scores["content_gap"] = content_gap(curves["content"]["source"], target)
     if None not in sources:
-        mix = without_categories([graph for one in sources for graph in one], test_set.unlabeled, env)
+        together = [graph for graphs in sources for graph in graphs]
+        mix = without_categories(together, test_set.unlabeled, env)
         weights = mix_weights(list(map(len, sources)), newest)
         scores["content_gap_mix"] = content_gap(content(mix, env.vocabulary, weights), target)
     return scores | kitti_scores, curves

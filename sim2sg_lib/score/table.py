@@ -209,7 +209,7 @@ def gaps_closed(tables: list[dict], names: list[str], column: str) -> dict[str, 
 
 
 def table_cells(tables: list[dict[str, dict]], names: list[str]) -> list[tuple[str, list[str]]]:
-    """For each named row, its title and its shown_columns as text: over several loops, mean ± std."""
+    """For each named row, its title and its shown_columns as text; of several loops mean ± std."""
     closed = {column: gaps_closed(tables, names, of) for column, of in GAPS_CLOSED.items()}
 
     def text(name: str, column: str) -> str:
@@ -261,9 +261,9 @@ def verdict(tables: list[dict], names: list[str], seeds: list[int | None]) -> li
     if len(tables) == 1:
         lines = ["Difference to SDR. One seed: no verdict."]
     else:
-        lines = [f"Difference to SDR, paired by seed ({', '.join(map(str, seeds))}): mean, each seed; "
-                 "p of a one-sided paired t test, and",
-                 f"corrected for {len(rows)} rows (Holm). Better: corrected p < {ALPHA}."]
+        paired = ", ".join(map(str, seeds))
+        lines = [f"Difference to SDR, paired by seed ({paired}): mean, each seed; p of a one-sided paired",
+                 f"t test, and corrected for {len(rows)} rows (Holm). Better: corrected p < {ALPHA}."]
     for name in rows:
         texts = [f"{column:<9}{comparison_text(row[name])}" for column, row in compared.items()]
         if len(tables) == 1:
