@@ -67,6 +67,7 @@ def main(context: click.Context, checkpoint_path: Path | None, data: Path | None
     from sim2sg_lib.io.graphs import write_graphs
     from sim2sg_lib.net.predict import predict_folder
     from sim2sg_lib.score import labeled_set
+    from sim2sg_lib.score.probe import probe_of_run
     from sim2sg_lib.score.table import metrics_table
     from sim2sg_lib.viz.sheet import save_predictions
 
@@ -93,7 +94,9 @@ def main(context: click.Context, checkpoint_path: Path | None, data: Path | None
         predicted = predict_folder(model, images, env, 0.0, 0.0, partial / "predicted.jsonl")
 
         # --- score
-        metrics, curves = record | {"split": split, "images": len(images.names)}, {}
+        probe = probe_of_run(model, saved["options"], checkpoint_path, env, data)
+        metrics = record | {"split": split, "images": len(images.names), "probe": probe}
+        curves = {}
         if test_set.truth is not None:
             source = labeled_set.newest_source(saved["options"]["source"], checkpoint_path, env)
             if source is None:

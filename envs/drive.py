@@ -349,7 +349,7 @@ ENV = Env(
                         lifted_images=400, start_steps=500, steps=350, iterations=1, warmup=0.3),
         "paper": Preset(image_size=(WIDTH, HEIGHT), source_images=6000, target_images=9600,
                         lifted_images=6000, start_steps=10_000, steps=90_000, iterations=3,
-                        warmup=0.3)},
+                        warmup=0.3, batch=2)},
     domains=DOMAINS, threshold=0.2, adaptive=False, sample=sample_scene, render=render_scenes,
     world=World(
         rules=RelationRules({"left": 0.5, "right": 0.5, "front": 1.0, "behind": 1.0},

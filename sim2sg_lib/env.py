@@ -33,6 +33,7 @@ class Preset:
     steps: int  # optimizer steps of every row that is fine-tuned from it
     iterations: int  # rounds of inferring, lifting, rendering and training
     warmup: float  # fraction of a row's steps before its adversarial losses start
+    batch: int = 4  # images of each domain per step
 
 
 @dataclass(frozen=True)

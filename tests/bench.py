@@ -67,7 +67,7 @@ def plain_faster_rcnn(config):
 
 def shared_losses(model, methods, images, targets, target_images):
     """Losses of a step of train.py, where the task and both methods share one forward pass."""
-    source, target = model.forward_both(images, target_images)
+    source, target = model.forward_each(images, target_images)
     losses = model.losses(source, targets)
     for method in methods:
         losses |= method.losses(model, source, target, 0.5)[0]

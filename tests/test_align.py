@@ -17,7 +17,7 @@ from sim2sg_lib.cli import InputError
 from sim2sg_lib.net.backbone import quick_config
 from sim2sg_lib.net.network import Outputs, SceneGraphNet
 
-CONFIG = quick_config(3, 4, 160, 120)
+CONFIG = quick_config(3, 4, 160, 120, imagenet=False)
 METHODS = (AppearanceAlignment, PredictionAlignment)
 
 
@@ -222,9 +222,9 @@ class MeanFeatures(Adaptation):
     (clevr.ENV, False, 400, 0.0), (clevr.ENV, True, 350, 0.0), (dining.ENV, False, 500, 0.0),
     (dining.ENV, True, 350, 0.3)])
 def test_steps_and_warmup_are_the_environment_s(env, init, steps, warmup):
-    schedule = train.make_schedule(env.presets["quick"], "quick", init, None, None)
+    schedule = train.make_schedule(env.presets["quick"], "quick", init, False)
     assert (schedule.steps, schedule.warmup, schedule.batch) == (steps, warmup, 4)
-    given = train.make_schedule(env.presets["paper"], "paper", init, 7, 0.0)
+    given = train.make_schedule(env.presets["paper"], "paper", init, True, steps=7, warmup=0.0)
     assert (given.steps, given.warmup, given.optimizer) == (7, 0.0, "sgd")
 
 

@@ -73,11 +73,21 @@ class Knobs:
     lr: float  # constant learning rate of the discriminator, which must keep up with the network
 
 
-class AppearanceAlignment(Adaptation):
+class Adversary(Adaptation):
+    """A discriminator behind a gradient reversal."""
+
+    CHANCE_LOSS = math.log(2)
+
+    def factor(self, progress: float) -> float:
+        if self.stopped:
+            return 0.0
+        return reversal_factor(progress, self.knobs.factor, self.knobs.ramp)
+
+
+class AppearanceAlignment(Adversary):
     """D_a: two 1x1 convolutions at every location of the pyramid levels, shared between levels."""
 
     PRESETS = {"quick": Knobs(0.2, True, 2e-3), "paper": Knobs(4.0, False, 1e-4)}
-    CHANCE_LOSS = math.log(2)
 
     def __init__(self, config: ModelConfig, knobs: Knobs) -> None:
         super().__init__(config, knobs)
@@ -88,9 +98,9 @@ class AppearanceAlignment(Adaptation):
     def losses(self, model: SceneGraphNet, source: Outputs, target: Outputs, progress: float
                ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Weighted by objectness: else the ground dominates the encoder's gradient."""
-        factor = reversal_factor(progress, self.knobs.factor, self.knobs.ramp)
+        factor = self.factor(progress)
         logits, weights = ([], []), ([], [])  # (source, target)
-        for name in [name for name in source.features if name != "pool"][-APPEARANCE_LEVELS:]:
+        for name in aligned_levels(source.features):
             for domain, outputs in enumerate((source, target)):
                 reversed_ = ReverseGradient.apply(outputs.features[name], factor)
                 objectness = outputs.objectness[name]  # (B, h * w)
@@ -100,7 +110,12 @@ class AppearanceAlignment(Adaptation):
         return _report("appearance", domain_loss(*logits, *weights), factor)
 
 
-class PredictionAlignment(Adaptation):
+def aligned_levels(features: dict[str, Tensor]) -> list[str]:
+    """The pyramid levels that D_a sees."""
+    return [name for name in features if name != "pool"][-APPEARANCE_LEVELS:]
+
+
+class PredictionAlignment(Adversary):
     """D_c: a two-layer perceptron over the features of one candidate triplet.
 
     Its gradient reaches the network through target images alone (as in Tsai et al. 2018): reversing
@@ -108,7 +123,6 @@ class PredictionAlignment(Adaptation):
     """
 
     PRESETS = {"quick": Knobs(0.02, True, 2e-3), "paper": Knobs(4.0, False, 1e-4)}
-    CHANCE_LOSS = math.log(2)
 
     def __init__(self, config: ModelConfig, knobs: Knobs) -> None:
         super().__init__(config, knobs)
@@ -118,7 +132,7 @@ class PredictionAlignment(Adaptation):
 
     def losses(self, model: SceneGraphNet, source: Outputs, target: Outputs, progress: float
                ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        factor = reversal_factor(progress, self.knobs.factor, self.knobs.ramp)
+        factor = self.factor(progress)
         with torch.no_grad():  # on a copy, so that other methods find the source with gradient
             synthetic = triplet_features(source.copy())
         synthetic = [self.layers(own)[:, 0] for own in synthetic]
