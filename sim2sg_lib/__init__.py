@@ -31,11 +31,12 @@ IMPORT_ORDER = """
     sim.lighting sim.texture sim.background sim.shading sim.large_images
     env
     sim.pytorch3d sim.annotate sim.render sim.lift sim.fit sim.appearance sim.look sim.variety
-    sim.chunks sim.sources score.metrics score.content io.kitti dataset augment data_loading
+    sim.chunks sim.sources
+    score.metrics score.content io.kitti dataset augment data_loading
     net.efficientnet net.backbone net.detector net.relations net.network net.predict
     checkpoint training_state
     adapt.base adapt.sim2sg adapt score.probe
-    score.kitti_ap score.labeled_set score.table
+    score.kitti_ap score.labeled_set score.paired score.table
     io.export io.obj io.glb io.mesh_files
     viz.drawings viz.sheet viz.report
 """.split()
