@@ -33,12 +33,16 @@ ROWS=${ROWS-sdr appearance label label-appearance full look oracle}
 # rendered from DOMAIN.
 TARGET=${TARGET-}
 DOMAIN=${DOMAIN-target}
+# Of random scenes of the source. With target-content and DOMAIN=target, source and target differ in
+# appearance alone; with source and DOMAIN=target-content, in content alone.
+SOURCE_DOMAIN=${SOURCE_DOMAIN-source}
 # paper: the source as in the paper; strong: everything that a scene graph does not hold is randomized.
 PROTOCOL=${PROTOCOL-paper}
 # --augment of every train.py: by default full, and strong, which adds colors, with PROTOCOL=strong.
 AUGMENT=${AUGMENT-$([ "$PROTOCOL" = strong ] && echo strong || echo full)}
 OUT=${OUT-runs/$ENV}
-# For a KITTI TARGET. paper: the paper's camera, 90 degrees wide; empty: each image's own calib/.
+# On drive. paper: the paper's camera, 90 degrees wide; empty: of a KITTI TARGET's images, their own
+# calib/, and of random scenes KITTI's usual one.
 CAMERA=${CAMERA-}
 DEVICE=${DEVICE-auto}
 # Empty: every iteration is trained from the start, STEPS steps as the other rows. 1: from the iteration
@@ -135,6 +139,7 @@ options="ENV=$ENV ITERATIONS=$ITERATIONS PRESET=$PRESET SEED=$SEED TARGET=$TARGE
 options="$options PROTOCOL=$PROTOCOL AUGMENT=$AUGMENT TRAIN_OPTIONS=$TRAIN_OPTIONS LIFT_OPTIONS=$LIFT_OPTIONS"
 options="$options LOOK=$LOOK LOOK_OPTIONS=$LOOK_OPTIONS CONTINUE=$CONTINUE"
 options="$options${CAMERA:+ CAMERA=$CAMERA}$given"
+[ "$SOURCE_DOMAIN" = source ] || options="$options SOURCE_DOMAIN=$SOURCE_DOMAIN"
 if [ -e "$OUT/data" ]; then
     made_with=$(cat "$OUT/options.txt")
     [ "$options" = "$made_with" ] ||
@@ -242,6 +247,14 @@ synthesize() {
     run "$python" synthesize.py --env "$ENV" --preset "$PRESET" --device "$DEVICE" --overwrite "$@"
 }
 
+random_scenes() { # NUMBER SEED DATA: of the source
+    source="--domain $SOURCE_DOMAIN --unsplit"
+    [ "$SOURCE_DOMAIN" != source ] || source=
+    # shellcheck disable=SC2086  # several options
+    synthesize $source --num "$1" --seed "$2" --randomize "$PROTOCOL" \
+        ${CAMERA:+--camera "$CAMERA"} --out "$OUT/data/$3"
+}
+
 train() {
     # shellcheck disable=SC2086  # several options
     run "$python" train.py --preset "$PRESET" --device "$DEVICE" --seed "$SEED" --overwrite \
@@ -328,8 +341,7 @@ algorithm_1() { # a function, so that this file is read whole first: it may chan
 
     if todo "Random scenes of the source: structured domain randomization (SDR)." \
         "$OUT/data/sdr/dataset.json"; then
-        synthesize --num "$SOURCE_IMAGES" --seed "$SEED" --randomize "$PROTOCOL" \
-            --out "$OUT/data/sdr"
+        random_scenes "$SOURCE_IMAGES" "$SEED" sdr
     fi
 
     if todo "Train the first network on them." \
@@ -342,8 +354,7 @@ algorithm_1() { # a function, so that this file is read whole first: it may chan
     # the same start; what is added to the source images differs.
     if { wanted sdr || wanted appearance; } && todo "More random scenes, for the baseline." \
         "$OUT/data/more/dataset.json"; then
-        synthesize --num "$LIFTED_IMAGES" --seed "$((SEED + 1000))" --randomize "$PROTOCOL" \
-            --out "$OUT/data/more"
+        random_scenes "$LIFTED_IMAGES" "$((SEED + 1000))" more
     fi
     if wanted label || wanted label-appearance; then
         lift label1 start

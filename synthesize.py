@@ -7,8 +7,9 @@
 
 Without --checkpoint or --graphs the scenes are random: the source domain gives the SDR data set
 (structured domain randomization), any other a stand-in for real images, split into OUT/train,
-OUT/val and OUT/test. With one of them, each graph is lifted to 3-D: label alignment. Lifted scenes
-have a random look of the source domain or, with --look fitted, that of the target's own image.
+OUT/val and OUT/test unless --unsplit makes it a source. With one of them, each graph is lifted to
+3-D: label alignment. Lifted scenes have a random look of the source domain or, with --look fitted,
+that of the target's own image.
 """
 import shlex
 import sys
@@ -40,10 +41,13 @@ PATH = click.Path(path_type=Path)
 @click.option("--randomize", type=click.Choice(["paper", "strong"]), default="paper",
               help="Source look: the paper's, or varying everything that a scene graph does not hold.")
 @click.option("--domain", default="source", help="Of random scenes: source, target, ...")
+@click.option("--unsplit", is_flag=True,
+              help="Another domain than source is a source, too: OUT has no train, val and test.")
 @click.option("--checkpoint", type=PATH, help="Network that predicts the graphs.")
 @click.option("--target", type=PATH, help="Images it predicts them from.")
 @click.option("--camera", type=click.Choice(["calib", "paper"]), show_default="calib",
-              help="Of a KITTI --target: its calibration, or 90 degrees as the paper assumes.")
+              help="Of a KITTI --target, or of random scenes on drive: KITTI's calibration, or 90 "
+                   "degrees as the paper assumes.")
 @click.option("--graphs", "graphs_path", type=PATH, help="Lift the graphs of this JSON Lines file.")
 @click.option("--threshold", type=FloatRange(0, 1), show_default="the environment's",
               help="Confidence below which objects and relations are not lifted; on dining, for "
@@ -71,10 +75,10 @@ PATH = click.Path(path_type=Path)
 @click.option("--resume/--no-resume", default=True, help="Continue the same command, interrupted.")
 @output_options
 def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str, domain: str,
-         checkpoint: Path | None, target: Path | None, camera: str | None, graphs_path: Path | None,
-         threshold: float | None, look: str | None, fit: str | None, fit_steps: int, refine: int,
-         assets: Path | None, export: str, renderer: str, seed: int, device: str, preview: bool,
-         overwrite: bool, resume: bool) -> None:
+         unsplit: bool, checkpoint: Path | None, target: Path | None, camera: str | None,
+         graphs_path: Path | None, threshold: float | None, look: str | None, fit: str | None,
+         fit_steps: int, refine: int, assets: Path | None, export: str, renderer: str, seed: int,
+         device: str, preview: bool, overwrite: bool, resume: bool) -> None:
     # --- setup: the library is imported here, so that --help answers at once
     from sim2sg_lib.checkpoint import load, pick_device, runtime_info
     from sim2sg_lib.dataset import open_graphs, open_images
@@ -86,7 +90,7 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
 
     env, device, lifting = envs.find(env_name), pick_device(device), bool(checkpoint or graphs_path)
     formats = [name.strip() for name in export.split(",") if name.strip()]
-    check_options(env, domain, num, checkpoint, target, camera, graphs_path, threshold, look,
+    check_options(env, domain, unsplit, num, checkpoint, target, camera, graphs_path, threshold, look,
                   fit, refine, assets, formats)
     refine = refine or (POSE_STEPS if fit in ("pose", "both") else 0)
     look = look or ("fitted" if fit in ("look", "both") else "random")
@@ -110,11 +114,14 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
         graphs, cameras = open_graphs(graphs_path, env)
         graphs, by_category = confident_graphs(graphs, env, threshold)
         names, num = [graph.image for graph in graphs], num or len(graphs)
+    else:
+        is_source = unsplit or domain == "source"
+        num = num or (sizes.source_images if is_source else sizes.target_images)
+        if camera == "paper":
+            env = replace(env, world=replace(env.world, camera=env.world.paper_camera))
+        source = RandomScenes(env, domain, randomize, seed, unsplit)
     if lifting and look != "random":
         pictures = find_pictures(target or graphs_path.parent, names[:num], env)
-    else:
-        num = num or (sizes.source_images if domain == "source" else sizes.target_images)
-        source = RandomScenes(env, domain, randomize, seed)
     if "kitti" in formats:  # before hours of rendering
         from sim2sg_lib.io.export import check_level
         for view, name in list(zip(cameras, names))[:num] or [(env.world.camera, "")]:
@@ -132,8 +139,10 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
                  "fit_steps": fit_steps if look != "random" else 0,
                  "camera": camera, "graphs": str((graphs_path or checkpoint).resolve()),
                  "target": target and str(target.resolve())}
+    elif camera:
+        info["camera"] = camera
     options = info | runtime_info(device) | {
-        "env": env.name, "domain": domain, "num": num,
+        "env": env.name, "domain": domain, "unsplit": unsplit, "num": num,
         "input": digest(*inputs(checkpoint, target, graphs_path, assets, env), *pictures)}
     with (tempfile.TemporaryDirectory() if preview else
           work_folder(out, options, overwrite, resume)) as partial:
@@ -160,10 +169,10 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
 
 # --- options --------------------------------------------------------------------------------------
 
-def check_options(env, domain: str, num: int | None, checkpoint: Path | None, target: Path | None,
-                  camera: str | None, graphs: Path | None, threshold: float | None,
-                  look: str | None, fit: str | None, refine: int, assets: Path | None,
-                  formats: list[str]) -> None:
+def check_options(env, domain: str, unsplit: bool, num: int | None, checkpoint: Path | None,
+                  target: Path | None, camera: str | None, graphs: Path | None,
+                  threshold: float | None, look: str | None, fit: str | None, refine: int,
+                  assets: Path | None, formats: list[str]) -> None:
     """Raises: InputError for options that are unknown, or not of the chosen source of scenes."""
     lifting, flat = checkpoint or target or graphs, env.world is None
     dress, unknown = env.domains.get(domain, ("", ""))[1], set(formats) - {"kitti", "coco"}
@@ -181,8 +190,10 @@ def check_options(env, domain: str, num: int | None, checkpoint: Path | None, ta
              "--checkpoint and --target go together, and not with --graphs"),
             (lifting and domain != "source",
              "--domain: lifted graphs take the source's look, leave it out"),
-            (camera and not target,
-             "--camera is that of a KITTI --target: add --checkpoint and --target, or leave it out"),
+            (lifting and unsplit, "--unsplit is for random scenes: leave it out"),
+            (camera and not target and (graphs or flat or not env.world.paper_camera),
+             "--camera is that of a KITTI --target, or of random scenes on drive: add --checkpoint and "
+             "--target, or leave it out"),
             # random scenes
             (not lifting and any(lifted_only.values()),
              f"{next((name for name, given in lifted_only.items() if given), '')} is for lifted graphs: "
@@ -191,7 +202,7 @@ def check_options(env, domain: str, num: int | None, checkpoint: Path | None, ta
              f"--fit pose: leaves the look random, --look {look} needs --fit look or both"),
             (fit in ("look", "both") and look == "random",
              f"--fit {fit}: fits the look, expected --look fitted or mixed"),
-            (domain != "source" and num is not None and num < 3,
+            (domain != "source" and not unsplit and num is not None and num < 3,
              f"--num: {num} images cannot be split into train, val and test, expected 3 or more")):
         if wrong:
             raise InputError(message)

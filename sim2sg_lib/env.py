@@ -72,6 +72,7 @@ class World:
     snap_to_context: Callable[[list[SceneObject], np.ndarray, Camera, np.random.Generator],
                               list[SceneObject]] | None
     sample_appearance: Callable[[list[SceneObject], Camera, str, str, np.random.Generator], Scene]
+    paper_camera: Camera | None = None  # `--camera paper`, where the paper assumes another view
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ class RandomScenes:
     domain: str  # a key of env.domains
     randomize: str  # "paper" or "strong", see `World.sample_appearance`
     seed: int
+    unsplit: bool = False  # whether another domain's images are a source, too
     graphs: ClassVar[tuple] = ()
 
     @property
@@ -42,7 +43,7 @@ class RandomScenes:
 
     def splits(self, num: int) -> dict[str, range]:
         """Of a target: a quarter to test, an eighth to validate, the rest to adapt to."""
-        if self.domain == "source":
+        if self.domain == "source" or self.unsplit:
             return {".": range(num)}
         test, val = -(-num // 4), -(-num // 8)
         first = num - test
