@@ -266,7 +266,7 @@ def test_targets_and_their_cameras(python, tmp_path):
     lines = make(python, "-n", "CAMERA=paper")[1].splitlines()
     for line in lines:
         assert (" --camera paper " in line) == ("--data " in line or "synthesize.py" in line
-                                                and "--checkpoint" in line)
+                                                and "--domain target" not in line)
     assert "--camera" not in make(python, "-n")[1]
     # a data set, and both layouts of a KITTI folder
     for labels in ("graphs.jsonl", "label_2", "training/label_2"):
@@ -321,7 +321,8 @@ def test_python_m_envs_prints_presets():
     preset = envs.find("dining").presets["paper"]
     assert ask("dining", "paper").stdout.splitlines() == [
         "SOURCE_IMAGES=5000", "TARGET_IMAGES=8000", "LIFTED_IMAGES=5000", "START_STEPS=10000",
-        "STEPS=70000", "ITERATIONS=6", f"WARMUP={preset.warmup}"]
+        "STEPS=70000", "ITERATIONS=6", f"WARMUP={preset.warmup}",
+        f"BATCH={preset.batch}"]
     lines = ask().stdout.splitlines()
     assert (len(lines) == 6
             and lines[0].startswith("clevr quick image_size=160x120 source_images=1500 "))

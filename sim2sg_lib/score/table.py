@@ -320,10 +320,16 @@ def metrics_table(metrics: dict) -> str:
     rows += [(f"  {name}", recall) for name, recall in metrics["recall_per_predicate"].items()]
     for title, recall in rows:
         lines.append(f"{title:<34}" + "".join(f"{number(value):>8}" for value in recall.values()))
-    if metrics.get("content_gap"):
-        gaps = [f"{name.replace('_', ' ')} {number(gap)}"
-                for name, gap in metrics["content_gap"].items()]
-        lines += ["", "content gap (total variation, 0..1)   " + "  ".join(gaps)]
+    lines.append("")
+    for field, title in (("content_gap", "newest data set"), ("content_gap_mix", "all, as mixed")):
+        gaps = "  ".join(f"{name.replace('_', ' ')} {number(gap)}"
+                         for name, gap in (metrics.get(field) or {}).items())
+        lines += [f"content gap (total variation), {title:<15}   {gaps}"] if gaps else []
+    for level, scores in metrics.get("levels", {}).items():
+        aps = "  ".join(f"{name} {number(ap)}" for name, ap in scores["ap50"].items())
+        lines.append(f"mAP@0.5 {number(scores['map50'])} at KITTI's {level:<10}{aps}")
+    if metrics.get("probe") is not None:
+        lines.append(f"domain probe {metrics['probe']:.3f} (0.5: features tell no domain)")
     return "\n".join(lines)
 
 
