@@ -61,7 +61,7 @@ OPTIMIZERS = {"quick": ("adamw", 5e-4, 0.2, 0.99), "paper": ("sgd", 1e-4, 1.0, 0
 @click.option("--preset", type=click.Choice(list(OPTIMIZERS)), default="quick",
               help="Network, input size and schedule: minutes on two cores, or the paper's; with "
                    "--init the schedule alone.")
-@click.option("--backbone", type=click.Choice(["resnet101", "resnet50", "resnet18"]),
+@click.option("--backbone", type=click.Choice(["efficientnet_lite0", "resnet101", "resnet50", "resnet18"]),
               show_default="the preset's", help="Encoder.")
 @click.option("--imagenet/--scratch", default=None, show_default="the preset's",
               help="ImageNet weights and frozen batch norm, or random weights and group norm.")
@@ -263,10 +263,12 @@ def make_model(init: Path | None, env, preset: str, backbone: str | None, imagen
         return model.train()
     make_config = {"quick": quick_config, "paper": paper_config}[preset]
     categories, predicates = len(env.vocabulary.categories), len(env.vocabulary.predicates)
-    config = make_config(categories, predicates, *env.presets[preset].image_size)
-    config = override(config, backbone=backbone, imagenet=imagenet)
-    config = override(config, input=input_ or ("rgb" if config.imagenet else "edges"))
-    return SceneGraphNet(config).to(device).train()
+    size = env.presets[preset].image_size
+    try:
+        config = make_config(categories, predicates, *size, imagenet is not False, backbone)
+    except ValueError as error:
+        raise InputError(f"--scratch: {error}") from None
+    return SceneGraphNet(override(config, input=input_)).to(device).train()
 
 
 def make_state(model, knobs: dict, schedule: Schedule):

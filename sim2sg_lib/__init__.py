@@ -32,7 +32,7 @@ IMPORT_ORDER = """
     env
     sim.pytorch3d sim.annotate sim.render sim.lift sim.fit sim.chunks sim.sources
     score.metrics score.content io.kitti dataset augment data_loading
-    net.backbone net.detector net.relations net.network net.predict
+    net.efficientnet net.backbone net.detector net.relations net.network net.predict
     checkpoint training_state
     adapt.base adapt.sim2sg adapt score.probe
     score.kitti_ap score.labeled_set score.table

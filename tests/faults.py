@@ -152,7 +152,7 @@ class StandIn(torch.nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.config = quick_config(3, 4, 160, 120)
+        self.config = quick_config(3, 4, 160, 120, imagenet=False)
         self.layers = torch.nn.Sequential(torch.nn.Linear(9, 9), torch.nn.Linear(9, 9))
         generator = torch.Generator().manual_seed(0)
         for weight in self.parameters():
@@ -166,7 +166,7 @@ def content_of(**fields) -> dict:
     """The contents of a checkpoint, with some fields changed."""
     return {"format": 1, "env": ENV.name, "categories": list(ENV.vocabulary.categories),
             "predicates": list(ENV.vocabulary.predicates),
-            "model": asdict(quick_config(3, 4, 160, 120)), "options": OPTIONS,
+            "model": asdict(quick_config(3, 4, 160, 120, imagenet=False)), "options": OPTIONS,
             "weights": StandIn().state_dict()} | fields
 
 
@@ -339,7 +339,7 @@ def model_settings(trials: int, rng: random.Random) -> list[str]:
               [0], (1, 2, 3, 4, 5), {"a": 1}, torch.ones(3), [torch.ones(2)], float("nan"),
               nested(5)]
     for _ in range(trials):
-        settings = asdict(quick_config(3, 4, 160, 120))
+        settings = asdict(quick_config(3, 4, 160, 120, imagenet=False))
         for name in rng.sample(sorted(settings), rng.choice((1, 2))):
             settings[name] = rng.choice(values)
         content = content_of(model=settings)

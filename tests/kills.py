@@ -42,9 +42,9 @@ SHORT = {"synthesize.py": ["--num", "3", "--out", "out"],
 KILLS = {"synthesize.py": 200, "train.py": 100}
 
 
-def small_config(categories: int, predicates: int, width: int, height: int):
+def small_config(categories: int, predicates: int, width: int, height: int, *_):
     """A small network that trains at some hundredths of a second per step."""
-    return replace(whole_config(categories, predicates, width, height), width=64, height=48,
+    return replace(whole_config(categories, predicates, width, height, imagenet=False), width=64, height=48,
                    fpn_channels=16, head_width=16, graph_width=16)
 
 

@@ -17,7 +17,7 @@ from sim2sg_lib.cli import InputError
 from sim2sg_lib.net.backbone import quick_config
 from sim2sg_lib.net.network import Outputs, SceneGraphNet
 
-CONFIG = quick_config(3, 4, 160, 120)
+CONFIG = quick_config(3, 4, 160, 120, imagenet=False)
 METHODS = (AppearanceAlignment, PredictionAlignment)
 
 

@@ -801,8 +801,8 @@ def test_a_set_of_splits_is_exported_split_by_split(street, tmp_path):
 @pytest.fixture
 def network(tmp_path):
     """A checkpoint of an untrained street network that records a source of one labeled image."""
-    config = replace(quick_config(4, 4, 160, 48), fpn_channels=32, head_width=64, graph_width=32,
-                     proposals_test=32)
+    config = replace(quick_config(4, 4, 160, 48, imagenet=False), fpn_channels=32, head_width=64,
+                     graph_width=32, proposals_test=32)
     (tmp_path / "source").mkdir()
     (tmp_path / "source/graphs.jsonl").write_text(
         '{"image": "a.png", "width": 10, "height": 10, '

@@ -335,7 +335,8 @@ def test_a_flipped_bit_in_a_checkpoint_is_noticed(toy, tmp_path):
     (["--warmup", 0.5, "--steps", 20, "--set", "appearance.factor=0.3", "--set",
       "prediction.factor=0.01", "--align", "prediction,appearance", "--input", "rgb"],
      {"warmup": 0.5, "factor": 0.3, "ramp": True, "lr": 2e-3, "input": "rgb", "width": 160}),
-    (["--steps", 9], {"steps": 9, "input": "edges", "backbone": "resnet18"}),
+    (["--steps", 9], {"steps": 9, "input": "rgb", "backbone": "efficientnet_lite0", "enlarge": 2}),
+    (["--steps", 1, "--scratch"], {"input": "edges", "backbone": "resnet18", "imagenet": False}),
     (["--steps", 1], {"steps": 1})])
 def test_every_option_of_training_has_its_effect(toy, tmp_path, options, resolved):
     target = ["--target", "data/target/train"] if "--align" in options else []

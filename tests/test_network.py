@@ -15,7 +15,8 @@ from sim2sg_lib import checkpoint
 from sim2sg_lib.adapt.sim2sg import triplet_features
 from sim2sg_lib.dataset import open_images
 from sim2sg_lib.graph import Vocabulary, make_graph
-from sim2sg_lib.net.backbone import ModelConfig, local_edges, paper_config, quick_config
+from sim2sg_lib.net.backbone import (
+    ModelConfig, edge_window, local_edges, paper_config, quick_config)
 from sim2sg_lib.net.detector import drop_ignored, in_ignore_region, pyramid_anchors, roi_align
 from sim2sg_lib.cli import InputError
 from sim2sg_lib.net.predict import confident_graphs, predict_folder, to_graph
@@ -26,8 +27,8 @@ from sim2sg_lib.net.relations import (
     union_boxes)
 
 TINY = dataclasses.replace(
-    quick_config(3, 4, 96, 72), fpn_channels=32, head_width=64, graph_width=32, rois_per_image=32,
-    proposals_train=64, proposals_test=32)
+    quick_config(3, 4, 96, 72, imagenet=False), fpn_channels=32, head_width=64, graph_width=32,
+    rois_per_image=32, proposals_train=64, proposals_test=32)
 LEFT, RIGHT, FRONT, BEHIND = range(4)
 
 
@@ -239,20 +240,39 @@ def test_roi_align_equals_a_slow_twin(box):
     assert torch.allclose(pooled, slow_roi_align(feature, box, 8), atol=1e-5)
 
 
-def test_local_edges_equal_a_slow_twin():
+@pytest.mark.parametrize("window, passes", [(31, 1), (7, 3)])
+def test_local_edges_equal_a_slow_twin(window, passes):
     images = torch.rand(1, 3, 18, 40, generator=torch.Generator().manual_seed(0),
                         dtype=torch.float64)
     gray = np.pad(images[0].mean(0).numpy(), 1, mode="edge")
     dx, dy = gray[1:-1, 2:] - gray[1:-1, :-2], gray[2:, 1:-1] - gray[:-2, 1:-1]
-    norm = np.hypot(dx, dy)
-    around = np.empty_like(norm)
-    for y, x in np.ndindex(norm.shape):
-        around[y, x] = np.sqrt((norm[max(y - 15, 0):y + 16, max(x - 15, 0):x + 16] ** 2).mean())
-    assert np.allclose(local_edges(images)[0].numpy(),
-                       np.stack([abs(dx), abs(dy), norm]) / (around + 0.05))
+    norm, half = np.hypot(dx, dy), window // 2
+    mean = norm ** 2
+    for _ in range(passes):
+        previous, mean = mean, np.empty_like(norm)
+        for y, x in np.ndindex(norm.shape):
+            around = previous[max(y - half, 0):y + half + 1, max(x - half, 0):x + half + 1]
+            mean[y, x] = around.mean()
+    assert np.allclose(local_edges(images, window, passes)[0].numpy(),
+                       np.stack([abs(dx), abs(dy), norm]) / (np.sqrt(mean) + 0.05))
     # inverting the brightness does not matter
-    assert torch.allclose(local_edges(1 - images), local_edges(images))
-    assert (local_edges(torch.full((1, 3, 40, 40), 0.3)) == 0).all()
+    assert torch.allclose(local_edges(1 - images, window, passes),
+                          local_edges(images, window, passes))
+    assert (local_edges(torch.full((1, 3, 40, 40), 0.3), window, passes) == 0).all()
+
+
+def test_the_window_of_edges_is_a_share_of_the_width_without_halos():
+    """Around a bright point, what an edge is divided by falls off smoothly in all directions."""
+    assert edge_window(quick_config(3, 4, 160, 120, imagenet=False)) == (19, 3)
+    assert edge_window(quick_config(4, 4, 640, 194, imagenet=False)) == (71, 3)
+    assert edge_window(dataclasses.replace(TINY, edge_window=0.0)) == (31, 1)
+    images = torch.full((1, 3, 101, 101), 0.5)
+    images[..., 50] = 0.6  # a faint line far from the point shows how much the point weighs there
+    images[:, :, 10, 50] = 1
+    column = local_edges(images, 19, 3)[0, 0, :, 49]  # along the line
+    steps = (column[20:] - column[19:-1]).abs()
+    halo = local_edges(images, 31, 1)[0, 0, :, 49]
+    assert steps.max() < 0.2 * (halo[20:] - halo[19:-1]).abs().max()
 
 
 def test_objectness_is_the_best_anchor(net):
@@ -293,7 +313,7 @@ def test_proposals_of_test_time_are_shared_only_where_they_are_the_same(numbers,
 
 def test_anchors_know_the_strides():
     """120 rows give 8 rows of stride 16, not 8 rows of stride 15."""
-    anchors = pyramid_anchors(quick_config(3, 4, 160, 120))
+    anchors = pyramid_anchors(quick_config(3, 4, 160, 120, imagenet=False))
     assert anchors.shape == (3 * (20 * 15 + 10 * 8 + 5 * 4), 4)
     centers = (anchors[:, :2] + anchors[:, 2:]) / 2
     assert (centers[3 * 300 - 1].tolist() == [152, 112]
@@ -670,16 +690,17 @@ def test_a_device_that_is_not_there_is_one_line(name):
 def test_configuration_survives_a_checkpoint():
     for config in (TINY, paper_config(3, 4, 320, 240)):
         assert ModelConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
-    with pytest.raises(ValueError, match="2048x2048 expected 2097152 pixels at most"):
+    with pytest.raises(ValueError, match="2048x2048 enlarged 1 times, expected 2097152 pixels at most"):
         dataclasses.replace(TINY, width=2048, height=2048)
     assert paper_config(3, 4, 320, 240).anchor_sizes == (16, 32, 64, 128, 256)
     assert paper_config(4, 4, 1242, 375).anchor_sizes == (32, 64, 128, 256, 512)
 
 
-@pytest.mark.parametrize("change", [{"backbone": "vgg16"}, {"input": "gray"}, {"imagenet": 1},
+@pytest.mark.parametrize("change", [{"backbone": "vgg16"}, {"input": "gray"}, {"imagenet": 1}, {"enlarge": 3},
+                                    {"edge_window": 2}, {"backbone": "efficientnet_lite0"},
                                     {"anchor_sizes": (8, 16)}])
 def test_wrong_configuration_is_refused(change):
-    with pytest.raises(ValueError, match=next(iter(change))):
+    with pytest.raises(ValueError, match=next(iter(change)).replace("backbone", "")):
         dataclasses.replace(TINY, **change)
 
 
@@ -703,7 +724,7 @@ def test_missing_imagenet_weights_are_one_line(monkeypatch):
         raise OSError("no route to host")
 
     monkeypatch.setattr(torchvision.models._api, "load_state_dict_from_url", offline)
-    config = dataclasses.replace(TINY, imagenet=True)
+    config = quick_config(3, 4, 96, 72, backbone="resnet18")
     with pytest.raises(InputError, match="resnet18") as error:
         SceneGraphNet(config)
     assert "\n" not in error.value.message

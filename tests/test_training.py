@@ -34,7 +34,7 @@ def equal(one: dict, other: dict) -> bool:
 
 def small_model() -> SceneGraphNet:
     torch.manual_seed(0)
-    return SceneGraphNet(quick_config(3, 4, 64, 48)).train()
+    return SceneGraphNet(quick_config(3, 4, 64, 48, imagenet=False)).train()
 
 
 # --- augmentation ---------------------------------------------------------------------------------

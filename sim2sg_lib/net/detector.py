@@ -12,6 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
@@ -20,7 +21,8 @@ from torchvision.models.detection.rpn import (
     RegionProposalNetwork, RPNHead, concat_box_prediction_layers)
 from torchvision.ops import box_area, box_iou, nms
 
-from sim2sg_lib.net.backbone import ModelConfig, local_edges, make_backbone
+from sim2sg_lib.net.backbone import (
+    LITE, ModelConfig, edge_window, local_edges, make_backbone)
 
 ASPECT_RATIOS = (0.5, 1.0, 2.0)
 ROI_SIZE = 7
@@ -55,8 +57,7 @@ def pyramid_anchors(config: ModelConfig) -> Tensor:
 
     torchvision's generator divides sizes: for a level of stride 16 it finds 120 // 8 = 15.
     """
-    strides = [2 ** (layer + 1) for layer in config.returned_layers]
-    strides.append(2 * strides[-1])
+    strides = config.strides
     sizes = tuple((size,) for size in config.anchor_sizes)
     cells = AnchorGenerator(sizes, (ASPECT_RATIOS,) * len(strides)).cell_anchors
     anchors = []
@@ -120,7 +121,7 @@ class Detector(nn.Module):
     def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
         super().__init__()
         self.config = config
-        self.levels = [layer + 1 for layer in config.returned_layers]  # log2 of the stride
+        self.levels = [stride.bit_length() - 1 for stride in config.strides[:-1]]  # log2
         self.backbone = make_backbone(config, pretrained)
         numbers = {"training": config.proposals_train, "testing": config.proposals_test}
         pre_nms = {mode: max(number, MIN_PRE_NMS) for mode, number in numbers.items()}
@@ -147,7 +148,10 @@ class Detector(nn.Module):
             nn.init.normal_(layer.weight, std=std)
             nn.init.zeros_(layer.bias)
         self.register_buffer("anchors", pyramid_anchors(config), persistent=False)
-        for name, values in (("mean", (0.485, 0.456, 0.406)), ("std", (0.229, 0.224, 0.225))):
+        mean, std = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+        if config.backbone == LITE:  # (255 x - 127) / 128
+            mean, std = (127 / 255,) * 3, (128 / 255,) * 3
+        for name, values in (("mean", mean), ("std", std)):
             self.register_buffer(name, torch.tensor(values).reshape(3, 1, 1), persistent=False)
 
     def features(self, images: Tensor) -> OrderedDict[str, Tensor]:
@@ -159,9 +163,14 @@ class Detector(nn.Module):
         if tuple(images.shape[1:]) != expected:
             raise ValueError(f"images: shape {tuple(images.shape)}, expected (B, "
                              f"{', '.join(map(str, expected))})")
-        edges = self.config.input == "edges"
-        images = local_edges(images) if edges else (images - self.mean) / self.std
-        return self.backbone(images.contiguous(memory_format=torch.channels_last))
+        if self.config.input == "edges":
+            images = local_edges(images, *edge_window(self.config))
+        else:
+            images = (images - self.mean) / self.std
+        images = images.contiguous(memory_format=torch.channels_last)
+        if self.config.enlarge > 1:
+            images = F.interpolate(images, scale_factor=self.config.enlarge, mode="bilinear")
+        return self.backbone(images)
 
     def rpn_head(self, features: dict[str, Tensor]) -> AnchorOutputs:
         """Objectness and box regression of all anchors."""
