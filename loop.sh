@@ -153,7 +153,7 @@ synthesize() {
 
 train() {
     augment=
-    [ "$PROTOCOL" != strong ] || augment="--augment color"
+    [ "$PROTOCOL" != strong ] || augment="--augment strong"
     # shellcheck disable=SC2086  # several options
     run "$python" train.py --preset "$PRESET" --device "$DEVICE" --seed "$SEED" --overwrite \
         $TRAIN_OPTIONS $augment "$@"

@@ -105,7 +105,7 @@ def test_the_commands_of_algorithm_1(python):
     assert "--steps 8 " in start and "--init" not in start and len(rows) == 8
     for line in rows:
         assert f"--init {folder}/start/model.pt --steps 9 " in line
-        assert "--seed 5 --overwrite --scratch --augment color" in line
+        assert "--seed 5 --overwrite --scratch --augment strong" in line
     second = [line.split("--source ")[2].split()[0].removeprefix(f"{folder}/data/")
               for line in rows]
     assert second == ["more", "label1", "label1", "label2", "appearance2", "label3", "appearance3",
