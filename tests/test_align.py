@@ -57,7 +57,7 @@ def moved(outputs: Outputs) -> float:
 def test_reversal_is_the_identity_forward_and_minus_factor_backward():
     x = torch.tensor([1.0, 2.0], requires_grad=True)
     w = torch.tensor([3.0, 5.0], requires_grad=True)
-    out = (ReverseGradient.apply(x, 4.0) * w).sum()
+    out = (ReverseGradient.apply(x, torch.tensor(4.0)) * w).sum()
     assert out.item() == 13
     out.backward()
     assert x.grad.tolist() == [-12, -20] and w.grad.tolist() == [1, 2]
@@ -103,7 +103,7 @@ def test_alignment_descends_for_the_discriminator_and_ascends_for_the_network():
     images = torch.cat([torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)])
 
     def loss(factor):
-        logits = discriminator(ReverseGradient.apply(net(images), factor)).flatten(1)
+        logits = discriminator(ReverseGradient.apply(net(images), torch.tensor(factor))).flatten(1)
         return domain_loss(list(logits[:2]), list(logits[2:]))[0]
 
     for module, direction in ((discriminator, -1), (net, 1)):

@@ -16,7 +16,7 @@ from sim2sg_lib.score.probe import domain_probe, sampled_features, train_folder
 @pytest.fixture(scope="module")
 def model():
     torch.manual_seed(0)  # of colors, since edges hide a change of contrast
-    return SceneGraphNet(replace(quick_config(3, 4, 96, 72), input="rgb"))
+    return SceneGraphNet(replace(quick_config(3, 4, 96, 72, imagenet=False), input="rgb"))
 
 
 def scenes(count: int, seed: int, contrast: float = 1.0) -> torch.Tensor:

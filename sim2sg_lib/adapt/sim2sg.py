@@ -22,10 +22,10 @@ DISCRIMINATOR_WIDTH = 256
 
 
 class ReverseGradient(torch.autograd.Function):
-    """The identity forward; backward multiplies the gradient by -factor."""
+    """The identity forward; backward multiplies the gradient by -factor, as it is by then."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, factor: float) -> Tensor:
+    def forward(ctx, x: Tensor, factor: Tensor) -> Tensor:
         ctx.factor = factor
         return x.view_as(x)
 
@@ -74,14 +74,27 @@ class Knobs:
 
 
 class Adversary(Adaptation):
-    """A discriminator behind a gradient reversal."""
+    """A discriminator behind a gradient reversal that cannot run away.
+
+    The network maximizes the discriminator's loss up to chance level and no further: a
+    discriminator that is mistaken more often than not still tells the domains apart, and its loss
+    has no upper bound.
+    """
 
     CHANCE_LOSS = math.log(2)
 
-    def factor(self, progress: float) -> float:
-        if self.stopped:
-            return 0.0
-        return reversal_factor(progress, self.knobs.factor, self.knobs.ramp)
+    def factor(self, progress: float) -> Tensor:
+        """() the reversal factor, before the loss is known; `report` may set it to 0."""
+        factor = reversal_factor(progress, self.knobs.factor, self.knobs.ramp)
+        return torch.tensor(0.0 if self.stopped else factor)
+
+    def report(self, name: str, result: tuple[Tensor, float], factor: Tensor
+               ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """What `losses` returns, for the result of domain_loss."""
+        loss, accuracy = result
+        factor *= loss.item() < self.CHANCE_LOSS  # in place: backward has yet to read it
+        return ({f"loss_{name}": loss},
+                {f"accuracy_{name}": accuracy, f"reversal_{name}": float(factor)})
 
 
 class AppearanceAlignment(Adversary):
@@ -107,7 +120,7 @@ class AppearanceAlignment(Adversary):
                 logits[domain].extend(self.layers(reversed_).flatten(1))
                 weights[domain].extend(
                     objectness / objectness.sum(1, keepdim=True).clamp(min=1e-6))
-        return _report("appearance", domain_loss(*logits, *weights), factor)
+        return self.report("appearance", domain_loss(*logits, *weights), factor)
 
 
 def aligned_levels(features: dict[str, Tensor]) -> list[str]:
@@ -138,7 +151,7 @@ class PredictionAlignment(Adversary):
         synthetic = [self.layers(own)[:, 0] for own in synthetic]
         real = [self.layers(ReverseGradient.apply(own, factor))[:, 0]
                 for own in triplet_features(target)]
-        return _report("prediction", domain_loss(synthetic, real), factor)
+        return self.report("prediction", domain_loss(synthetic, real), factor)
 
 
 def triplet_features(outputs: Outputs) -> list[Tensor]:
@@ -162,9 +175,3 @@ def start_small(layers: nn.Sequential) -> nn.Sequential:
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
     return layers
-
-
-def _report(name: str, result: tuple[Tensor, float], factor: float
-            ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    loss, accuracy = result
-    return {f"loss_{name}": loss}, {f"accuracy_{name}": accuracy, f"reversal_{name}": factor}
