@@ -7,8 +7,8 @@
 
 Without --checkpoint or --graphs the scenes are random: the source domain gives the SDR data set
 (structured domain randomization), any other a stand-in for real images, split into OUT/train,
-OUT/val and OUT/test. With one of them, each graph is lifted to 3-D in a random look of the source
-domain: label alignment.
+OUT/val and OUT/test. With one of them, each graph is lifted to 3-D: label alignment. Lifted scenes
+have a random look of the source domain or, with --look fitted, that of the target's own image.
 """
 import shlex
 import sys
@@ -23,7 +23,9 @@ from sim2sg_lib.cli import (FloatRange, InputError, command_line, log_info, outp
                             print_json, progress)
 
 PREVIEWED = 12
-PREDICTED = "read.jsonl"  # in an unfinished data set: the graphs predicted so far
+POSE_STEPS = 30  # of --fit pose, and of --refine without a number
+# in an unfinished data set: the graphs predicted and the looks fitted so far
+PREDICTED, FITTED = "read.jsonl", "fitting.jsonl"
 PATH = click.Path(path_type=Path)
 
 
@@ -46,7 +48,13 @@ PATH = click.Path(path_type=Path)
 @click.option("--threshold", type=FloatRange(0, 1), show_default="the environment's",
               help="Confidence below which objects and relations are not lifted; on dining, for "
                    "objects, a fraction of the network's best scores.")
-@click.option("--refine", type=click.IntRange(0), default=0, is_flag=False, flag_value=30,
+@click.option("--look", type=click.Choice(["random", "fitted", "mixed"]), show_default="random",
+              help="Of lifted scenes: a random one, fitted to their images, or half of each.")
+@click.option("--fit", type=click.Choice(["pose", "look", "both"]), show_default="none",
+              help="By gradient: objects to their boxes, the look to the image, or both; pose is "
+                   "--refine, look is --look fitted.")
+@click.option("--fit-steps", type=click.IntRange(1, 1000), default=40, help="Steps of the look's fit.")
+@click.option("--refine", type=click.IntRange(0), default=0, is_flag=False, flag_value=POSE_STEPS,
               help="Gradient steps that fit lifted objects to their boxes; 30 if no number follows.")
 @click.option("--assets", type=PATH,
               help="Folder of OBJ or GLB files by category that replace the source's assets.")
@@ -64,8 +72,9 @@ PATH = click.Path(path_type=Path)
 @output_options
 def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str, domain: str,
          checkpoint: Path | None, target: Path | None, camera: str | None, graphs_path: Path | None,
-         threshold: float | None, refine: int, assets: Path | None, export: str, renderer: str,
-         seed: int, device: str, preview: bool, overwrite: bool, resume: bool) -> None:
+         threshold: float | None, look: str | None, fit: str | None, fit_steps: int, refine: int,
+         assets: Path | None, export: str, renderer: str, seed: int, device: str, preview: bool,
+         overwrite: bool, resume: bool) -> None:
     # --- setup: the library is imported here, so that --help answers at once
     from sim2sg_lib.checkpoint import load, pick_device, runtime_info
     from sim2sg_lib.dataset import open_graphs, open_images
@@ -77,8 +86,10 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
 
     env, device, lifting = envs.find(env_name), pick_device(device), bool(checkpoint or graphs_path)
     formats = [name.strip() for name in export.split(",") if name.strip()]
-    check_options(env, domain, num, checkpoint, target, camera, graphs_path, threshold, refine,
-                  assets, formats)
+    check_options(env, domain, num, checkpoint, target, camera, graphs_path, threshold, look,
+                  fit, refine, assets, formats)
+    refine = refine or (POSE_STEPS if fit in ("pose", "both") else 0)
+    look = look or ("fitted" if fit in ("look", "both") else "random")
     if renderer == "pytorch3d":
         pytorch3d.require()
     if assets:
@@ -89,7 +100,7 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
 
     # --- source: random scenes, or graphs to lift, which a network predicts further below
     sizes, threshold = env.presets[preset], env.threshold if threshold is None else threshold
-    names, cameras, by_category = [], [], [threshold] * len(env.vocabulary.categories)
+    names, cameras, pictures, by_category = [], [], [], [threshold] * len(env.vocabulary.categories)
     if checkpoint:
         num = num or sizes.lifted_images
         model, images = load(checkpoint, env, device), open_images(target, env, camera)
@@ -99,6 +110,8 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
         graphs, cameras = open_graphs(graphs_path, env)
         graphs, by_category = confident_graphs(graphs, env, threshold)
         names, num = [graph.image for graph in graphs], num or len(graphs)
+    if lifting and look != "random":
+        pictures = find_pictures(target or graphs_path.parent, names[:num], env)
     else:
         num = num or (sizes.source_images if domain == "source" else sizes.target_images)
         source = RandomScenes(env, domain, randomize, seed)
@@ -115,12 +128,13 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
             "renderer": renderer, "assets": assets and str(assets.resolve()), "export": formats,
             "command": "python " + shlex.join(sys.argv)}
     if lifting:
-        info |= {"threshold": threshold, "thresholds": by_category, "refine": refine,
+        info |= {"threshold": threshold, "thresholds": by_category, "refine": refine, "look": look,
+                 "fit_steps": fit_steps if look != "random" else 0,
                  "camera": camera, "graphs": str((graphs_path or checkpoint).resolve()),
                  "target": target and str(target.resolve())}
     options = info | runtime_info(device) | {
         "env": env.name, "domain": domain, "num": num,
-        "input": digest(*inputs(checkpoint, target, graphs_path, assets, env))}
+        "input": digest(*inputs(checkpoint, target, graphs_path, assets, env), *pictures)}
     with (tempfile.TemporaryDirectory() if preview else
           work_folder(out, options, overwrite, resume)) as partial:
         partial = Path(partial)
@@ -129,29 +143,36 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
                                                         partial / PREDICTED)
         if lifting:
             source = LiftedScenes(env, graphs, cameras, randomize, refine, seed, device)
+        if lifting and look != "random":
+            pictures = pictures[:PREVIEWED if preview else None]
+            source, info["fit"] = fit_images(source, pictures, look, fit_steps, partial)
         if preview:
             return draw_preview(Path(f"{out}.preview.png"), partial, range(min(num, PREVIEWED)),
-                                source, sizes.image_size, info, device)
+                                source, sizes.image_size, info, device, pictures)
         for name, indices in source.splits(num).items():
             write_data_set(partial / name, indices, source, sizes.image_size, info, device)
         if lifting:
             write_graphs(partial / "predicted.jsonl", graphs, env.vocabulary)
-        (partial / PREDICTED).unlink(missing_ok=True)
+        for name in (PREDICTED, FITTED):
+            (partial / name).unlink(missing_ok=True)
     print_json({"out": str(out), "env": env.name, "method": method, "images": num})
 
 
 # --- options --------------------------------------------------------------------------------------
 
 def check_options(env, domain: str, num: int | None, checkpoint: Path | None, target: Path | None,
-                  camera: str | None, graphs: Path | None, threshold: float | None, refine: int,
-                  assets: Path | None, formats: list[str]) -> None:
+                  camera: str | None, graphs: Path | None, threshold: float | None,
+                  look: str | None, fit: str | None, refine: int, assets: Path | None,
+                  formats: list[str]) -> None:
     """Raises: InputError for options that are unknown, or not of the chosen source of scenes."""
     lifting, flat = checkpoint or target or graphs, env.world is None
-    look, unknown = env.domains.get(domain, ("", ""))[1], set(formats) - {"kitti", "coco"}
+    dress, unknown = env.domains.get(domain, ("", ""))[1], set(formats) - {"kitti", "coco"}
+    lifted_only = {"--refine": refine, "--threshold": threshold is not None,
+                   "--look": look not in (None, "random"), "--fit": fit}
     for wrong, message in (
-            (not look, f"--domain: {domain!r} is not one of {', '.join(env.domains)}"),
+            (not dress, f"--domain: {domain!r} is not one of {', '.join(env.domains)}"),
             (unknown, f"--export: {', '.join(sorted(unknown))!r} is not kitti or coco"),
-            (assets and look != "source", f"--assets: --domain {domain} has none of the source's"),
+            (assets and dress != "source", f"--assets: --domain {domain} has none of the source's"),
             (flat and (lifting or assets or "kitti" in formats),
              f"--env {env.name} has no 3-D world: leave --checkpoint, --graphs, --assets and --export "
              "kitti out"),
@@ -163,9 +184,13 @@ def check_options(env, domain: str, num: int | None, checkpoint: Path | None, ta
             (camera and not target,
              "--camera is that of a KITTI --target: add --checkpoint and --target, or leave it out"),
             # random scenes
-            (not lifting and (refine or threshold is not None),
-             f"{'--refine' if refine else '--threshold'} is for lifted graphs: add --checkpoint and "
-             "--target, or --graphs"),
+            (not lifting and any(lifted_only.values()),
+             f"{next((name for name, given in lifted_only.items() if given), '')} is for lifted graphs: "
+             "add --checkpoint and --target, or --graphs"),
+            (fit == "pose" and look not in (None, "random"),
+             f"--fit pose: leaves the look random, --look {look} needs --fit look or both"),
+            (fit in ("look", "both") and look == "random",
+             f"--fit {fit}: fits the look, expected --look fitted or mixed"),
             (domain != "source" and num is not None and num < 3,
              f"--num: {num} images cannot be split into train, val and test, expected 3 or more")):
         if wrong:
@@ -204,6 +229,34 @@ def predict_graphs(model, images, chosen, env, threshold: float,
         predict_folder(model, images, env, lowest, threshold, kept), env, threshold)
     by_name = dict(zip(images.names, graphs))
     return [by_name[name] for name in chosen.names], by_category
+
+
+def find_pictures(folder: Path, names: list[str], env) -> list[Path]:
+    """The images of the graphs, to which the look is fitted. Raises: InputError."""
+    from sim2sg_lib.dataset import check_aspect
+    from sim2sg_lib.io.images import open_image
+    from sim2sg_lib.io.reading import safe_join
+    paths = [safe_join(folder, name) for name in names]
+    for path in paths:
+        check_aspect(path, *open_image(path).size, env.world.camera)
+    return paths
+
+
+def fit_images(source, pictures: list[Path], look: str, steps: int, partial: Path):
+    """The source with the looks of its scenes fitted to the pictures, and errors for dataset.json."""
+    from sim2sg_lib.io.files import write_json_lines
+    from sim2sg_lib.sim.sources import fit_looks
+    fits = fit_looks(source, pictures, steps, partial / FITTED)
+    source = replace(source, fitted=[one.scene if one.kept else None for one in fits],
+                     mixed=look == "mixed")
+    before, after = (sum(getattr(one, name) for one in fits) / len(fits) for name in ("before", "after"))
+    dropped = sum(not one.kept for one in fits)
+    log_info(f"difference of render and image: {before:.3f} in the random look, {after:.3f} fitted; "
+             f"{dropped} of {len(fits)} keep the random look, which no fit improved")
+    write_json_lines(partial / "fitted.jsonl", [
+        {"image": graph.image, "before": one.before, "after": one.after, "kept": one.kept}
+        for graph, one in zip(source.graphs, fits)])
+    return source, {"photometric_before": before, "photometric_after": after, "dropped": dropped}
 
 
 # --- rendering ------------------------------------------------------------------------------------
@@ -249,7 +302,7 @@ def write_data_set(folder: Path, indices: range, source, size: tuple[int, int], 
         if fit:
             text = ", ".join(f"{name} {value:.3f}" for name, value in fit.items())
             log_info(f"IoU of rendered vs. predicted boxes: {text}")
-        info = info | {"fit": fit}
+        info = info | {"fit": (fit or {}) | info.get("fit", {}) or None}
     write_labels(folder, graphs, scenes, source.env, info | {"width": size[0], "height": size[1]})
     rendered.close()  # last: until the labels are written, the next attempt continues from it
 
@@ -268,23 +321,41 @@ def write_chunk(folder: Path, scenes: list, first: int, source, size: tuple[int,
 
 
 def draw_preview(path: Path, folder: Path, indices: range, source, size: tuple[int, int],
-                 info: dict, device) -> None:
-    """The first images with their labels on one sheet. folder: for temporary files."""
+                 info: dict, device, pictures: list[Path]) -> None:
+    """The first images with their labels on one sheet. folder: for temporary files.
+
+    pictures: the target images, if the look is fitted to them: below each the random look, the
+    fitted one, and what the data set will hold.
+    """
     from sim2sg_lib.io.images import read_image
-    from sim2sg_lib.sim.chunks import cut_into_chunks
-    from sim2sg_lib.viz.drawings import contact_sheet, draw_boxes, save_png
-    (folder / "images").mkdir()
-    graphs = []
-    for chunk in cut_into_chunks(indices, size):
-        scenes = source.scenes(chunk)
-        graphs += write_chunk(folder, scenes, chunk.start, source, size, info, device)[0]
-    tiles = [draw_boxes(read_image(folder / graph.image, *size), graph, source.env.vocabulary)
-             for graph in graphs]
-    rows = [(f"from {start}", tiles[start:start + 4]) for start in range(0, len(tiles), 4)]
+    from sim2sg_lib.viz.drawings import contact_sheet, to_tile, save_png
+    rows = [("", preview_tiles(folder / "set", indices, source, size, info, device))]
+    if pictures:
+        random, fitted = replace(source, fitted=()), replace(source, jitter=0.0, mixed=False)
+        rows = [("target", [to_tile(read_image(path, *size)) for path in pictures]),
+                ("random look", preview_tiles(folder / "random", indices, random, size, info, device)),
+                ("fitted look", preview_tiles(folder / "fitted", indices, fitted, size, info, device)),
+                ("data set", rows[0][1])]
+    columns = 6 if pictures else 4
+    rows = [(title or f"from {start}", tiles[start:start + columns])
+            for start in range(0, len(indices), columns) for title, tiles in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
     save_png(path, contact_sheet(rows))
-    log_info(f"{path} shows {len(tiles)} samples")
-    print_json({"preview": str(path), "images": len(tiles)})
+    log_info(f"{path} shows {len(indices)} samples")
+    print_json({"preview": str(path), "images": len(indices)})
+
+
+def preview_tiles(folder: Path, indices: range, source, size: tuple[int, int], info: dict, device) -> list:
+    """Images of the scenes with boxes, rendered into a folder."""
+    from sim2sg_lib.io.images import read_image
+    from sim2sg_lib.sim.chunks import cut_into_chunks
+    from sim2sg_lib.viz.drawings import draw_boxes
+    (folder / "images").mkdir(parents=True)
+    graphs = []
+    for chunk in cut_into_chunks(indices, size):
+        graphs += write_chunk(folder, source.scenes(chunk), chunk.start, source, size, info, device)[0]
+    return [draw_boxes(read_image(folder / graph.image, *size), graph, source.env.vocabulary)
+            for graph in graphs]
 
 
 if __name__ == "__main__":
