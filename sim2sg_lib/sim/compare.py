@@ -6,6 +6,7 @@ smallest residual wins. An object that explains its pixels no better than the gr
 the objects that explain more, is dropped. The network's scores are not looked at.
 """
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -13,9 +14,14 @@ from scipy.spatial import cKDTree
 from torch import Tensor
 
 from sim2sg_lib.camera import Camera
+from sim2sg_lib.cli import progress
 from sim2sg_lib.env import Env
 from sim2sg_lib.graph import SceneGraph, select_objects
+from sim2sg_lib.io.files import add_line, open_growing
+from sim2sg_lib.io.graphs import from_json, to_json
+from sim2sg_lib.io.images import read_image
 from sim2sg_lib.scene import Scene, SceneObject
+from sim2sg_lib.sim.chunks import in_parallel
 from sim2sg_lib.sim.explain import (MARGIN, Crops, Explained, cut_crops, draw_templates, explain,
                                     explain_by_ground, paste, pick_cells)
 from sim2sg_lib.sim.lift import aim
@@ -40,8 +46,24 @@ class Report:
         return Report(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
 
 
-def render_and_compare(graph: SceneGraph, image: Tensor, camera: Camera, env: Env
-                       ) -> tuple[SceneGraph, Report]:
+@dataclass(frozen=True)
+class Shapes:
+    """What is the same for all images of an environment."""
+
+    yaws_rad: dict[str, list[float]]  # of each asset, those at which it looks different
+    light: Scene  # without objects, in the light of the source's first random look
+
+    @staticmethod
+    def of(env: Env) -> "Shapes":
+        generator = np.random.default_rng(0)
+        light = env.world.sample_appearance([], env.world.camera, "source", "paper", generator)
+        return Shapes({asset: distinct_yaws(asset, label, env)
+                       for label, assets in enumerate(env.world.category_assets) for asset in assets}, light)
+
+
+@torch.no_grad()
+def render_and_compare(graph: SceneGraph, image: Tensor, camera: Camera, env: Env,
+                       shapes: Shapes | None = None) -> tuple[SceneGraph, Report]:
     """The graph with the categories whose renders explain the image best, without empty boxes.
 
     image:  (3, H, W) display values, of the size of the graph; on its device everything is computed.
@@ -54,7 +76,9 @@ def render_and_compare(graph: SceneGraph, image: Tensor, camera: Camera, env: En
     judged = np.flatnonzero(graph.is_ground_truth & (boxes_px[:, 2:] - boxes_px[:, :2] >= 1).all(1))
     if len(judged) == 0:
         return graph, Report(0, 0, 0)
-    labels, kept = compare_boxes(boxes_px[judged], image, camera.resized(graph.width, graph.height), env)
+    camera = camera.resized(graph.width, graph.height)
+    camera = camera.moved(-camera.offset_from(env.world.camera))  # lamps are placed relative to it
+    labels, kept = compare_boxes(boxes_px[judged], image, camera, env, shapes or Shapes.of(env))
     changed = graph.labels.copy()
     changed[judged] = labels
     report = Report(len(judged), int((changed != graph.labels)[judged[kept]].sum()), int((~kept).sum()))
@@ -68,13 +92,41 @@ def render_and_compare(graph: SceneGraph, image: Tensor, camera: Camera, env: En
     return select_objects(graph, keep), report
 
 
-def compare_boxes(boxes_px: np.ndarray, image: Tensor, camera: Camera, env: Env
+def compare_folder(graphs: list[SceneGraph], paths: list[Path], cameras: list[Camera], env: Env,
+                   device: torch.device, kept: Path) -> tuple[list[SceneGraph], Report]:
+    """render_and_compare of graphs with their images; graphs beyond the paths stay as they are.
+
+    kept: file of the results so far; after an interruption they are not computed again.
+    Raises: InputError for an image that cannot be read.
+    """
+    def compare(chunk: range) -> list[tuple[SceneGraph, Report]]:
+        made = []
+        for i in chunk:
+            pixels = read_image(paths[i], graphs[i].width, graphs[i].height)
+            image = torch.from_numpy(pixels.copy()).to(device).permute(2, 0, 1).float() / 255
+            made.append(render_and_compare(graphs[i], image, cameras[i], env, shapes))
+        return made
+
+    shapes = Shapes.of(env)
+    file, done = open_growing(kept)
+    rows = [(from_json(row["graph"], env.vocabulary), Report(**row["report"])) for row in done]
+    left = [range(i, i + 1) for i in range(len(rows), len(paths))]
+    with file, progress(len(paths), "compare", "image", done=len(rows)) as bar:
+        for made in in_parallel(compare, left, device):
+            for graph, report in made:
+                add_line(file, {"graph": to_json(graph, env.vocabulary), "report": vars(report)})
+                rows.append((from_json(to_json(graph, env.vocabulary), env.vocabulary), report))
+            bar.update(len(made))
+    return ([graph for graph, _ in rows] + graphs[len(rows):],
+            sum((report for _, report in rows), Report(0, 0, 0)))
+
+
+def compare_boxes(boxes_px: np.ndarray, image: Tensor, camera: Camera, env: Env, shapes: Shapes
                   ) -> tuple[np.ndarray, np.ndarray]:
     """Of boxes (N, 4) in an image (3, H, W): the best category (N,) and whether to keep it (N,)."""
-    light = nominal_light(env)
     seen = [clear_of(i, boxes_px, image) for i in range(len(boxes_px))]
     crops = cut_crops(image, boxes_px, seen)
-    first = Candidates.of(boxes_px, crops, camera, env, light)
+    first = Candidates.of(boxes_px, crops, camera, env, shapes)
     kept = worth_keeping(first, crops, image)
     return first.labels(), kept
 
@@ -92,12 +144,12 @@ class Candidates:
     best: Tensor  # (N,) int64, of each box the object with the lowest cost
 
     @staticmethod
-    def of(boxes_px: np.ndarray, crops: Crops, camera: Camera, env: Env, light: Scene) -> "Candidates":
+    def of(boxes_px: np.ndarray, crops: Crops, camera: Camera, env: Env, shapes: Shapes) -> "Candidates":
         """All categories at all yaws for boxes (N, 4)."""
-        lifted = [lift_as_all(box_px, camera, env) for box_px in boxes_px]
+        lifted = [lift_as_all(box_px, camera, env, shapes) for box_px in boxes_px]
         row = torch.tensor([i for i, items in enumerate(lifted) for _ in items])
         objects = [item for items in lifted for item in items]
-        explained = explain(draw_templates(objects, row, crops, camera, env, light), row, crops)
+        explained = explain(draw_templates(objects, row, crops, camera, env, shapes.light), row, crops)
         weight = crops.weight[row]
         cost = (explained.residual.clamp(max=CLIPPED) * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-6)
         best = [int(cost[row == i].argmin() + (row < i).sum()) for i in range(len(boxes_px))]
@@ -108,12 +160,12 @@ class Candidates:
         return np.array([self.objects[i].label for i in self.best], np.int64)
 
 
-def lift_as_all(box_px: np.ndarray, camera: Camera, env: Env) -> list[SceneObject]:
+def lift_as_all(box_px: np.ndarray, camera: Camera, env: Env, shapes: Shapes) -> list[SceneObject]:
     """Objects of all assets at all distinct yaws, each in the size that fits a box (4,) best."""
     items = []
     for label, assets in enumerate(env.world.category_assets):
         for asset in assets:
-            for yaw_rad in distinct_yaws(asset, label, env):
+            for yaw_rad in shapes.yaws_rad[asset]:
                 tried = []
                 for size_m in env.world.asset_sizes_m[asset]:
                     verts_m = pose_mesh(env.world.assets[asset], (0, 0, 0), size_m, yaw_rad).verts
@@ -136,12 +188,6 @@ def distinct_yaws(asset: str, label: int, env: Env) -> list[float]:
             distinct.append(float(yaw_rad))
             trees.append(cKDTree(verts_m))
     return distinct
-
-
-def nominal_light(env: Env) -> Scene:
-    """A scene without objects in the light of the source's first random look."""
-    generator = np.random.default_rng(0)
-    return env.world.sample_appearance([], env.world.camera, "source", "paper", generator)
 
 
 # --- which to keep --------------------------------------------------------------------------------

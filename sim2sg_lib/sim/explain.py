@@ -20,7 +20,7 @@ from torch import Tensor
 
 from sim2sg_lib.camera import Camera, stack_cameras
 from sim2sg_lib.env import Env
-from sim2sg_lib.scene import Material, Scene, SceneObject
+from sim2sg_lib.scene import Scene, SceneObject
 from sim2sg_lib.sim.meshes import Meshes, build
 from sim2sg_lib.sim.rasterizer import Fragments, rasterize
 
@@ -69,7 +69,7 @@ def cut_crops(image: Tensor, boxes_px: np.ndarray, counts: list[Tensor]) -> Crop
 
 def cut(image: Tensor, corner: np.ndarray, cell: int) -> Tensor:
     """(C, H, W) -> (C, CELLS, CELLS), means over cells; 0 outside the image."""
-    left, top, height, width = *map(int, corner), *image.shape[1:]
+    left, top = map(int, corner)
     side = CELLS * int(cell)
     inside = image[:, max(top, 0):max(top + side, 0), max(left, 0):max(left + side, 0)]
     before = max(-left, 0), max(-top, 0)
