@@ -25,8 +25,8 @@ from sim2sg_lib.cli import (FloatRange, InputError, command_line, log_info, outp
 
 PREVIEWED = 12
 POSE_STEPS = 30  # of --fit pose, and of --refine without a number
-# in an unfinished data set: the graphs predicted and the looks fitted so far
-PREDICTED, FITTED = "read.jsonl", "fitting.jsonl"
+# in an unfinished data set: the graphs predicted, those compared and the looks fitted so far
+PREDICTED, COMPARED, FITTED = "read.jsonl", "comparing.jsonl", "fitting.jsonl"
 PATH = click.Path(path_type=Path)
 
 
@@ -52,6 +52,8 @@ PATH = click.Path(path_type=Path)
 @click.option("--threshold", type=FloatRange(0, 1), show_default="the environment's",
               help="Confidence below which objects and relations are not lifted; on dining, for "
                    "objects, a fraction of the network's best scores.")
+@click.option("--compare", is_flag=True,
+              help="Correct categories of graphs, and drop boxes, by rendering every category.")
 @click.option("--look", type=click.Choice(["random", "fitted", "mixed"]), show_default="random",
               help="Of lifted scenes: a random one, fitted to their images, or half of each.")
 @click.option("--fit", type=click.Choice(["pose", "look", "both"]), show_default="none",
@@ -76,9 +78,10 @@ PATH = click.Path(path_type=Path)
 @output_options
 def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str, domain: str,
          unsplit: bool, checkpoint: Path | None, target: Path | None, camera: str | None,
-         graphs_path: Path | None, threshold: float | None, look: str | None, fit: str | None,
-         fit_steps: int, refine: int, assets: Path | None, export: str, renderer: str, seed: int,
-         device: str, preview: bool, overwrite: bool, resume: bool) -> None:
+         graphs_path: Path | None, threshold: float | None, compare: bool, look: str | None,
+         fit: str | None, fit_steps: int, refine: int, assets: Path | None, export: str,
+         renderer: str, seed: int, device: str, preview: bool, overwrite: bool,
+         resume: bool) -> None:
     # --- setup: the library is imported here, so that --help answers at once
     from sim2sg_lib.checkpoint import load, pick_device, runtime_info
     from sim2sg_lib.dataset import open_graphs, open_images
@@ -90,8 +93,8 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
 
     env, device, lifting = envs.find(env_name), pick_device(device), bool(checkpoint or graphs_path)
     formats = [name.strip() for name in export.split(",") if name.strip()]
-    check_options(env, domain, unsplit, num, checkpoint, target, camera, graphs_path, threshold, look,
-                  fit, refine, assets, formats)
+    check_options(env, domain, unsplit, num, checkpoint, target, camera, graphs_path, threshold,
+                  compare, look, fit, refine, assets, formats)
     refine = refine or (POSE_STEPS if fit in ("pose", "both") else 0)
     look = look or ("fitted" if fit in ("look", "both") else "random")
     if renderer == "pytorch3d":
@@ -120,7 +123,7 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
         if camera == "paper":
             env = replace(env, world=replace(env.world, camera=env.world.paper_camera))
         source = RandomScenes(env, domain, randomize, seed, unsplit)
-    if lifting and look != "random":
+    if lifting and (compare or look != "random"):
         pictures = find_pictures(target or graphs_path.parent, names[:num], env)
     if "kitti" in formats:  # before hours of rendering
         from sim2sg_lib.io.export import check_level
@@ -135,7 +138,7 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
             "renderer": renderer, "assets": assets and str(assets.resolve()), "export": formats,
             "command": "python " + shlex.join(sys.argv)}
     if lifting:
-        info |= {"threshold": threshold, "thresholds": by_category, "refine": refine, "look": look,
+        info |= {"threshold": threshold, "thresholds": by_category, "refine": refine, "look": look, "compare": compare,
                  "fit_steps": fit_steps if look != "random" else 0,
                  "camera": camera, "graphs": str((graphs_path or checkpoint).resolve()),
                  "target": target and str(target.resolve())}
@@ -150,6 +153,10 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
         if checkpoint:
             graphs, info["thresholds"] = predict_graphs(model, images, chosen, env, threshold,
                                                         partial / PREDICTED)
+        if compare:
+            graphs, info["compared"] = compare_images(
+                graphs, pictures[:PREVIEWED if preview else None], cameras, env, device,
+                partial / COMPARED)
         if lifting:
             source = LiftedScenes(env, graphs, cameras, randomize, refine, seed, device)
         if lifting and look != "random":
@@ -162,7 +169,7 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
             write_data_set(partial / name, indices, source, sizes.image_size, info, device)
         if lifting:
             write_graphs(partial / "predicted.jsonl", graphs, env.vocabulary)
-        for name in (PREDICTED, FITTED):
+        for name in (PREDICTED, COMPARED, FITTED):
             (partial / name).unlink(missing_ok=True)
     print_json({"out": str(out), "env": env.name, "method": method, "images": num})
 
@@ -171,13 +178,13 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
 
 def check_options(env, domain: str, unsplit: bool, num: int | None, checkpoint: Path | None,
                   target: Path | None, camera: str | None, graphs: Path | None,
-                  threshold: float | None, look: str | None, fit: str | None, refine: int,
-                  assets: Path | None, formats: list[str]) -> None:
+                  threshold: float | None, compare: bool, look: str | None, fit: str | None,
+                  refine: int, assets: Path | None, formats: list[str]) -> None:
     """Raises: InputError for options that are unknown, or not of the chosen source of scenes."""
     lifting, flat = checkpoint or target or graphs, env.world is None
     dress, unknown = env.domains.get(domain, ("", ""))[1], set(formats) - {"kitti", "coco"}
     lifted_only = {"--refine": refine, "--threshold": threshold is not None,
-                   "--look": look not in (None, "random"), "--fit": fit}
+                   "--compare": compare, "--look": look not in (None, "random"), "--fit": fit}
     for wrong, message in (
             (not dress, f"--domain: {domain!r} is not one of {', '.join(env.domains)}"),
             (unknown, f"--export: {', '.join(sorted(unknown))!r} is not kitti or coco"),
@@ -251,6 +258,16 @@ def find_pictures(folder: Path, names: list[str], env) -> list[Path]:
     for path in paths:
         check_aspect(path, *open_image(path).size, env.world.camera)
     return paths
+
+
+def compare_images(graphs: list, pictures: list[Path], cameras: list, env, device,
+                   kept: Path) -> tuple[list, dict]:
+    """The graphs corrected by render and compare, and for dataset.json what that changed."""
+    from sim2sg_lib.sim.compare import compare_folder
+    graphs, report = compare_folder(graphs, pictures, cameras, env, device, kept)
+    log_info(f"render and compare: of {report.objects} boxes, {report.relabeled} got another category, "
+             f"{report.dropped} were dropped")
+    return graphs, vars(report)
 
 
 def fit_images(source, pictures: list[Path], look: str, steps: int, partial: Path):

@@ -31,7 +31,7 @@ IMPORT_ORDER = """
     sim.lighting sim.texture sim.background sim.shading sim.large_images
     env
     sim.pytorch3d sim.annotate sim.render sim.lift sim.fit sim.appearance sim.look sim.variety
-    sim.chunks sim.sources
+    sim.chunks sim.sources sim.explain sim.compare
     score.metrics score.content io.kitti dataset augment data_loading
     net.efficientnet net.backbone net.detector net.relations net.network net.predict
     checkpoint training_state
