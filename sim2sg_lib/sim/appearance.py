@@ -4,7 +4,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sim2sg_lib.scene import Material, Scene
+from sim2sg_lib.scene import Material, Scene, Texture
 from sim2sg_lib.sim.lighting import Lighting
 from sim2sg_lib.sim.meshes import Meshes
 
@@ -34,6 +34,7 @@ GROUPS = {
     "tint": Group("log", "scene", 0.2, 0.1),  # of each lamp, linear RGB
     "place": Group("place", "scene", 0.2, 0.1),  # of each lamp; of a sun, its direction
     "exposure": Group("log", "scene", 0.3, 0.02)}
+PLAIN = 0.01  # amount up to which a surface without a texture stays without
 METALLIC_PRIOR = 0.01  # most things are no metal
 
 
@@ -102,15 +103,18 @@ def prior(offsets: dict[str, Tensor], values: dict[str, Tensor], rows: dict[str,
 def dressed(scenes: list[Scene], meshes: Meshes, values: dict[str, Tensor]) -> list[Scene]:
     """The scenes with the values of the parameters, as rounded numbers."""
     rows = {name: torch.round(value.double(), decimals=5).tolist() for name, value in values.items()}
-    surfaces = list(zip(rows["color"], rows["second"], rows["amount"]))
+    surfaces = list(zip(rows["color"], rows["second"], rows["amount"], rows["scale"]))
     finish = iter(zip(surfaces, rows["metallic"], rows["roughness"]))
     grounds = iter(surfaces[len(meshes.color):])
     ground = [next(grounds) for _ in scenes]
     painted = grounds
 
     def paint(material: Material, surface) -> Material:
-        color, second, amount = surface
-        texture = material.texture and replace(material.texture, color=tuple(second), amount=amount)
+        color, second, amount, scale_m = surface
+        texture = material.texture
+        if texture or amount > PLAIN:
+            texture = replace(texture or Texture("noise", (0.0,) * 3, seed=int(1e5 * second[0])),
+                              color=tuple(second), amount=amount, scale_m=scale_m)
         return replace(material, color=tuple(color), texture=texture)
 
     def finished(material: Material) -> Material:

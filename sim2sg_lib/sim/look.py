@@ -8,6 +8,7 @@ import math
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sim2sg_lib.camera import Camera, Cameras, stack_cameras
@@ -15,7 +16,8 @@ from sim2sg_lib.scene import Mesh, Scene
 from sim2sg_lib.sim.appearance import (
     GROUPS, bounded, dressed, prior, scenes_of_rows, values_of, with_values)
 from sim2sg_lib.sim.background import (
-    BackgroundPoints, background_points, background_visibility, light_background)
+    BackgroundPoints, background_points, background_visibility, light_background,
+    surface_colors)
 from sim2sg_lib.sim.large_images import share_samples
 from sim2sg_lib.sim.lighting import Lighting, pack_lighting, shadow_maps
 from sim2sg_lib.sim.meshes import Meshes, build
@@ -33,6 +35,9 @@ WEIGH_STEPS = 5       # steps after which pixels are weighed anew by how well th
 OBJECT_SHARE = 0.1    # weight of each object, as a fraction of that of the image
 OBJECT_TRUST = 0.3    # lowest weight of an object's pixel: a box says that it is there
 CLIP = 0.25           # difference in display values beyond which a pixel counts no more as an error
+SMOOTH_PX = 4         # differences that extend farther are light, not texture
+ENOUGH_PIXELS = 100   # of a surface of the background whose texture follows the residual
+NOISE_DEVIATION = 0.16  # standard deviation of texture.noise
 BLANK = 0.02          # standard deviation of display values of an image that shows nothing
 GAIN = 0.98           # of the random look's error that a fit must not exceed
 METAL, ROUGH = (0.05, 0.5), (0.2, 0.9)  # ranges in which metallic and roughness start
@@ -73,7 +78,7 @@ def views_of(meshes: Meshes, light: Lighting, cameras: Cameras, target: Tensor) 
     weight[count] = 1 / (pixels * SUPERSAMPLE ** 2)
 
     def pooled(values: Tensor) -> Tensor:
-        return torch.nn.functional.avg_pool2d(values[:, None], SUPERSAMPLE)[:, 0]
+        return F.avg_pool2d(values[:, None], SUPERSAMPLE)[:, 0]
 
     samples, seen = object_samples(fragments, cameras), background_points(cameras, light, (0, cameras.height))
     material = meshes.face_material.index_select(0, samples.face)
@@ -187,7 +192,8 @@ def fit_look(scenes: list[Scene], target: Tensor, assets: dict[str, Mesh],
     views, rows = views_of(meshes, light, cameras, target), scenes_of_rows(meshes, light)
     with torch.no_grad():
         before = photometric_error(render(views, meshes, light), views)
-    values, after = descend(meshes, light, views, rows, steps)
+    values, after, likely = descend(meshes, light, views, rows, steps)
+    values = textured_like(meshes, light, views, likely, values)
     kept = (after < GAIN * before) & (target.flatten(1).std(1) >= BLANK)
     fitted = [made.moved(scene.origin_world)
               for made, scene in zip(dressed(near, meshes, values), scenes)]
@@ -196,13 +202,16 @@ def fit_look(scenes: list[Scene], target: Tensor, assets: dict[str, Mesh],
 
 
 def descend(meshes: Meshes, light: Lighting, views: Views, rows: dict[str, Tensor],
-            steps: int) -> tuple[dict[str, Tensor], Tensor]:
-    """The values with the smallest error of all steps, scene by scene, and these errors (B,)."""
+            steps: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """The values with the smallest error of all steps, scene by scene, and these errors (B,).
+
+    Also how well the scenes explain each pixel (B, H, W) in the end.
+    """
     start = first_guess(meshes, light, views)
     offsets = {name: torch.zeros_like(value, requires_grad=True) for name, value in start.items()}
     moments = {name: (torch.zeros_like(value), torch.zeros_like(value)) for name, value in start.items()}
     best = {name: value.clone() for name, value in start.items()}
-    least = best_error = torch.full_like(light.exposure, torch.inf)
+    least = torch.full_like(light.exposure, torch.inf)
     likely = torch.ones_like(views.weight)
     for step in range(steps + 1):
         values = {name: bounded(GROUPS[name], start[name], offsets[name]) for name in start}
@@ -219,7 +228,6 @@ def descend(meshes: Meshes, light: Lighting, views: Views, rows: dict[str, Tenso
             error = photometric_error(images, views)
             better = error < least  # never for NaN
             least = torch.where(better, error, least)
-            best_error = least
             for name, group in GROUPS.items():
                 chosen = better[rows[group.scene_of]]
                 best[name][chosen] = values[name][chosen]
@@ -230,35 +238,97 @@ def descend(meshes: Meshes, light: Lighting, views: Views, rows: dict[str, Tenso
             rate = RATE * (1 - 0.9 * step / steps)
             for (name, offset), gradient in zip(offsets.items(), gradients):
                 adam_step(offset, gradient, moments[name], rate * GROUPS[name].rate, step + 1)
-    return best, best_error
+    return best, least, likely
 
 
 def first_guess(meshes: Meshes, light: Lighting, views: Views) -> dict[str, Tensor]:
-    """Values to start from: each material in the color that its pixels have, materials in mid-range.
+    """Values to start from: each surface in the color that its pixels have, materials in mid-range.
 
     From their random values, saturated colors and pure metals would need many steps to turn.
     """
     start = values_of(meshes, light)
     start["metallic"] = start["metallic"].clamp(METAL[0], METAL[1])
     start["roughness"] = start["roughness"].clamp(ROUGH[0], ROUGH[1])
-    if len(meshes.color) == 0:
-        return start
-    neutral = torch.full_like(meshes.color, 0.5)
-    plain, lit = with_values(meshes, light, start | {
-        "color": torch.cat([neutral, start["color"][len(neutral):]]),
-        "amount": torch.cat([0 * neutral[:, 0], start["amount"][len(neutral):]])})
+    gray, plain = torch.full_like(start["color"], 0.5), torch.zeros_like(start["amount"])
     with torch.no_grad():
-        images = render(views, plain, lit)
-    number = meshes.face_material[views.samples.face]
-    sums = [torch.zeros_like(neutral).index_add(
-        0, number, picture.permute(0, 2, 3, 1).reshape(-1, 3)[views.samples.pixel].clamp(min=1e-3) ** 2.2)
-        for picture in (views.target, images)]
+        images = render(views, *with_values(meshes, light, start | {"color": gray, "amount": plain}))
+    sums = [surface_sums(picture.clamp(min=1e-3) ** 2.2, meshes, light, views)
+            for picture in (views.target, images)]
     guess = (0.5 * sums[0] / sums[1].clamp(min=1e-6)).clamp(0.02, 0.9)
-    gain = torch.where(sums[1] > 0, guess / start["color"][:len(guess)], 1.0)
+    gain = torch.where(sums[1] > 1e-3, guess / start["color"].clamp(min=1e-3), 1.0)
     for name in ("color", "second"):
-        start[name] = torch.cat([(start[name][:len(guess)] * gain).clamp(0.01, 0.95),
-                                 start[name][len(guess):]])
+        start[name] = (start[name] * gain).clamp(0.01, 0.95)
     return start
+
+
+def surface_sums(pictures: Tensor, meshes: Meshes, light: Lighting, views: Views) -> Tensor:
+    """(S, 3) sums of pictures (B, 3, H, W) over the pixels of each surface.
+
+    Of the background, by the gradient of the colors that are seen with respect to those painted.
+    """
+    pixels = pictures.permute(0, 2, 3, 1).reshape(-1, 3)
+    number = meshes.face_material.index_select(0, views.samples.face)
+    objects = torch.zeros_like(meshes.color).index_add(0, number, pixels[views.samples.pixel])
+    painted = [light.ground_color.clone().requires_grad_(), light.paint_color.clone().requires_grad_()]
+    plain = replace(light, ground_color=painted[0], paint_color=painted[1], **{
+        name: replace(texture, amount=0 * texture.amount)
+        for name, texture in (("ground", light.ground), ("paint", light.paint))})
+    seen = surface_colors(views.background, views.cameras, plain)
+    clear = (views.object.flatten()[:, None] == 0).to(pixels)
+    sums = torch.autograd.grad((seen * pixels * clear).sum() + 0 * painted[0].sum() + 0 * painted[1].sum(),
+                               painted)
+    return torch.cat([objects, *sums])
+
+
+def textured_like(meshes: Meshes, light: Lighting, views: Views, likely: Tensor,
+                  values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The values with contrast and scale of background textures as the target's residual has them.
+
+    The residual is the logarithm of the target over the render without textures, where the scene
+    explains the image. Its standard deviation gives the contrast, its correlation from column to
+    column the scale; a plain surface gets noise.
+    """
+    values = dict(values, scale=torch.cat([texture.scale_m for texture in (
+        meshes.texture, light.ground, light.paint)]))
+    dressed_meshes, lit = with_values(meshes, light, values)
+    with torch.no_grad():
+        patterned = render(views, dressed_meshes, lit)
+        plain = render(views, *with_values(meshes, light, values | {"amount": 0 * values["amount"]}))
+    trusted = ((likely > 0.5) & (views.object == 0)).to(plain)[:, None]
+
+    def statistics(picture: Tensor) -> tuple[Tensor, Tensor]:
+        """(S,) standard deviation and correlation of neighbors, of residuals to the plain render."""
+        rest = 2.2 * (picture.clamp(min=0.02) / plain.clamp(min=0.02)).log().clamp(-1, 1) * trusted
+        # light that is not quite right varies slowly: leave out what a neighborhood has in common
+        window = {"kernel_size": 2 * SMOOTH_PX + 1, "stride": 1, "padding": SMOOTH_PX}
+        near = F.avg_pool2d(trusted, **window).clamp(min=1e-6)
+        rest = (rest - F.avg_pool2d(rest, **window) / near) * trusted
+        pair = trusted * trusted.roll(-1, 3)
+        pair[..., -1] = 0
+        square, product = (values.mean(1, keepdim=True)
+                           for values in (rest.square(), rest * rest.roll(-1, 3)))
+        sums = surface_sums(torch.cat([square, product * pair, pair], 1), meshes, light, views)
+        count = surface_sums(trusted.expand(-1, 3, -1, -1), meshes, light, views)[:, 0]
+        variance = (sums[:, 0] / count.clamp(min=1e-6)).clamp(min=1e-8)
+        return variance.sqrt(), (sums[:, 1] / sums[:, 2].clamp(min=1e-6) / variance).clamp(0.05, 0.98)
+
+    (wanted, near), (has, own) = statistics(views.target), statistics(patterned)
+    enough = surface_sums(trusted.expand(-1, 3, -1, -1), meshes, light, views)[:, 0] >= ENOUGH_PIXELS
+    enough[:len(meshes.color)] = False
+    pattern = torch.cat([texture.pattern for texture in (meshes.texture, light.ground, light.paint)])
+    more = enough & (pattern >= 0) & (has > 0.005)
+    fresh = enough & (pattern < 0) & (wanted > 0.04)
+    length_px = (near.log() / own.log()).clamp(0.5, 2)  # of the pattern over that of the residual
+    values["scale"] = torch.where(more, values["scale"] / length_px, values["scale"])
+    amount = (values["amount"] * (wanted / has.clamp(min=1e-3)).clamp(0.3, 1.5)).clamp(max=1)
+    values["amount"] = torch.where(more, amount, torch.where(fresh, 1.0, values["amount"]))
+    # noise darkens by half its contrast on average, and has this standard deviation
+    dark = (wanted / NOISE_DEVIATION).clamp(max=0.8)[:, None]
+    color = torch.where(fresh[:, None], values["color"] / (1 - dark / 2), values["color"]).clamp(max=0.98)
+    values["second"] = torch.where(fresh[:, None], color * (1 - dark), values["second"])
+    values["color"] = color
+    values["scale"] = torch.where(fresh, -0.1 / near.log(), values["scale"]).clamp(0.03, 4)
+    return values
 
 
 def adam_step(values: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], rate: float,
