@@ -210,6 +210,7 @@ def sample_appearance(objects: list[SceneObject], camera: Camera, domain: str, r
         floor, wall, strips = kitchen(objects, rng)
     elif strong:
         floor, wall = any_material(rng), any_material(rng)
+        strips = tuple(any_carpet(rng) for _ in range(rng.integers(3)))
         for i, light in enumerate(lights):
             position = np.array(light.position_world) + rng.uniform(-1, 1, 3) * (1, 1, 0.3)
             brightness = np.array(light.intensity) * rng.uniform(0.3, 1.7)
@@ -273,6 +274,13 @@ def kitchen(objects: list[SceneObject],
     cloths = [matte(color, "noise", (0.6 * c for c in color), 0.03) for color in (rim, inner)]
     return floor, wall, tuple(Strip(table.position_world[:2], side, table.yaw_rad, cloth)
                               for side, cloth in zip(sides, cloths))
+
+
+def any_carpet(rng: np.random.Generator) -> Strip:
+    """A rectangle of any material anywhere on the floor."""
+    position = tuple(float(rng.uniform(*side)) for side in FLOOR_M)
+    size_m = tuple(map(float, rng.uniform(0.6, 3.0, 2)))
+    return Strip(position, size_m, float(rng.uniform(0, 2 * np.pi)), any_material(rng))
 
 
 def any_material(rng: np.random.Generator) -> Material:

@@ -1,16 +1,21 @@
 """CLEVR domains against the numbers of the appendix, and labels of scenes with known answers."""
+import json
+import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 import envs
+from conftest import run
 from envs import clevr
 from envs.clevr import ENV
 from sim2sg_lib.camera import look_at
 from sim2sg_lib.sim.render import render_scenes
 from sim2sg_lib.scene import Material, Scene, SceneObject, Sky, predicate_axes
 from sim2sg_lib.cli import InputError
+from sim2sg_lib.score.metrics import evaluate_graphs
 
 # blue, green, magenta, yellow
 SOURCE_RGB = {(42, 75, 215), (29, 125, 20), (210, 40, 180), (255, 238, 51)}
@@ -38,7 +43,8 @@ def smallest_gap(scene):
     ("source", {4}, (0.3, 0.8), SOURCE_RGB, 1.0, False),
     ("target", {2, 3}, (0.8, 9.0), TARGET_RGB, 0.0, True),
     ("target-content", {2, 3}, (0.8, 9.0), SOURCE_RGB, 1.0, False),
-    ("target-appearance", {4}, (0.3, 0.8), TARGET_RGB, 0.0, True)])
+    ("target-appearance", {4}, (0.3, 0.8), TARGET_RGB, 0.0, True),
+    ("crowd", set(range(3, 11)), (0.4, 0.5), TARGET_RGB, 0.0, True)])
 def test_domains_match_the_appendix(domain, counts, margins_m, palette, metallic, stylized):
     scenes = draw(domain)
     assert {len(scene.objects) for scene in scenes} == counts
@@ -49,6 +55,50 @@ def test_domains_match_the_appendix(domain, counts, margins_m, palette, metallic
     assert {o.material.metallic for o in things} == {metallic}
     assert {scene.style_seed is not None for scene in scenes} == {stylized}
     assert {ENV.vocabulary.categories[o.label] for o in things} == {"cube", "sphere", "cylinder"}
+
+
+def test_objects_of_a_crowd_are_apart_and_visible():
+    """Official CLEVR's rules, pair by pair and in the labels of images of 320x240."""
+    scenes = draw("crowd", 12)
+    for scene in scenes:
+        for i, a in enumerate(scene.objects):
+            for b in scene.objects[:i]:
+                # a cube is scaled by 1 / sqrt 2
+                radii_m = sum(o.size_m[0] / 2 * (2**0.5 if o.asset == "cube" else 1) for o in (a, b))
+                assert math.dist(a.position_world, b.position_world) >= radii_m + 0.25 - 1e-9
+    strict = replace(ENV, world=replace(ENV.world, min_visible_fraction=180 / (320 * 240)))
+    graphs = render_scenes(strict, scenes, ["x.png"] * 12, (320, 240), "cpu").graphs
+    assert [len(graph) for graph in graphs] == [len(scene.objects) for scene in scenes]
+
+
+@pytest.mark.parametrize("domain, ceilings", [
+    ("target", (1.0, 1.0, 1.0)), ("target-content", (1.0, 1.0, 1.0)),  # 4 or 12 relations
+    ("source", (20 / 24, 1.0, 1.0)), ("target-appearance", (20 / 24, 1.0, 1.0))])
+def test_recall_that_a_perfect_prediction_reaches(domain, ceilings):
+    """R@20, 50 and 100. The pairs of Table 4 can reach 1 with the target's content on both sides."""
+    names = [f"{i}.png" for i in range(8)]
+    graphs = render_scenes(ENV, draw(domain, 8), names, (160, 120), "cpu").graphs
+    scores = evaluate_graphs(graphs, graphs, ENV.vocabulary)
+    assert [scores["recall"][str(k)] for k in (20, 50, 100)] == pytest.approx(ceilings)
+
+
+def test_a_source_with_the_target_s_content(tmp_path):
+    """`--unsplit`: any number of images, no splits, the source's look, strongly randomized or not."""
+    command = ("synthesize.py", "--domain", "target-content", "--unsplit", "--num", 2)
+    run(tmp_path, *command, "--out", "plain")
+    run(tmp_path, *command, "--randomize", "strong", "--out", "strong")
+    for folder, metals in (("plain", {1.0}), ("strong", None)):
+        assert sorted(path.name for path in (tmp_path / folder / "images").iterdir()) == [
+            "000000.png", "000001.png"]
+        assert not (tmp_path / folder / "train").exists()
+        lines = (tmp_path / folder / "scenes.jsonl").read_text().splitlines()
+        objects = [json.loads(line)["objects"] for line in lines]
+        assert {len(row) for row in objects} <= {2, 3}
+        found = {o["material"]["metallic"] for row in objects for o in row}
+        assert found == metals if metals else len(found) > 2
+    complaint = run(tmp_path, "synthesize.py", "--graphs", "x.jsonl", "--unsplit", "--out", "y",
+                    code=3)
+    assert "--unsplit is for random scenes" in complaint
 
 
 def test_sizes_match_clevr():

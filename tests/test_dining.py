@@ -200,6 +200,7 @@ def test_the_source_varies_in_color_alone_and_strong_in_everything_no_graph_hold
                   lambda s: s.lights[0].intensity):
         assert (len({value(s) for s in plain}) == 1
                 and len({value(s) for s in strong}) == len(strong))
+    assert {len(s.strips) for s in plain} == {0} and {len(s.strips) for s in strong} == {0, 1, 2}
     for a, b in zip(plain, strong):
         assert ([(o.asset, o.position_world) for o in a.objects]
                 == [(o.asset, o.position_world) for o in b.objects])

@@ -1,5 +1,6 @@
 """Drive-Sim: streets against the paper's appendix, lanes and trees by hand, depths on KITTI."""
 import csv
+import json
 import math
 import tarfile
 from dataclasses import replace
@@ -7,6 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+import envs
 from conftest import run
 from envs import drive
 from envs.assets import street
@@ -70,8 +72,10 @@ def test_objects_of_the_stand_in_do_not_overlap():
                 assert max(apart) >= -1e-9, (a, b)
 
 
-def test_label_files_of_the_stand_in_have_kitti_s_statistics(tmp_path):
-    """Labels of 300 rendered frames, compared with statistics of KITTI's 7,481 label files."""
+def test_label_files_of_the_stand_in_have_kitti_s_statistics(tmp_path, monkeypatch):
+    """Labels of 300 small rendered frames, compared with statistics of KITTI's 7,481 label files."""
+    small = replace(ENV, presets={"quick": replace(ENV.presets["quick"], image_size=(320, 97))})
+    monkeypatch.setattr(envs, "find", lambda name, where="": small)
     run(tmp_path, "synthesize.py", "--env", "drive", "--domain", "target", "--num", 300, "--seed",
         5, "--export", "kitti", "--out", "t")
     found = {"Car": [], "Pedestrian": []}
@@ -94,12 +98,23 @@ def test_label_files_of_the_stand_in_have_kitti_s_statistics(tmp_path):
 
 
 def test_domains_combine_content_and_assets():
-    for domain, stock, focal_px in (("source", "source", 621.0), ("target", "target", 721.5377),
-                                    ("target-content", "source", 721.5377),
-                                    ("target-appearance", "target", 621.0)):
+    for domain, stock in (("source", "source"), ("target", "target"), ("target-content", "source"),
+                          ("target-appearance", "target")):
         objects, camera = ENV.world.sample_layout(ENV, domain, np.random.default_rng(0))
         assert {o.asset.split()[0] for o in objects} == {stock}
-        assert camera.K[0, 0] == focal_px
+        assert camera.K[0, 0] == 721.5377  # in the source, too
+
+
+def test_random_scenes_take_kitti_s_camera_or_the_paper_s(tmp_path, monkeypatch):
+    tiny = replace(ENV, presets={"quick": replace(ENV.presets["quick"], image_size=(124, 38))})
+    monkeypatch.setattr(envs, "find", lambda name, where="": tiny)
+    for options, focal_px in (([], 72.03), (["--camera", "calib"], 72.03),
+                              (["--camera", "paper"], 62.0)):
+        run(tmp_path, "synthesize.py", "--env", "drive", "--num", 1, "--overwrite", "--out", "s",
+            *options)
+        camera = json.loads((tmp_path / "s/cameras.jsonl").read_text())
+        assert camera["K"][0][0] == pytest.approx(focal_px, abs=0.01)  # a tenth of 720 and of 621
+    assert json.loads((tmp_path / "s/dataset.json").read_text())["camera"] == "paper"
 
 
 @pytest.mark.parametrize("stock", [street.SOURCE, street.TARGET])
@@ -142,15 +157,16 @@ def test_relations_have_margins_in_meters_and_a_car_at_one_end():
 def test_cars_snap_to_lanes_and_a_wide_box_becomes_a_row_of_trees():
     rng = np.random.default_rng(0)
     poplar = SceneObject(VEGETATION, "source poplar", (10.0, 20.0, 0.0), (2.6, 2.6, 9.0), 0.0)
-    boxes = np.array([[0, 0, 10, 10], [0, 0, 10, 10], [900, 0, 1141.5, 200], [0, 0, 10, 10]], float)
-    objects = [car(1.9, 12), car(-3.2, 12), poplar,
+    boxes = np.array([[0, 0, 10, 10]] * 3 + [[900, 0, 1180.6, 200], [0, 0, 10, 10]], float)
+    objects = [car(1.9, 12), car(-3.2, 12), car(5.3, 20, math.pi), poplar,
                SceneObject(HOUSE, "source barn", (30.0, 30.0, 0.0), (9, 9, 7), 0.0)]
     settled = drive.snap_to_context(objects, boxes, ENV.world.camera, rng)
     # the lane nearest to 1.9 m is at 3.5 m; of the offset of 1.6 m from its middle, 0.8 m remain
-    assert [o.position_world[0] for o in settled if o.label == CAR] == pytest.approx([2.7, -3.2])
-    # cars on the right drive in our direction, the others towards us
-    assert [o.yaw_rad for o in settled if o.label == CAR] == [math.pi / 2, -math.pi / 2]
-    # 241.5 px at 20 m, focal length 621 px: 7.78 m wide, three poplars of 2.6 m, 2.59 m apart
+    assert [o.position_world[0] for o in settled if o.label == CAR] == pytest.approx(
+        [2.7, -3.2, 5.3])
+    # cars on the right drive in our direction, the others towards us; one stands across the street
+    assert [o.yaw_rad for o in settled if o.label == CAR] == [math.pi / 2, -math.pi / 2, math.pi]
+    # 280.6 px at 20 m, focal length 721.5 px: 7.78 m wide, three poplars of 2.6 m, 2.59 m apart
     trees = [o for o in settled if o.label == VEGETATION]
     assert [o.position_world[0] for o in trees] == pytest.approx([10 - 2.5926, 10.0, 10 + 2.5926],
                                                                  abs=1e-3)
@@ -253,6 +269,41 @@ def test_a_street_s_own_graph_lifts_to_the_street_again():
         assert round(after.position_world[0] / LANE_M) == round(before.position_world[0] / LANE_M)
         assert after.position_world[1] == pytest.approx(before.position_world[1], rel=0.05)
         assert after.yaw_rad == before.yaw_rad
+
+
+def test_boxes_tell_cars_across_the_street_from_cars_along_it():
+    """True boxes of the stand-in's cars that are neither hidden nor cut off, in 60 frames.
+
+    The boxes are of the target's assets, the projections of the source's.
+    """
+    rng, right = np.random.default_rng(4), {True: [], False: []}
+    for _ in range(60):
+        objects, camera = ENV.world.sample_layout(ENV, "target", rng)
+        for item in objects:
+            mesh = pose_mesh(ENV.world.assets[item.asset], item.position_world, item.size_m,
+                             item.yaw_rad)
+            box, (depth_m,) = projected_box(mesh.verts, camera), camera.project(
+                np.array([item.position_world]))[1]
+            inside = (box[:2] > 0).all() and box[2] < camera.width and box[3] < camera.height
+            if item.label == CAR and inside and depth_m < 50:
+                lifted = lift_box(CAR, box, camera, ENV, rng)
+                settled = drive.snap_to_context([lifted], box[None], camera, rng)[0]
+                across = [abs(math.cos(o.yaw_rad)) > 0.5 for o in (item, settled)]
+                right[across[0]].append(across[0] == across[1])
+    along, across = np.mean(right[False]), np.mean(right[True])
+    print(f"\nheading of cars: {along:.2f} of {len(right[False])} along the street are right, "
+          f"{across:.2f} of {len(right[True])} across it")
+    assert len(right[True]) > 25 and along > 0.95 and across > 0.65
+
+
+def test_all_that_kitti_s_hard_level_takes_is_labeled():
+    """A pedestrian of 25 of 375 rows, the level's limit, at the size of the quick preset."""
+    walker = SceneObject(PEDESTRIAN, "source man", (0.5, 50.0, 0.0), (0.5, 0.5, 1.75), 0.0)
+    scene = ENV.world.sample_appearance([walker], ENV.world.camera, "source", "paper",
+                                        np.random.default_rng(0))
+    graph = render_scenes(ENV, [scene], ["a.png"], ENV.presets["quick"].image_size, "cpu").graphs[0]
+    height_px = graph.boxes_px[0, 3] - graph.boxes_px[0, 1]
+    assert height_px * 375 / 194 == pytest.approx(25, abs=1.5)
 
 
 def test_an_empty_graph_is_an_empty_street():
