@@ -67,6 +67,7 @@ def main(context: click.Context, checkpoint_path: Path | None, data: Path | None
     from sim2sg_lib.io.graphs import write_graphs
     from sim2sg_lib.net.predict import predict_folder
     from sim2sg_lib.score import labeled_set
+    from sim2sg_lib.score.probe import probe_of_run
     from sim2sg_lib.score.table import metrics_table
     from sim2sg_lib.viz.sheet import save_predictions
 
@@ -93,12 +94,15 @@ def main(context: click.Context, checkpoint_path: Path | None, data: Path | None
         predicted = predict_folder(model, images, env, 0.0, 0.0, partial / "predicted.jsonl")
 
         # --- score
-        metrics, curves = record | {"split": split, "images": len(images.names)}, {}
+        probe = probe_of_run(model, saved["options"], checkpoint_path, env, data)
+        metrics = record | {"split": split, "images": len(images.names), "probe": probe}
+        curves = {}
         if test_set.truth is not None:
-            source = labeled_set.newest_source(saved["options"]["source"], checkpoint_path, env)
-            if source is None:
+            sources = labeled_set.read_sources(saved["options"]["source"], checkpoint_path, env)
+            if sources[-1] is None:
                 log_info("no content gap: the data set that the network was last trained on is gone")
-            scores, curves = labeled_set.score(test_set, predicted, source, env, split)
+            newest = (saved["options"].get("schedule") or {}).get("newest")
+            scores, curves = labeled_set.score(test_set, predicted, newest, sources, env, split)
             metrics |= scores
 
         # --- save: write everything before anything is replaced
@@ -225,12 +229,13 @@ def report(loop: Path) -> None:
     curves.json, graphs from predictions.jsonl.
     """
     from sim2sg_lib.io.graphs import read_graphs
-    from sim2sg_lib.score.table import read_loop
+    from sim2sg_lib.score.table import read_loop, shown_row
     from sim2sg_lib.score.labeled_set import open_test_set, without_categories
     from sim2sg_lib.viz.report import write_report
 
     table = read_loop(loop)
-    name, row = list(table.items())[-1]
+    name = shown_row(table)
+    row = table[name]
     env = envs.find(row["env"], f"{loop / name / 'config.json'}: env")
     predicted = read_graphs(loop / name / "predictions.jsonl", env.vocabulary)
     images = truth = None
@@ -277,23 +282,32 @@ def tensorboard(folders: tuple[Path, ...]) -> None:
 
 def summarize(loops: tuple[Path, ...]) -> None:
     """Print the table of one or several finished loops, and draw figures/loop.png of each."""
-    from sim2sg_lib.score.table import COLUMNS, cell, loop_table, read_loop
+    from dataclasses import asdict
+
+    from sim2sg_lib.score import table
     from sim2sg_lib.viz.sheet import draw_sheet
-    tables = [read_loop(loop) for loop in loops]
-    env_names = sorted({row["env"] for table in tables for row in table.values()})
+    tables = [table.read_loop(loop) for loop in loops]
+    env_names = sorted({row["env"] for rows in tables for row in rows.values()})
     if len(env_names) > 1:
         names = " and ".join(env_names)
         raise InputError(f"--summary: loops of {names}, expected loops of one environment")
-    names = [name for name in tables[0] if all(name in table for table in tables)]
+    seeds = table.read_seeds(loops, tables)
+    names = [name for name in tables[0] if all(name in rows for rows in tables)]
     if not names:
         raise InputError("--summary: the loops have no row in common")
-    log_info(loop_table(tables, names))
+    log_info(table.loop_table(tables, names, seeds))
     sheets = [sheet for sheet in map(draw_sheet, loops, tables) if sheet]
     for sheet in sheets:
         log_info(f"\n{sheet} shows target images and the scenes lifted from them")
-    rows = {name: {column: [cell(table[name], column) for table in tables] for column in COLUMNS}
-            for name in names}
-    print_json({"loops": list(map(utf8, loops)), "sheets": list(map(utf8, sheets)), "rows": rows})
+    compared = table.comparisons(tables, names)
+    print_json({
+        "loops": list(map(utf8, loops)), "seeds": seeds, "sheets": list(map(utf8, sheets)),
+        "rows": {name: {column: table.values_of(tables, name, column) for column in table.COLUMNS}
+                 for name in names},
+        "ceilings": table.ceilings(tables, names),
+        "gap_closed": {column: table.gaps_closed(tables, names, column) for column in compared},
+        "compared": {column: {name: asdict(row) | {"better": row.better}
+                              for name, row in rows.items()} for column, rows in compared.items()}})
 
 
 def utf8(text: str | Path) -> str:

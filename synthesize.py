@@ -7,8 +7,9 @@
 
 Without --checkpoint or --graphs the scenes are random: the source domain gives the SDR data set
 (structured domain randomization), any other a stand-in for real images, split into OUT/train,
-OUT/val and OUT/test. With one of them, each graph is lifted to 3-D in a random look of the source
-domain: label alignment.
+OUT/val and OUT/test unless --unsplit makes it a source. With one of them, each graph is lifted to
+3-D: label alignment. Lifted scenes have a random look of the source domain or, with --look fitted,
+that of the target's own image.
 """
 import shlex
 import sys
@@ -23,7 +24,9 @@ from sim2sg_lib.cli import (FloatRange, InputError, command_line, log_info, outp
                             print_json, progress)
 
 PREVIEWED = 12
-PREDICTED = "read.jsonl"  # in an unfinished data set: the graphs predicted so far
+POSE_STEPS = 30  # of --fit pose, and of --refine without a number
+# in an unfinished data set: the graphs predicted, those compared and the looks fitted so far
+PREDICTED, COMPARED, FITTED = "read.jsonl", "comparing.jsonl", "fitting.jsonl"
 PATH = click.Path(path_type=Path)
 
 
@@ -38,15 +41,26 @@ PATH = click.Path(path_type=Path)
 @click.option("--randomize", type=click.Choice(["paper", "strong"]), default="paper",
               help="Source look: the paper's, or varying everything that a scene graph does not hold.")
 @click.option("--domain", default="source", help="Of random scenes: source, target, ...")
+@click.option("--unsplit", is_flag=True,
+              help="Another domain than source is a source, too: OUT has no train, val and test.")
 @click.option("--checkpoint", type=PATH, help="Network that predicts the graphs.")
 @click.option("--target", type=PATH, help="Images it predicts them from.")
 @click.option("--camera", type=click.Choice(["calib", "paper"]), show_default="calib",
-              help="Of a KITTI --target: its calibration, or 90 degrees as the paper assumes.")
+              help="Of a KITTI --target, or of random scenes on drive: KITTI's calibration, or 90 "
+                   "degrees as the paper assumes.")
 @click.option("--graphs", "graphs_path", type=PATH, help="Lift the graphs of this JSON Lines file.")
 @click.option("--threshold", type=FloatRange(0, 1), show_default="the environment's",
               help="Confidence below which objects and relations are not lifted; on dining, for "
                    "objects, a fraction of the network's best scores.")
-@click.option("--refine", type=click.IntRange(0), default=0, is_flag=False, flag_value=30,
+@click.option("--compare", is_flag=True,
+              help="Correct categories of graphs, and drop boxes, by rendering every category.")
+@click.option("--look", type=click.Choice(["random", "fitted", "mixed"]), show_default="random",
+              help="Of lifted scenes: a random one, fitted to their images, or half of each.")
+@click.option("--fit", type=click.Choice(["pose", "look", "both"]), show_default="none",
+              help="By gradient: objects to their boxes, the look to the image, or both; pose is "
+                   "--refine, look is --look fitted.")
+@click.option("--fit-steps", type=click.IntRange(1, 1000), default=40, help="Steps of the look's fit.")
+@click.option("--refine", type=click.IntRange(0), default=0, is_flag=False, flag_value=POSE_STEPS,
               help="Gradient steps that fit lifted objects to their boxes; 30 if no number follows.")
 @click.option("--assets", type=PATH,
               help="Folder of OBJ or GLB files by category that replace the source's assets.")
@@ -63,9 +77,11 @@ PATH = click.Path(path_type=Path)
 @click.option("--resume/--no-resume", default=True, help="Continue the same command, interrupted.")
 @output_options
 def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str, domain: str,
-         checkpoint: Path | None, target: Path | None, camera: str | None, graphs_path: Path | None,
-         threshold: float | None, refine: int, assets: Path | None, export: str, renderer: str,
-         seed: int, device: str, preview: bool, overwrite: bool, resume: bool) -> None:
+         unsplit: bool, checkpoint: Path | None, target: Path | None, camera: str | None,
+         graphs_path: Path | None, threshold: float | None, compare: bool, look: str | None,
+         fit: str | None, fit_steps: int, refine: int, assets: Path | None, export: str,
+         renderer: str, seed: int, device: str, preview: bool, overwrite: bool,
+         resume: bool) -> None:
     # --- setup: the library is imported here, so that --help answers at once
     from sim2sg_lib.checkpoint import load, pick_device, runtime_info
     from sim2sg_lib.dataset import open_graphs, open_images
@@ -77,8 +93,10 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
 
     env, device, lifting = envs.find(env_name), pick_device(device), bool(checkpoint or graphs_path)
     formats = [name.strip() for name in export.split(",") if name.strip()]
-    check_options(env, domain, num, checkpoint, target, camera, graphs_path, threshold, refine,
-                  assets, formats)
+    check_options(env, domain, unsplit, num, checkpoint, target, camera, graphs_path, threshold,
+                  compare, look, fit, refine, assets, formats)
+    refine = refine or (POSE_STEPS if fit in ("pose", "both") else 0)
+    look = look or ("fitted" if fit in ("look", "both") else "random")
     if renderer == "pytorch3d":
         pytorch3d.require()
     if assets:
@@ -89,7 +107,7 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
 
     # --- source: random scenes, or graphs to lift, which a network predicts further below
     sizes, threshold = env.presets[preset], env.threshold if threshold is None else threshold
-    names, cameras, by_category = [], [], [threshold] * len(env.vocabulary.categories)
+    names, cameras, pictures, by_category = [], [], [], [threshold] * len(env.vocabulary.categories)
     if checkpoint:
         num = num or sizes.lifted_images
         model, images = load(checkpoint, env, device), open_images(target, env, camera)
@@ -100,8 +118,13 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
         graphs, by_category = confident_graphs(graphs, env, threshold)
         names, num = [graph.image for graph in graphs], num or len(graphs)
     else:
-        num = num or (sizes.source_images if domain == "source" else sizes.target_images)
-        source = RandomScenes(env, domain, randomize, seed)
+        is_source = unsplit or domain == "source"
+        num = num or (sizes.source_images if is_source else sizes.target_images)
+        if camera == "paper":
+            env = replace(env, world=replace(env.world, camera=env.world.paper_camera))
+        source = RandomScenes(env, domain, randomize, seed, unsplit)
+    if lifting and (compare or look != "random"):
+        pictures = find_pictures(target or graphs_path.parent, names[:num], env)
     if "kitti" in formats:  # before hours of rendering
         from sim2sg_lib.io.export import check_level
         for view, name in list(zip(cameras, names))[:num] or [(env.world.camera, "")]:
@@ -115,43 +138,57 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
             "renderer": renderer, "assets": assets and str(assets.resolve()), "export": formats,
             "command": "python " + shlex.join(sys.argv)}
     if lifting:
-        info |= {"threshold": threshold, "thresholds": by_category, "refine": refine,
+        info |= {"threshold": threshold, "thresholds": by_category, "refine": refine, "look": look, "compare": compare,
+                 "fit_steps": fit_steps if look != "random" else 0,
                  "camera": camera, "graphs": str((graphs_path or checkpoint).resolve()),
                  "target": target and str(target.resolve())}
+    elif camera:
+        info["camera"] = camera
     options = info | runtime_info(device) | {
-        "env": env.name, "domain": domain, "num": num,
-        "input": digest(*inputs(checkpoint, target, graphs_path, assets, env))}
+        "env": env.name, "domain": domain, "unsplit": unsplit, "num": num,
+        "input": digest(*inputs(checkpoint, target, graphs_path, assets, env), *pictures)}
     with (tempfile.TemporaryDirectory() if preview else
           work_folder(out, options, overwrite, resume)) as partial:
         partial = Path(partial)
         if checkpoint:
             graphs, info["thresholds"] = predict_graphs(model, images, chosen, env, threshold,
                                                         partial / PREDICTED)
+        if compare:
+            graphs, info["compared"] = compare_images(
+                graphs, pictures[:PREVIEWED if preview else None], cameras, env, device,
+                partial / COMPARED)
         if lifting:
             source = LiftedScenes(env, graphs, cameras, randomize, refine, seed, device)
+        if lifting and look != "random":
+            pictures = pictures[:PREVIEWED if preview else None]
+            source, info["fit"] = fit_images(source, pictures, look, fit_steps, partial)
         if preview:
             return draw_preview(Path(f"{out}.preview.png"), partial, range(min(num, PREVIEWED)),
-                                source, sizes.image_size, info, device)
+                                source, sizes.image_size, info, device, pictures)
         for name, indices in source.splits(num).items():
             write_data_set(partial / name, indices, source, sizes.image_size, info, device)
         if lifting:
             write_graphs(partial / "predicted.jsonl", graphs, env.vocabulary)
-        (partial / PREDICTED).unlink(missing_ok=True)
+        for name in (PREDICTED, COMPARED, FITTED):
+            (partial / name).unlink(missing_ok=True)
     print_json({"out": str(out), "env": env.name, "method": method, "images": num})
 
 
 # --- options --------------------------------------------------------------------------------------
 
-def check_options(env, domain: str, num: int | None, checkpoint: Path | None, target: Path | None,
-                  camera: str | None, graphs: Path | None, threshold: float | None, refine: int,
-                  assets: Path | None, formats: list[str]) -> None:
+def check_options(env, domain: str, unsplit: bool, num: int | None, checkpoint: Path | None,
+                  target: Path | None, camera: str | None, graphs: Path | None,
+                  threshold: float | None, compare: bool, look: str | None, fit: str | None,
+                  refine: int, assets: Path | None, formats: list[str]) -> None:
     """Raises: InputError for options that are unknown, or not of the chosen source of scenes."""
     lifting, flat = checkpoint or target or graphs, env.world is None
-    look, unknown = env.domains.get(domain, ("", ""))[1], set(formats) - {"kitti", "coco"}
+    dress, unknown = env.domains.get(domain, ("", ""))[1], set(formats) - {"kitti", "coco"}
+    lifted_only = {"--refine": refine, "--threshold": threshold is not None,
+                   "--compare": compare, "--look": look not in (None, "random"), "--fit": fit}
     for wrong, message in (
-            (not look, f"--domain: {domain!r} is not one of {', '.join(env.domains)}"),
+            (not dress, f"--domain: {domain!r} is not one of {', '.join(env.domains)}"),
             (unknown, f"--export: {', '.join(sorted(unknown))!r} is not kitti or coco"),
-            (assets and look != "source", f"--assets: --domain {domain} has none of the source's"),
+            (assets and dress != "source", f"--assets: --domain {domain} has none of the source's"),
             (flat and (lifting or assets or "kitti" in formats),
              f"--env {env.name} has no 3-D world: leave --checkpoint, --graphs, --assets and --export "
              "kitti out"),
@@ -160,13 +197,19 @@ def check_options(env, domain: str, num: int | None, checkpoint: Path | None, ta
              "--checkpoint and --target go together, and not with --graphs"),
             (lifting and domain != "source",
              "--domain: lifted graphs take the source's look, leave it out"),
-            (camera and not target,
-             "--camera is that of a KITTI --target: add --checkpoint and --target, or leave it out"),
+            (lifting and unsplit, "--unsplit is for random scenes: leave it out"),
+            (camera and not target and (graphs or flat or not env.world.paper_camera),
+             "--camera is that of a KITTI --target, or of random scenes on drive: add --checkpoint and "
+             "--target, or leave it out"),
             # random scenes
-            (not lifting and (refine or threshold is not None),
-             f"{'--refine' if refine else '--threshold'} is for lifted graphs: add --checkpoint and "
-             "--target, or --graphs"),
-            (domain != "source" and num is not None and num < 3,
+            (not lifting and any(lifted_only.values()),
+             f"{next((name for name, given in lifted_only.items() if given), '')} is for lifted graphs: "
+             "add --checkpoint and --target, or --graphs"),
+            (fit == "pose" and look not in (None, "random"),
+             f"--fit pose: leaves the look random, --look {look} needs --fit look or both"),
+            (fit in ("look", "both") and look == "random",
+             f"--fit {fit}: fits the look, expected --look fitted or mixed"),
+            (domain != "source" and not unsplit and num is not None and num < 3,
              f"--num: {num} images cannot be split into train, val and test, expected 3 or more")):
         if wrong:
             raise InputError(message)
@@ -204,6 +247,44 @@ def predict_graphs(model, images, chosen, env, threshold: float,
         predict_folder(model, images, env, lowest, threshold, kept), env, threshold)
     by_name = dict(zip(images.names, graphs))
     return [by_name[name] for name in chosen.names], by_category
+
+
+def find_pictures(folder: Path, names: list[str], env) -> list[Path]:
+    """The images of the graphs, to which the look is fitted. Raises: InputError."""
+    from sim2sg_lib.dataset import check_aspect
+    from sim2sg_lib.io.images import open_image
+    from sim2sg_lib.io.reading import safe_join
+    paths = [safe_join(folder, name) for name in names]
+    for path in paths:
+        check_aspect(path, *open_image(path).size, env.world.camera)
+    return paths
+
+
+def compare_images(graphs: list, pictures: list[Path], cameras: list, env, device,
+                   kept: Path) -> tuple[list, dict]:
+    """The graphs corrected by render and compare, and for dataset.json what that changed."""
+    from sim2sg_lib.sim.compare import compare_folder
+    graphs, report = compare_folder(graphs, pictures, cameras, env, device, kept)
+    log_info(f"render and compare: of {report.objects} boxes, {report.relabeled} got another category, "
+             f"{report.dropped} were dropped")
+    return graphs, vars(report)
+
+
+def fit_images(source, pictures: list[Path], look: str, steps: int, partial: Path):
+    """The source with the looks of its scenes fitted to the pictures, and errors for dataset.json."""
+    from sim2sg_lib.io.files import write_json_lines
+    from sim2sg_lib.sim.sources import fit_looks
+    fits = fit_looks(source, pictures, steps, partial / FITTED)
+    source = replace(source, fitted=[one.scene if one.kept else None for one in fits],
+                     mixed=look == "mixed")
+    before, after = (sum(getattr(one, name) for one in fits) / len(fits) for name in ("before", "after"))
+    dropped = sum(not one.kept for one in fits)
+    log_info(f"difference of render and image: {before:.3f} in the random look, {after:.3f} fitted; "
+             f"{dropped} of {len(fits)} keep the random look, which no fit improved")
+    write_json_lines(partial / "fitted.jsonl", [
+        {"image": graph.image, "before": one.before, "after": one.after, "kept": one.kept}
+        for graph, one in zip(source.graphs, fits)])
+    return source, {"photometric_before": before, "photometric_after": after, "dropped": dropped}
 
 
 # --- rendering ------------------------------------------------------------------------------------
@@ -249,7 +330,7 @@ def write_data_set(folder: Path, indices: range, source, size: tuple[int, int], 
         if fit:
             text = ", ".join(f"{name} {value:.3f}" for name, value in fit.items())
             log_info(f"IoU of rendered vs. predicted boxes: {text}")
-        info = info | {"fit": fit}
+        info = info | {"fit": (fit or {}) | info.get("fit", {}) or None}
     write_labels(folder, graphs, scenes, source.env, info | {"width": size[0], "height": size[1]})
     rendered.close()  # last: until the labels are written, the next attempt continues from it
 
@@ -268,23 +349,41 @@ def write_chunk(folder: Path, scenes: list, first: int, source, size: tuple[int,
 
 
 def draw_preview(path: Path, folder: Path, indices: range, source, size: tuple[int, int],
-                 info: dict, device) -> None:
-    """The first images with their labels on one sheet. folder: for temporary files."""
+                 info: dict, device, pictures: list[Path]) -> None:
+    """The first images with their labels on one sheet. folder: for temporary files.
+
+    pictures: the target images, if the look is fitted to them: below each the random look, the
+    fitted one, and what the data set will hold.
+    """
     from sim2sg_lib.io.images import read_image
-    from sim2sg_lib.sim.chunks import cut_into_chunks
-    from sim2sg_lib.viz.drawings import contact_sheet, draw_boxes, save_png
-    (folder / "images").mkdir()
-    graphs = []
-    for chunk in cut_into_chunks(indices, size):
-        scenes = source.scenes(chunk)
-        graphs += write_chunk(folder, scenes, chunk.start, source, size, info, device)[0]
-    tiles = [draw_boxes(read_image(folder / graph.image, *size), graph, source.env.vocabulary)
-             for graph in graphs]
-    rows = [(f"from {start}", tiles[start:start + 4]) for start in range(0, len(tiles), 4)]
+    from sim2sg_lib.viz.drawings import contact_sheet, to_tile, save_png
+    rows = [("", preview_tiles(folder / "set", indices, source, size, info, device))]
+    if pictures:
+        random, fitted = replace(source, fitted=()), replace(source, jitter=0.0, mixed=False)
+        rows = [("target", [to_tile(read_image(path, *size)) for path in pictures]),
+                ("random look", preview_tiles(folder / "random", indices, random, size, info, device)),
+                ("fitted look", preview_tiles(folder / "fitted", indices, fitted, size, info, device)),
+                ("data set", rows[0][1])]
+    columns = 6 if pictures else 4
+    rows = [(title or f"from {start}", tiles[start:start + columns])
+            for start in range(0, len(indices), columns) for title, tiles in rows]
     path.parent.mkdir(parents=True, exist_ok=True)
     save_png(path, contact_sheet(rows))
-    log_info(f"{path} shows {len(tiles)} samples")
-    print_json({"preview": str(path), "images": len(tiles)})
+    log_info(f"{path} shows {len(indices)} samples")
+    print_json({"preview": str(path), "images": len(indices)})
+
+
+def preview_tiles(folder: Path, indices: range, source, size: tuple[int, int], info: dict, device) -> list:
+    """Images of the scenes with boxes, rendered into a folder."""
+    from sim2sg_lib.io.images import read_image
+    from sim2sg_lib.sim.chunks import cut_into_chunks
+    from sim2sg_lib.viz.drawings import draw_boxes
+    (folder / "images").mkdir(parents=True)
+    graphs = []
+    for chunk in cut_into_chunks(indices, size):
+        graphs += write_chunk(folder, source.scenes(chunk), chunk.start, source, size, info, device)[0]
+    return [draw_boxes(read_image(folder / graph.image, *size), graph, source.env.vocabulary)
+            for graph in graphs]
 
 
 if __name__ == "__main__":

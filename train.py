@@ -13,6 +13,7 @@ import shlex
 import sys
 import time
 from dataclasses import asdict, dataclass, replace
+from itertools import repeat
 from pathlib import Path
 
 import click
@@ -35,11 +36,15 @@ class Schedule:
     batch: int  # images of each domain per step
     optimizer: str  # "adamw" with a one-cycle learning rate, or "sgd" with a constant one
     rate: float  # learning rate of the network, the peak of the cycle
+    encoder_rate: float  # learning rate of the encoder's body, as a fraction of `rate`
+    ema: float  # decay of the average of the weights, which is what a run results in
+    augment: str = "full"  # of all images, see `augment.augment`
+    newest: float | None = None  # fraction of the labeled images that are of the newest data set
 
 
-# preset -> batch, optimizer, rate; steps and warm-up are the environment's.
-# "paper": Prakash et al. 2021, implementation details
-OPTIMIZERS = {"quick": (4, "adamw", 5e-4), "paper": (4, "sgd", 1e-4)}
+# preset -> optimizer, rate, encoder_rate with ImageNet weights, ema; steps, warm-up and batch are the
+# environment's. "paper": Prakash et al. 2021, implementation details, but for ema
+OPTIMIZERS = {"quick": ("adamw", 5e-4, 0.2, 0.99), "paper": ("sgd", 1e-4, 1.0, 0.999)}
 
 
 @click.command(help=__doc__,
@@ -69,8 +74,15 @@ OPTIMIZERS = {"quick": (4, "adamw", 5e-4), "paper": (4, "sgd", 1e-4)}
 @click.option("--warmup", type=FloatRange(0, 1, max_open=True),
               show_default="the environment's with --init, else 0",
               help="Fraction of the steps before adaptation starts.")
-@click.option("--augment", type=click.Choice(["none", "color"]), default="none",
-              help="Augment the colors of the source images.")
+@click.option("--encoder-rate", type=FloatRange(0, 1), show_default="the preset's, 1 from scratch",
+              help="Learning rate of the encoder's body, as a fraction of that of the heads.")
+@click.option("--ema", type=FloatRange(0, 1, max_open=True), show_default="the preset's",
+              help="Decay of the average of the weights that is saved; 0 saves the last ones.")
+@click.option("--newest", type=FloatRange(0, 1), show_default="as many as its share of all images",
+              help="Fraction of the labeled images per step that are of the newest --source.")
+@click.option("--augment", type=click.Choice(["none", "color", "full", "strong"]), default="full",
+              help="Change the images of both domains: their colors (color); gamma, contrast, "
+                   "noise and blur (full); or all of it (strong).")
 @click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0,
               help="The same seed and number of threads give the same bytes.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
@@ -82,12 +94,13 @@ OPTIMIZERS = {"quick": (4, "adamw", 5e-4), "paper": (4, "sgd", 1e-4)}
 @output_options
 def main(source: tuple[Path, ...], target: Path | None, align: str, settings: tuple[str, ...],
          init: Path | None, out: Path, preset: str, backbone: str | None, imagenet: bool | None,
-         input_: str | None, steps: int | None, warmup: float | None, augment: str, seed: int,
-         device: str, overwrite: bool, resume: bool, save_every: int) -> None:
+         input_: str | None, steps: int | None, warmup: float | None, encoder_rate: float | None,
+         ema: float | None, newest: float | None, augment: str, seed: int, device: str,
+         overwrite: bool, resume: bool, save_every: int) -> None:
     # --- setup: the library is imported here, so that --help needs no torch
     import torch
     from sim2sg_lib import adapt, checkpoint
-    from sim2sg_lib.data_loading import LabeledImages, TargetImages
+    from sim2sg_lib.data_loading import LabeledImages, UnlabeledImages
     from sim2sg_lib.io.files import write_json
     from sim2sg_lib.io.folders import digest, finished, note_finished, refuse_early, work_folder
     from sim2sg_lib.io.reading import read_json, recorded
@@ -104,22 +117,26 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, settings: tu
     first = source[0] / "dataset.json"
     env = envs.find(read_json(first).get("env"), f"{first}: env")
     device = checkpoint.pick_device(device)
-    schedule = make_schedule(env.presets[preset], preset, init is not None, steps, warmup)
 
     # --- model and data
     model = make_model(init, env, preset, backbone, imagenet, input_, device)
-    width, height = model.config.width, model.config.height
-    labeled = LabeledImages(source, env, width, height)
-    unlabeled = TargetImages(target, env, width, height) if target else None
+    schedule = make_schedule(env.presets[preset], preset, init is not None, model.config.imagenet,
+                             steps=steps, warmup=warmup, encoder_rate=encoder_rate, ema=ema,
+                             augment=augment, newest=newest)
+    size = env, model.config.width, model.config.height
+    labeled = LabeledImages(source, *size)
+    unlabeled = UnlabeledImages(target, *size) if target else None
+    # discriminators see the newest data set alone
+    aligned = UnlabeledImages(source[-1], *size) if target and len(source) > 1 else None
     options = {"command": "python " + shlex.join(sys.argv), "env": env.name,
                "source": [recorded(folder, out) for folder in source],
                "target": recorded(target, out) if target else None,
                "align": list(knobs), "init": recorded(init, out) if init else None, "preset": preset,
-               "augment": augment, "seed": seed, "schedule": asdict(schedule),
+               "seed": seed, "schedule": asdict(schedule),
                "adaptation": {name: asdict(own) for name, own in knobs.items()},
                "model": asdict(model.config), **checkpoint.runtime_info(device)}
     weights = sum(p.numel() for p in model.parameters()) / 1e6
-    log_info(f"{env.name} | {model.config.backbone} {width}x{height}, {weights:.1f} M weights | "
+    log_info(f"{env.name} | {model.config.backbone} {size[1]}x{size[2]}, {weights:.1f} M weights | "
              f"{len(labeled)} labeled images, {len(unlabeled) if unlabeled else 0} of the target | "
              f"align {align or 'none'} | {schedule.steps} steps | seed {seed} | {device} -> {out}")
 
@@ -130,13 +147,17 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, settings: tu
         summary = finished(partial)
         if summary is None:
             write_json(partial / "config.json", options)
-            state = make_state(model, knobs, schedule, seed)
+            state = make_state(model, knobs, schedule)
+            if init and knobs and checkpoint.load_methods(checkpoint.read(init, device),
+                                                          state.methods):
+                log_info(f"the discriminators of {init} go on")
             chances = {name: method.CHANCE_LOSS for name, method in state.methods.items()
                        if method.CHANCE_LOSS}
             log = TrainingLog(partial / "log.jsonl", schedule.batch, start, chances)
-            train(state, schedule, labeled, unlabeled, augment == "color", seed, log,
-                  partial / STATE, save_every, device)
-            checkpoint.save(partial / "model.pt", model, env, options)
+            train(state, schedule, labeled, unlabeled, aligned, seed, log, partial / STATE,
+                  save_every, device)
+            checkpoint.save(partial / "model.pt", state.averaged.module, env, options,
+                            state.methods)
             summary = {"loss": round(log.last_loss, 6),
                        "seconds": round(time.perf_counter() - log.start, 1)}
             write_json(partial / "config.json", options | {"seconds": summary["seconds"]})
@@ -145,40 +166,44 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, settings: tu
     print_json({"out": str(out), "env": env.name, "steps": schedule.steps, **summary})
 
 
-def train(state, schedule: Schedule, labeled, unlabeled, augment: bool, seed: int, log,
-          state_path: Path, save_every: int, device) -> None:
+def train(state, schedule: Schedule, labeled, unlabeled, aligned, seed: int, log, state_path: Path,
+          save_every: int, device) -> None:
     """The inner loop of Algorithm 1, from the step at which an earlier run was interrupted.
 
+    labeled, unlabeled: images of the task and of the target. aligned: the source images to align
+    with the target's; without, those of the task.
     Raises: click.ClickException for a loss or a gradient that is not finite.
     """
     import torch
+    from sim2sg_lib.augment import augment
     from sim2sg_lib.data_loading import loader
 
     model, steps = state.model, schedule.steps
     start_step = state.restore(state_path, log, device)
-    sources = loader(labeled, schedule.batch, steps, seed, device, start_step)
-    targets = (loader(unlabeled, schedule.batch, steps, seed + 1, device, start_step) if unlabeled
-               else [(None, [])] * (steps - start_step))
+    sources = loader(labeled, schedule.batch, steps, seed, device, start_step, schedule.newest)
+    targets, newest = (loader(images, schedule.batch, steps, seed + domain, device, start_step)
+                       if images else repeat((None, []))
+                       for domain, images in ((1, unlabeled), (2, aligned)))
     with stop_request() as stop, progress(steps, "train", "step", done=start_step) as bar:
-        for step, (labeled_batch, target_batch) in enumerate(zip(sources, targets), start_step):
+        for step, batches in enumerate(zip(sources, targets, newest), start_step):
             if step == start_step:  # after the loaders have drawn their seeds
                 state.restore_random()
-            (images, labels, names), (target_images, target_names) = labeled_batch, target_batch
-            names = names + target_names
+            (images, labels, names), *others = batches
+            names = sum((own for _, own in others), names)
 
             # the task on labeled images, adaptation on images of both domains
-            images = augment_colors(images, state.colors) if augment else images
             adapting = bool(state.methods) and step >= schedule.warmup * steps
-            if adapting:
-                source, target = model.forward_both(images, target_images)
-            else:
-                source = model(images)
+            domains = [images] + [own for own, _ in others if adapting and own is not None]
+            source, *adapted_to = model.forward_each(*(
+                augment(own, schedule.augment, (seed, domain, step))
+                for domain, own in enumerate(domains)))
             losses = model.losses(source, labels)
             notes = {"rate": state.optimizer.param_groups[0]["lr"]}
             if adapting:
                 adapted = max(0.0, (step / steps - schedule.warmup) / (1 - schedule.warmup))
+                target, synthetic = (*adapted_to, source)[:2]
                 for method in state.methods.values():
-                    more, numbers = method.losses(model, source, target, adapted)
+                    more, numbers = method.losses(model, synthetic, target, adapted)
                     losses, notes = losses | more, notes | numbers
             stop_if_not_finite(losses, step, names, log)
 
@@ -196,8 +221,10 @@ def train(state, schedule: Schedule, labeled, unlabeled, augment: bool, seed: in
             for _, optimizer in trained.values():
                 optimizer.step()
             state.lr_scheduler.step()
+            state.averaged.update_parameters(model)
 
-            log.add(step, {name: loss.item() for name, loss in losses.items()} | notes)
+            for name in log.add(step, {name: loss.item() for name, loss in losses.items()} | notes):
+                state.methods[name].stopped.fill_(True)
             bar.set_postfix_str(f"loss {log.last_loss:.3f}", refresh=False)
             bar.update()
             if stop or (step + 1) % save_every == 0 and step + 1 < steps:
@@ -207,10 +234,11 @@ def train(state, schedule: Schedule, labeled, unlabeled, augment: bool, seed: in
     log.close()
 
 
-def make_schedule(numbers, preset: str, init: bool, steps: int | None, warmup: float | None):
+def make_schedule(numbers, preset: str, init: bool, imagenet: bool, **options) -> Schedule:
     """The environment's `Preset` and this file's, with the options that were given."""
-    default = (numbers.steps, numbers.warmup) if init else (numbers.start_steps, 0.0)
-    return override(Schedule(*default, *OPTIMIZERS[preset]), steps=steps, warmup=warmup)
+    steps, warmup = (numbers.steps, numbers.warmup) if init else (numbers.start_steps, 0.0)
+    schedule = Schedule(steps, warmup, numbers.batch, *OPTIMIZERS[preset])
+    return override(schedule if imagenet else replace(schedule, encoder_rate=1.0), **options)
 
 
 def override(preset, **options):
@@ -243,44 +271,38 @@ def make_model(init: Path | None, env, preset: str, backbone: str | None, imagen
     return SceneGraphNet(override(config, input=input_)).to(device).train()
 
 
-def make_state(model, knobs: dict, schedule: Schedule, seed: int):
+def make_state(model, knobs: dict, schedule: Schedule):
     """The network, the adaptation methods and their optimizers, before the first step."""
     import torch
     from sim2sg_lib import adapt
-    from sim2sg_lib.training_state import TrainState
+    from sim2sg_lib.training_state import TrainState, averaged
 
     with torch.random.fork_rng(devices=[]):  # the task draws the same numbers without methods
         methods = adapt.make(knobs, model.config).to(next(model.parameters()).device)
+    body = set(map(id, model.detector.backbone.body.parameters()))
     weights = [p for p in model.parameters() if p.requires_grad]
-    groups = [{"params": list(method.parameters()), "lr": method.knobs.lr}
-              for method in methods.values() if list(method.parameters())]
+    groups = [{"params": [p for p in weights if (id(p) in body) == inside], "lr": rate}
+              for inside, rate in ((False, schedule.rate),
+                                   (True, schedule.rate * schedule.encoder_rate))]
+    disc_groups = [{"params": list(method.parameters()), "lr": method.knobs.lr}
+                   for method in methods.values() if list(method.parameters())]
     disc_optimizer = None
     if schedule.optimizer == "sgd":
-        optimizer = torch.optim.SGD(weights, schedule.rate, momentum=0.9, weight_decay=1e-4)
+        optimizer = torch.optim.SGD(groups, momentum=0.9, weight_decay=1e-4)
         lr_scheduler = torch.optim.lr_scheduler.ConstantLR(optimizer, 1.0)
-        if groups:
-            disc_optimizer = torch.optim.SGD(groups, momentum=0.9)
+        if disc_groups:
+            disc_optimizer = torch.optim.SGD(disc_groups, momentum=0.9)
     else:
-        optimizer = torch.optim.AdamW(weights, schedule.rate, weight_decay=1e-4)
+        optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
         # one step more than are taken, so that the last one still learns; torch divides by the
         # number of rising steps less one
         rise = max(0.1, 1.5 / (schedule.steps + 1))
         lr_scheduler = torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, schedule.rate, schedule.steps + 1, pct_start=rise)
-        if groups:
-            disc_optimizer = torch.optim.AdamW(groups)
-    colors = torch.Generator().manual_seed(seed)
-    return TrainState(model, methods, optimizer, lr_scheduler, disc_optimizer, colors)
-
-
-def augment_colors(images, generator):
-    """Channels of each image in random order, scaled and shifted: (B, 3, H, W) in [0, 1]."""
-    import torch
-    order = torch.rand(len(images), 3, generator=generator).argsort(1).to(images.device)
-    gain = 0.6 + 0.8 * torch.rand(len(images), 3, 1, 1, generator=generator)
-    shift = 0.3 * (torch.rand(len(images), 3, 1, 1, generator=generator) - 0.5)
-    shuffled = images.gather(1, order[:, :, None, None].expand_as(images))
-    return (shuffled * gain.to(images.device) + shift.to(images.device)).clamp(0, 1)
+            optimizer, [group["lr"] for group in groups], schedule.steps + 1, pct_start=rise)
+        if disc_groups:
+            disc_optimizer = torch.optim.AdamW(disc_groups)
+    return TrainState(model, methods, optimizer, lr_scheduler, disc_optimizer,
+                      averaged(model, schedule.ema))
 
 
 def stop_if_not_finite(values: dict, step: int, names: list[str], log) -> None:

@@ -11,7 +11,7 @@
 
 types   the arrows of the diagram: graph, scene, camera, env
         the files between the stages: dataset, checkpoint
-sim/    scenes to images: meshes, rasterizer, lighting, shading, labels; boxes to 3-D: lift, fit
+sim/    scenes to images: meshes, rasterizer, lighting, shading, labels; boxes to 3-D: lift, fit, look
 net/    images to scene graphs: detector, relations, inference and its thresholds
 adapt/  losses on unlabeled target images: one table of methods
 score/  average precision, recall, content gap; the table of a loop
@@ -30,12 +30,13 @@ IMPORT_ORDER = """
     sim.tensor_ops sim.meshes sim.rasterizer sim.soft
     sim.lighting sim.texture sim.background sim.shading sim.large_images
     env
-    sim.pytorch3d sim.annotate sim.render sim.lift sim.fit sim.chunks sim.sources
-    score.metrics score.content io.kitti dataset data_loading
+    sim.pytorch3d sim.annotate sim.render sim.lift sim.fit sim.appearance sim.look sim.variety
+    sim.chunks sim.sources sim.explain sim.compare
+    score.metrics score.content io.kitti dataset augment data_loading
     net.efficientnet net.backbone net.detector net.relations net.network net.predict
     checkpoint training_state
-    adapt.base adapt.sim2sg adapt
-    score.kitti_ap score.labeled_set score.table
+    adapt.base adapt.sim2sg adapt score.probe
+    score.kitti_ap score.labeled_set score.paired score.table
     io.export io.obj io.glb io.mesh_files
     viz.drawings viz.sheet viz.report
 """.split()

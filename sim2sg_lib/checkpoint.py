@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from sim2sg_lib.cli import InputError
 from sim2sg_lib.env import Env
@@ -23,14 +24,16 @@ GLOBALS = re.compile(r"collections OrderedDict|torch\._utils _rebuild_tensor_v2|
 FORMER_FIELDS = {"attention": "softmax", "pair_geometry": True, "semantic": True}
 
 
-def save(path: Path, model: SceneGraphNet, env: Env, options: dict) -> None:
+def save(path: Path, model: SceneGraphNet, env: Env, options: dict,
+         methods: nn.ModuleDict | None = None) -> None:
     """Write the weights and, as plain types, all that is needed to rebuild the network.
 
-    options: of the training run, for the record.
+    options: of the training run, for the record. methods: its adaptation methods, to go on with.
     """
     write(path, {"format": FORMAT, "env": env.name, "categories": list(env.vocabulary.categories),
                  "predicates": list(env.vocabulary.predicates), "model": asdict(model.config),
-                 "options": options, "weights": model.state_dict()})
+                 "options": options, "weights": model.state_dict(),
+                 "methods": methods.state_dict() if methods else {}})
 
 
 def write(path: Path, content: dict) -> None:
@@ -58,7 +61,8 @@ def read(path: Path, device: torch.device | str = "cpu") -> dict:
               "model": type(fields.get("model")) is dict,
               "options.source": _are_names(options.get("source")) and options["source"] != [],
               "options.target": type(options.get("target", 0)) in (str, type(None)),
-              "weights": isinstance(fields.get("weights"), dict)}
+              "weights": isinstance(fields.get("weights"), dict),
+              "methods": isinstance(fields.get("methods", {}), dict)}
     for name, valid in checks.items():
         if not valid:
             raise InputError(f"{path}: {name}: not what train.py writes, format {FORMAT}")
@@ -138,6 +142,21 @@ def rebuild(content: dict, path: Path, env: Env, device: torch.device | str) -> 
     model = SceneGraphNet(config, pretrained=False).to(device)
     model.load_state_dict({name: weights[name] for name in expected})
     return model
+
+
+def load_methods(content: dict, methods: nn.ModuleDict) -> list[str]:
+    """Restore those of a training's methods that `read` found with all weights; returns their names.
+
+    A discriminator goes on where it was, or a network that fooled it would start to move back.
+    """
+    found = []
+    for name, method in methods.items():
+        expected = {key: value for key, value in method.state_dict().items() if key != "stopped"}
+        saved = {key: content.get("methods", {}).get(f"{name}.{key}") for key in expected}
+        if saved and all(_alike(saved[key], expected[key]) for key in expected):
+            method.load_state_dict(saved, strict=False)
+            found.append(name)
+    return found
 
 
 def _alike(weight, expected: torch.Tensor) -> bool:

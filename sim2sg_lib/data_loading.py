@@ -31,6 +31,7 @@ class LabeledImages(torch.utils.data.Dataset):
             graphs = read_labels(open_images(folder, env), env)
             self.paths += [safe_join(folder, graph.image) for graph in graphs]
             self.graphs += graphs
+            self.newest = len(graphs)
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -45,8 +46,8 @@ class LabeledImages(torch.utils.data.Dataset):
         return load_tensor(self.paths[index], *self.size), target
 
 
-class TargetImages(torch.utils.data.Dataset):
-    """The images of a target folder at the network's input size, without labels or cameras.
+class UnlabeledImages(torch.utils.data.Dataset):
+    """The images of a folder at the network's input size, without labels or cameras.
 
     Raises: InputError for a folder without images of the environment.
     """
@@ -67,29 +68,46 @@ def load_tensor(path: Path, width: int, height: int) -> torch.Tensor:
     return torch.from_numpy(read_image(path, width, height).copy()).permute(2, 0, 1)
 
 
-def batches(count: int, batch: int, steps: int, seed: int) -> list[list[int]]:
+def batches(count: int, batch: int, steps: int, seed: int, newest: int = 0,
+            share: float | None = None) -> list[list[int]]:
     """`steps` batches of indices below `count`, epoch after epoch, each one shuffled.
 
     An epoch may end inside a batch.
+
+    share: the fraction of every run of batches that are among the last `newest` indices, both parts
+           with epochs of their own; None: all indices alike.
     """
     generator = torch.Generator().manual_seed(seed)
-    epochs = -(-batch * steps // count)
-    order = torch.cat([torch.randperm(count, generator=generator) for _ in range(epochs)])
-    return order[:batch * steps].reshape(steps, batch).tolist()
+
+    def shuffled(count: int, number: int) -> torch.Tensor:
+        epochs = -(-number // count)
+        order = [torch.randperm(count, generator=generator) for _ in range(epochs)]
+        return torch.cat([*order, torch.empty(0, dtype=torch.int64)])[:number]
+
+    if share is None or newest == count:
+        return shuffled(count, batch * steps).reshape(steps, batch).tolist()
+    # evenly spread: among the first n places, floor(n * share) are of the newest
+    quota = (torch.arange(batch * steps + 1, dtype=torch.float64) * share + 1e-9).floor()
+    is_newest = quota.diff() > 0
+    order, number = torch.empty(batch * steps, dtype=torch.int64), int(is_newest.sum())
+    order[~is_newest] = shuffled(count - newest, batch * steps - number)
+    order[is_newest] = count - newest + shuffled(newest, number)
+    return order.reshape(steps, batch).tolist()
 
 
-def loader(images: LabeledImages | TargetImages, batch: int, steps: int, seed: int,
-           device: torch.device, start_step: int = 0) -> Iterator:
+def loader(images: LabeledImages | UnlabeledImages, batch: int, steps: int, seed: int,
+           device: torch.device, start_step: int = 0, share: float | None = None) -> Iterator:
     """Yields `steps` batches, without the first `start_step`: (images, names).
 
     images: (B, 3, H, W) in [0, 1] on the device. LabeledImages: with a list of targets in between.
-    Raises: InputError for a broken image.
+    share: as in `batches`, of the newest data set. Raises: InputError for a broken image.
     """
-    order = batches(len(images), batch, steps, seed)[start_step:]
+    labeled = isinstance(images, LabeledImages)
+    newest = images.newest if labeled else 0
+    order = batches(len(images), batch, steps, seed, newest, share)[start_step:]
     # on a CPU the network needs all cores; with a GPU they are free to decode images
     workers = 4 if device.type == "cuda" else 0
-    labeled = isinstance(images, LabeledImages)
-    # target images draw nothing from the global generator: training samples as without them
+    # unlabeled images draw nothing from the global generator: training samples as without them
     generator = None if labeled else torch.Generator()
     data = torch.utils.data.DataLoader(images, batch_sampler=order, collate_fn=list,
                                        num_workers=workers, generator=generator)

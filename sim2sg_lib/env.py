@@ -33,6 +33,7 @@ class Preset:
     steps: int  # optimizer steps of every row that is fine-tuned from it
     iterations: int  # rounds of inferring, lifting, rendering and training
     warmup: float  # fraction of a row's steps before its adversarial losses start
+    batch: int = 4  # images of each domain per step
 
 
 @dataclass(frozen=True)
@@ -71,6 +72,7 @@ class World:
     snap_to_context: Callable[[list[SceneObject], np.ndarray, Camera, np.random.Generator],
                               list[SceneObject]] | None
     sample_appearance: Callable[[list[SceneObject], Camera, str, str, np.random.Generator], Scene]
+    paper_camera: Camera | None = None  # `--camera paper`, where the paper assumes another view
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,8 @@
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from types import UnionType
+from typing import get_args, get_origin, get_type_hints
 
 import numpy as np
 
@@ -162,6 +164,26 @@ def plain(value):
         return value
     return {"colour" if entry.name == "color" else entry.name: plain(getattr(value, entry.name))
             for entry in fields(value)}
+
+
+def scene_from_json(row: dict, camera: Camera) -> Scene:
+    """The scene of a `to_json`, which leaves the camera's pixels out."""
+    return from_plain(Scene, row | {"camera": camera})
+
+
+def from_plain(kind, value):
+    """The inverse of `plain`, of a value of this type."""
+    if is_dataclass(kind) and isinstance(value, dict):
+        hints = get_type_hints(kind)
+        rows = {"color" if name == "colour" else name: row for name, row in value.items()}
+        return kind(**{name: from_plain(hints[name], row) for name, row in rows.items()})
+    if get_origin(kind) is tuple:
+        kinds = get_args(kind)
+        kinds = kinds[:1] * len(value) if kinds[-1] is Ellipsis else kinds
+        return tuple(map(from_plain, kinds, value))
+    if get_origin(kind) is UnionType and value is not None:
+        return from_plain(get_args(kind)[0], value)  # X | None
+    return value
 
 
 def predicate_axes(camera: Camera) -> dict[str, np.ndarray]:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel
 
 from sim2sg_lib import checkpoint
 from sim2sg_lib.cli import log_info
@@ -30,15 +31,17 @@ class TrainingLog:
         self.last_loss = float("nan")
         self.chance_losses = dict(chance_losses or {})
 
-    def add(self, step: int, row: dict[str, float]) -> None:
-        """The losses (loss_*) and other numbers of one step."""
+    def add(self, step: int, row: dict[str, float]) -> list[str]:
+        """The losses (loss_*) and other numbers of one step.
+
+        Returns the methods whose discriminator turns out to be of no use any more, each once.
+        """
         self.rows.append(row)
         self.step = step
         self.last_loss = sum(v for k, v in row.items() if k.startswith("loss"))
-        if (step + 1) % LOG_EVERY == 0:
-            self._write()
+        return self._write() if (step + 1) % LOG_EVERY == 0 else []
 
-    def _write(self) -> None:
+    def _write(self) -> list[str]:
         now, values = time.perf_counter(), {}
         for name in self.rows[-1]:
             column = [row[name] for row in self.rows if name in row]
@@ -46,19 +49,23 @@ class TrainingLog:
         speed = round(self.batch * len(self.rows) / (now - self.since), 2)
         add_line(self.file, {"step": self.step + 1, **values, "images_per_s": speed})
         self.rows, self.since = [], now
-        self._warn(values)
+        return self._runaways(values)
 
-    def _warn(self, values: dict[str, float]) -> None:
-        """Warn once of a discriminator that has saturated or diverged (docs/tutorial.md, 4)."""
+    def _runaways(self, values: dict[str, float]) -> list[str]:
+        """Discriminators that have saturated or diverged (docs/tutorial.md, 4), with a line."""
+        found = []
         for name, chance in list(self.chance_losses.items()):
             loss = values.get(f"loss_{name}", chance)
             if LOSS_RANGE[0] <= loss / chance <= LOSS_RANGE[1]:
                 continue
             del self.chance_losses[name]
+            found.append(name)
             state, remedy = (("is always right", "larger") if loss < chance
                              else ("has diverged", "smaller"))
             log_info(f"step {self.step + 1}: loss_{name} {loss:.3g}, chance level is {chance:.2f}: "
-                     f"the discriminator {state}, try a {remedy} --set {name}.factor")
+                     f"the discriminator {state}, so its reversal factor is 0 from now on; try a "
+                     f"{remedy} --set {name}.factor")
+        return found
 
     def state(self) -> dict:
         """The length of the file, after flushing it to disk, and what is not yet in it."""
@@ -81,13 +88,25 @@ class TrainingLog:
         self.file.close()
 
 
+def averaged(model: SceneGraphNet, decay: float) -> AveragedModel:
+    """The exponential moving average of a model's weights; `module` is the averaged model.
+
+    The early weights of a run count little: after n steps the decay is (1 + n) / (10 + n) at most.
+    """
+    @torch.no_grad()
+    def average(means: list[Tensor], weights: list[Tensor], steps: Tensor) -> None:
+        torch._foreach_lerp_(means, weights, 1 - min(decay, (1 + int(steps)) / (10 + int(steps))))
+
+    return AveragedModel(model, multi_avg_fn=average)
+
+
 @dataclass
 class TrainState:
     """All that a training step changes.
 
     methods:        adaptation methods by name; may be empty.
     disc_optimizer: of the methods' own parameters; None if they have none.
-    colors:         generator of the color augmentation.
+    averaged:       average of the model's weights, see `averaged`: what the run is for.
     """
 
     model: SceneGraphNet
@@ -95,18 +114,17 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     lr_scheduler: torch.optim.lr_scheduler.LRScheduler
     disc_optimizer: torch.optim.Optimizer | None
-    colors: torch.Generator
+    averaged: AveragedModel
     random: dict | None = None  # set by `restore`
 
     def _parts(self) -> dict:
-        names = ("model", "methods", "optimizer", "lr_scheduler", "disc_optimizer")
+        names = ("model", "methods", "optimizer", "lr_scheduler", "disc_optimizer", "averaged")
         parts = {name: getattr(self, name) for name in names}
         return {name: part for name, part in parts.items() if part is not None}
 
     def save(self, path: Path, done: int, log: TrainingLog) -> None:
         """Write everything needed to resume after `done` steps."""
-        random = {"cpu": torch.get_rng_state(), "colors": self.colors.get_state(),
-                  "cuda": torch.cuda.get_rng_state_all()}
+        random = {"cpu": torch.get_rng_state(), "cuda": torch.cuda.get_rng_state_all()}
         parts = {name: part.state_dict() for name, part in self._parts().items()}
         checkpoint.write(path, {"done": done, "parts": parts, "random": random, "log": log.state()})
 
@@ -118,6 +136,9 @@ class TrainState:
         state = checkpoint.read_archive(path, device)
         for name, part in self._parts().items():
             part.load_state_dict(state["parts"][name])
+        for name, method in self.methods.items():
+            if method.stopped:
+                log.chance_losses.pop(name, None)
         log.restore(state["log"])
         self.random = state["random"]
         return state["done"]
@@ -126,5 +147,4 @@ class TrainState:
         """Set the random generators to their saved states, if this run was resumed."""
         if self.random:
             torch.set_rng_state(self.random["cpu"].cpu())
-            self.colors.set_state(self.random["colors"].cpu())
             torch.cuda.set_rng_state_all([state.cpu() for state in self.random["cuda"]])

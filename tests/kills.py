@@ -35,7 +35,7 @@ from sim2sg_lib.viz import drawings  # noqa: F401
 
 SYNTHESIS = ["--env", "clevr", "--num", "40", "--out", "out"]
 TRAINING = ["--source", "../data", "--target", "../data", "--align", "appearance,prediction",
-            "--augment", "color", "--steps", "12", "--save-every", "2", "--seed", "1",
+            "--augment", "strong", "--steps", "12", "--save-every", "2", "--seed", "1",
             "--out", "out"]
 SHORT = {"synthesize.py": ["--num", "3", "--out", "out"],
          "train.py": ["--source", "../data", "--steps", "3", "--save-every", "1", "--out", "out"]}

@@ -57,7 +57,7 @@ def moved(outputs: Outputs) -> float:
 def test_reversal_is_the_identity_forward_and_minus_factor_backward():
     x = torch.tensor([1.0, 2.0], requires_grad=True)
     w = torch.tensor([3.0, 5.0], requires_grad=True)
-    out = (ReverseGradient.apply(x, 4.0) * w).sum()
+    out = (ReverseGradient.apply(x, torch.tensor(4.0)) * w).sum()
     assert out.item() == 13
     out.backward()
     assert x.grad.tolist() == [-12, -20] and w.grad.tolist() == [1, 2]
@@ -103,7 +103,7 @@ def test_alignment_descends_for_the_discriminator_and_ascends_for_the_network():
     images = torch.cat([torch.zeros(2, 3, 4, 4), torch.ones(2, 3, 4, 4)])
 
     def loss(factor):
-        logits = discriminator(ReverseGradient.apply(net(images), factor)).flatten(1)
+        logits = discriminator(ReverseGradient.apply(net(images), torch.tensor(factor))).flatten(1)
         return domain_loss(list(logits[:2]), list(logits[2:]))[0]
 
     for module, direction in ((discriminator, -1), (net, 1)):
@@ -222,9 +222,9 @@ class MeanFeatures(Adaptation):
     (clevr.ENV, False, 400, 0.0), (clevr.ENV, True, 350, 0.0), (dining.ENV, False, 500, 0.0),
     (dining.ENV, True, 350, 0.3)])
 def test_steps_and_warmup_are_the_environment_s(env, init, steps, warmup):
-    schedule = train.make_schedule(env.presets["quick"], "quick", init, None, None)
+    schedule = train.make_schedule(env.presets["quick"], "quick", init, False)
     assert (schedule.steps, schedule.warmup, schedule.batch) == (steps, warmup, 4)
-    given = train.make_schedule(env.presets["paper"], "paper", init, 7, 0.0)
+    given = train.make_schedule(env.presets["paper"], "paper", init, True, steps=7, warmup=0.0)
     assert (given.steps, given.warmup, given.optimizer) == (7, 0.0, "sgd")
 
 

@@ -15,8 +15,8 @@ import pytest
 from conftest import ENVIRONMENT, ROOT, run
 from test_loop import fingerprint
 
-TRAIN = ["--source", "../sdr", "--target", "../target/train", "--align", "appearance,prediction",
-         "--steps", 24, "--augment", "color", "--seed", 3, "--save-every", 9, "--out", "run"]
+TRAIN = ["--source", "../target/val", "--source", "../sdr", "--target", "../target/train",
+         "--align", "appearance,prediction", "--steps", 24, "--augment", "strong", "--seed", 3, "--save-every", 9, "--out", "run"]
 
 
 def interrupt(cwd, arguments, watched, number):

@@ -34,9 +34,10 @@ if "--out" in words:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.touch()
 """
-STAGES = ["data/target", "data/sdr", "start", "start", "data/more", "sdr", "sdr", "data/label1",
-          "label1", "label1", "appearance1", "appearance1", "data/label2", "label2", "label2",
-          "data/appearance2", "appearance2", "appearance2", "full", "full"]
+STAGES = ["data/target", "data/sdr", "start", "start", "data/more", "data/label1", "data/look1",
+          *["sdr"] * 2, *["appearance"] * 2, *["label1"] * 2, "data/label2", *["label2"] * 2,
+          *["label-appearance1"] * 2, "data/label-appearance2", *["label-appearance2"] * 2,
+          *["full"] * 2, *["look1"] * 2, "data/look2", *["look2"] * 2, *["oracle"] * 2]
 
 
 @pytest.fixture
@@ -53,7 +54,7 @@ def make(python, *options, code=0, **environment):
     log.unlink(missing_ok=True)
     result = subprocess.run(
         ["make", "-C", ROOT, "-o", ".venv/ready", "loop", f"RUN={python}",
-         f"OUT={python.parent}/loop", *options], text=True,
+         f"OUT={python.parent}/loop", "JOBS=1", *options], text=True,
         capture_output=True, env=ENVIRONMENT | environment)
     assert result.returncode == code, result.stderr
     ran = log.read_text().splitlines() if log.exists() else []
@@ -83,36 +84,128 @@ def test_a_dry_run_prints_the_commands_that_a_run_runs(python):
                for before, line in zip(lines, lines[1:]) if line.startswith(str(python)))
 
 
+def rows_of(python, commands):
+    """Per train.py command: its row, --source after the first, --init, --steps and --align."""
+    folder, rows = f"{python.parent}/loop/", []
+    for line in commands:
+        if line.startswith("train.py"):
+            words = line.replace(folder, "").split()
+            option = {name: value for name, value in zip(words, words[1:]) if name[:2] == "--"}
+            rows.append((option["--out"], option["--source"],
+                         option.get("--init", "").removesuffix("/model.pt"),
+                         int(option["--steps"]), option.get("--align", "")))
+    return rows
+
+
 def test_the_commands_of_algorithm_1(python):
     folder, (ran, _) = f"{python.parent}/loop", make(
         python, "ITERATIONS=3", "PROTOCOL=strong", "LIFT_OPTIONS=--refine 20",
-        "TRAIN_OPTIONS=--scratch", "SEED=5", "LIFTED_IMAGES=6")
-    target, source, more, *lifts = [line for line in ran if "synthesize.py" in line]
+        "TRAIN_OPTIONS=--scratch", "SEED=5", "LIFTED_IMAGES=6", "ROWS=label,full")
+    target, source, *lifts = [line for line in ran if "synthesize.py" in line]
     assert ("--domain target --num 40 --seed 1 " in target
             and "--num 70 --seed 5 --randomize strong" in source)
-    assert "--num 6 --seed 1005 --randomize strong" in more
     # the network of the previous iteration predicts the graphs of the next; the first iteration of
     # both rows uses the start network
     reads = [(f"{folder}/{network}/model.pt", f"{folder}/data/{data}") for network, data in (
-        ("start", "label1"), ("label1", "label2"), ("appearance1", "appearance2"),
-        ("label2", "label3"), ("appearance2", "appearance3"))]
+        ("start", "label1"), ("label1", "label2"), ("label2", "label3"),
+        ("label-appearance1", "label-appearance2"), ("label-appearance2", "label-appearance3"))]
     assert [(line.split("--checkpoint ")[1].split()[0], line.split("--out ")[1])
             for line in lifts] == reads
     words = (f"--target {folder}/data/target/train "
              "--num 6 --seed 5 --randomize strong --refine 20 --out")
     assert all(words in line for line in lifts)
-    start, *rows = [line for line in ran if "train.py" in line]
-    assert "--steps 8 " in start and "--init" not in start and len(rows) == 8
-    for line in rows:
-        assert f"--init {folder}/start/model.pt --steps 9 " in line
-        assert "--seed 5 --overwrite --scratch --augment color" in line
-    second = [line.split("--source ")[2].split()[0].removeprefix(f"{folder}/data/")
-              for line in rows]
-    assert second == ["more", "label1", "label1", "label2", "appearance2", "label3", "appearance3",
-                      "appearance3"]
-    aligned = [line.split("--align ")[1].split()[0] for line in rows if "--align" in line]
-    assert aligned == 3 * ["appearance"] + ["appearance,prediction"]
-    assert all((" --target " in line) == (" --align " in line) for line in rows)
+    start, *rows = rows_of(python, ran)
+    assert start == ("start", "data/sdr", "", 8, "")
+    assert rows == [
+        *((f"label{k}", f"data/label{k}", "start", 9, "") for k in (1, 2, 3)),
+        ("label-appearance1", "data/label1", "start", 9, "appearance"),
+        *((f"label-appearance{k}", f"data/label-appearance{k}", "start", 9, "appearance")
+          for k in (2, 3)),
+        ("full", "data/label-appearance3", "start", 9, "appearance,prediction")]
+    for line in [line for line in ran if line.startswith("train.py")]:
+        assert "--seed 5 --overwrite --augment strong --scratch --source" in line
+        assert (" --target " in line) == (" --align " in line)
+        assert f"--source {folder}/data/sdr " in line
+
+
+def test_rows_beside_algorithm_1(python):
+    folder, (ran, _) = f"{python.parent}/loop", make(
+        python, "ITERATIONS=2", "LOOK=fitted", "LOOK_OPTIONS=--compare", "LIFT_OPTIONS=--refine",
+        "ROWS=sdr appearance look-appearance oracle")
+    assert rows_of(python, ran)[1:] == [
+        ("sdr", "data/more", "start", 9, ""), ("appearance", "data/more", "start", 9, "appearance"),
+        ("look1", "data/look1", "start", 9, ""), ("look2", "data/look2", "start", 9, ""),
+        ("look-appearance", "data/look2", "start", 9, "appearance"),
+        ("oracle", "data/target/train", "start", 9, "")]
+    more, *looks = [line for line in ran if line.startswith("synthesize.py")][2:]
+    assert "--num 50 --seed 1000 --randomize paper --out" in more
+    for line, network, data in zip(looks, ("start", "look1"), ("look1", "look2"), strict=True):
+        assert f"--checkpoint {folder}/{network}/model.pt " in line
+        assert line.endswith("--num 50 --seed 0 --randomize paper --look fitted --compare --refine "
+                             f"--out {folder}/data/{data}")
+
+
+def test_rows_that_continue_take_as_many_steps_as_the_others(python):
+    _, *rows = rows_of(python, make(python, "CONTINUE=1", "ITERATIONS=3",
+                                    "ROWS=sdr,full,look-appearance")[0])
+    assert [row[:1] + row[2:] for row in rows] == [
+        ("sdr", "start", 9, ""), ("label-appearance1", "start", 3, "appearance"),
+        ("label-appearance2", "label-appearance1", 3, "appearance"),
+        ("label-appearance3", "label-appearance2", 3, "appearance"),
+        ("full", "label-appearance2", 3, "appearance,prediction"), ("look1", "start", 3, ""),
+        ("look2", "look1", 3, ""), ("look3", "look2", 3, ""),
+        ("look-appearance", "look2", 3, "appearance")]
+
+
+def test_a_finished_loop_is_extended_by_further_rows(python):
+    make(python, "ROWS=sdr")
+    ran, _ = make(python, "ROWS=sdr oracle")
+    assert outs(python, ran) == ["oracle", "oracle"]
+
+
+def test_there_is_no_oracle_without_labels(python, tmp_path):
+    (tmp_path / "photos").mkdir()
+    ran, printed = make(python, f"TARGET={tmp_path}/photos", "ROWS=sdr oracle")
+    assert [row[0] for row in rows_of(python, ran)] == ["start", "sdr"]
+    assert f"# No oracle: {tmp_path}/photos is not a labeled data set" in printed
+    for name in ("dataset.json", "graphs.jsonl"):
+        (tmp_path / "photos" / name).touch()
+    ran, _ = make(python, f"TARGET={tmp_path}/photos", "ROWS=sdr oracle")
+    assert rows_of(python, ran) == [("oracle", f"{tmp_path}/photos", "start", 9, "")]
+
+
+def test_a_loop_per_seed(python):
+    ran, printed = make(python, "SEEDS=3,1", "ROWS=sdr", "STEPS=5")
+    folder = f"{python.parent}/loop"
+    assert [row[0] for row in rows_of(python, ran)] == [f"{folder}-{seed}/{row}".removeprefix(
+        f"{folder}/") for seed in (3, 1) for row in ("start", "sdr")]
+    assert [" --seed 3 " in line for line in ran if line.startswith("train.py")] == [1, 1, 0, 0]
+    assert ran[-1] == f"evaluate.py --summary {folder}-3 --summary {folder}-1"
+    assert not (python.parent / "loop").exists()
+
+
+# --- rows side by side ----------------------------------------------------------------------------
+
+def test_rows_side_by_side_are_the_same_commands(python):
+    one_by_one, _ = make(python)
+    shutil.rmtree(python.parent / "loop")
+    ran, printed = make(python, "JOBS=3")
+    assert sorted(ran) == sorted(one_by_one) and ran[:7] == one_by_one[:7]
+    assert ran[-2:] == one_by_one[-2:]
+    for row in ("look", "full"):  # what depends on each other keeps its order
+        mine = [line for line in one_by_one if f"/{row}" in line.split("--out ")[-1]]
+        assert [line for line in ran if line in mine] == mine
+    lines = printed.splitlines()
+    assert f"oracle | {python} " in printed and "look | # Score look2 on the target." in lines
+    assert all(" | " in line or not line or "|" not in line for line in lines)
+    assert not [path for path in (python.parent / "loop").iterdir() if path.name[0] == "."]
+
+
+def test_a_row_that_fails_stops_the_loop_and_the_rows_beside_it(python):
+    ran, errors = make(python, "JOBS=2", code=2, FAIL_AT=f"--out {python.parent}/loop/sdr")
+    assert not any("summary" in line or "oracle" in line for line in ran)
+    ran, _ = make(python, "JOBS=2")
+    assert outs(python, ran).count("sdr") == 2 and "--summary" in ran[-2]
 
 
 def test_a_finished_loop_only_prints_its_table(python):
@@ -123,7 +216,8 @@ def test_a_finished_loop_only_prints_its_table(python):
 
 
 @pytest.mark.parametrize("stop, left",
-                         [("--out {}/data/sdr", 19), ("--out {}/sdr", 15), ("report", 0)])
+                         [("--out {}/data/sdr", len(STAGES) - 1), ("--out {}/sdr", len(STAGES) - 7),
+                          ("report", 0)])
 def test_an_interrupted_loop_continues_where_it_stopped(python, stop, left):
     at = stop.format(f"{python.parent}/loop")
     if at == "report":  # a loop with a table does not fail if the report cannot be drawn
@@ -144,12 +238,13 @@ def test_what_is_made_anew_is_followed_by_what_depends_on_it(python):
     for options in (["-n"], []):  # a dry run prints what would be repeated
         ran, printed = make(python, *options)
         commands = [line for line in printed.splitlines() if line.startswith(str(python))]
-        assert outs(python, commands) == ["data/more", "sdr", "sdr"]
+        assert outs(python, commands) == ["data/more", *2 * ["sdr"], *2 * ["appearance"]]
     (loop / "label1/model.pt").touch()
     assert outs(python, make(python)[0]) == ["label1", "data/label2", "label2", "label2"]
     # the target holds the test set of every row, and each iteration reads it
     shutil.rmtree(loop / "data/target")
-    assert outs(python, make(python)[0]) == ["data/target", "start", "sdr", *STAGES[7:]]
+    assert outs(python, make(python)[0]) == ["data/target", "start", *STAGES[5:7], "sdr",
+                                             *STAGES[9:]]
 
 
 def test_a_folder_is_bound_to_its_options_once_something_is_made(python):
@@ -157,10 +252,10 @@ def test_a_folder_is_bound_to_its_options_once_something_is_made(python):
     make(python, "DOMAIN=tagret", code=2, FAIL_AT="tagret")
     make(python, code=2, FAIL_AT="more")  # there is no result of the other DOMAIN
     written = ("ENV=clevr ITERATIONS=2 PRESET=quick SEED=0 TARGET= DOMAIN=target PROTOCOL=paper "
-               "TRAIN_OPTIONS= LIFT_OPTIONS=")
-    assert (loop / "options.txt").read_text() == written + "\n"  # as in earlier versions
+               "AUGMENT=full TRAIN_OPTIONS= LIFT_OPTIONS= LOOK=mixed LOOK_OPTIONS= CONTINUE=")
+    assert (loop / "options.txt").read_text() == written + "\n"
     for options in (["DOMAIN=target-content"], ["SEED=1"], ["CAMERA=paper", "-n"],
-                    ["LIFT_OPTIONS=--refine"], ["LIFTED_IMAGES=3"]):
+                    ["LIFT_OPTIONS=--refine"], ["LIFTED_IMAGES=3"], ["LOOK=fitted"]):
         ran, errors = make(python, *options, code=2)
         assert ran == []
         assert f"Error: {loop} was made with {written}; choose another OUT or remove it" in errors
@@ -171,7 +266,7 @@ def test_targets_and_their_cameras(python, tmp_path):
     lines = make(python, "-n", "CAMERA=paper")[1].splitlines()
     for line in lines:
         assert (" --camera paper " in line) == ("--data " in line or "synthesize.py" in line
-                                                and "--checkpoint" in line)
+                                                and "--domain target" not in line)
     assert "--camera" not in make(python, "-n")[1]
     # a data set, and both layouts of a KITTI folder
     for labels in ("graphs.jsonl", "label_2", "training/label_2"):
@@ -198,7 +293,9 @@ def test_targets_and_their_cameras(python, tmp_path):
     ("ITERATIONS=0", "expected paper or strong"), ("ITERATIONS=x", "expected paper or strong"),
     ("SEED=-1", "expected paper"),
     ("PROTOCOL=weak", "expected paper or strong"), ("PROTOCOL=", "expected paper or strong"),
-    ("CAMERA=mine", "calib or paper"),
+    ("CAMERA=mine", "calib or paper"), ("LOOK=random", "expected fitted or mixed"),
+    ("CONTINUE=yes", "nothing or 1"), ("JOBS=0", "whole number from 1 on"),
+    ("ROWS=sdr oracel", "oracel is not one of sdr appearance label"), ("ROWS=", "not one of sdr"),
     ("TARGET=nowhere", "no such folder, expected one of images"),
     ("ENV=mars", "expected a file of envs/ without its .py"),
     ("PRESET=big", "expected a file of envs/ without its .py, and quick or paper")])
@@ -224,7 +321,8 @@ def test_python_m_envs_prints_presets():
     preset = envs.find("dining").presets["paper"]
     assert ask("dining", "paper").stdout.splitlines() == [
         "SOURCE_IMAGES=5000", "TARGET_IMAGES=8000", "LIFTED_IMAGES=5000", "START_STEPS=10000",
-        "STEPS=70000", "ITERATIONS=6", f"WARMUP={preset.warmup}"]
+        "STEPS=70000", "ITERATIONS=6", f"WARMUP={preset.warmup}",
+        f"BATCH={preset.batch}"]
     lines = ask().stdout.splitlines()
     assert (len(lines) == 6
             and lines[0].startswith("clevr quick image_size=160x120 source_images=1500 "))

@@ -7,8 +7,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from envs.drive import ENV as DRIVE
 from sim2sg_lib.graph import SceneGraph, Vocabulary, make_graph
-from sim2sg_lib.score.content import content_gap
+from sim2sg_lib.score import labeled_set
+from sim2sg_lib.score.content import content, content_gap, mix_weights
 from sim2sg_lib.score.metrics import (
     LEVELS, NEVER, Level, apply_level, box_iou, detection_scores, evaluate_graphs, first_hits,
     ideal_hits, lifting_iou, mean_recall, pooled_recall, precision_at_recall, rank_relations,
@@ -485,7 +487,7 @@ def test_an_ignored_object_matches_one_detection_at_every_level():
               for p in (once, twice, inside)]
         # a second detection of it, and a part of it, are false positives
         assert ap == [1, 0.5, 0.5], name
-    assert content_gap([truth], [kitti_graph([50])], VOCABULARY)["objects_per_image"] == 0
+    assert gap([truth], [kitti_graph([50])])["objects_per_image"] == 0
 
 
 def test_relations_need_both_ends_inside_the_level():
@@ -518,7 +520,33 @@ def test_a_level_ignores_small_detections_and_objects_outside_it():
     assert evaluate_graphs([truth], [twice], VOCABULARY, LEVELS["easy"])["map50"] == 0.5
 
 
+def test_a_folder_in_kitti_s_format_is_scored_at_all_levels_at_once():
+    """Of cars as high as 50 and 30 pixels of KITTI's, the higher one is easy, and is found."""
+    high, low = (0, 0, 40, 50 * 97 / 375), (100, 0, 140, 30 * 97 / 375)
+    truth = make_graph("x.png", 320, 97, [0, 0], [high, low], [(0, 0, 1)])
+    found = make_graph("x.png", 320, 97, [0], [high])
+    kitti = labeled_set.TestSet(None, [truth], kitti=[[None]])
+    scores, curves = labeled_set.score(kitti, [found], None, [[truth], None], DRIVE, "all")
+    assert {name: level["ap50"]["car"] for name, level in scores["levels"].items()} == {
+        "easy": 1, "moderate": pytest.approx(51 / 101), "hard": pytest.approx(51 / 101)}
+    assert scores["levels"]["easy"]["recall"]["20"] is None  # both ends of a relation are easy
+    assert scores["levels"]["hard"]["recall"]["20"] == 0
+    # the newest data set is gone, and so is the mix
+    assert scores["content_gap"] is scores["content_gap_mix"] is curves["content"]["source"] is None
+    two = replace(truth, image="y.png")
+    scores, _ = labeled_set.score(kitti, [found], 0.25, [[found], [two]], DRIVE, "all")
+    assert scores["content_gap"]["objects_per_image"] == 0
+    assert scores["content_gap_mix"]["objects_per_image"] == 0.75
+    plain = labeled_set.TestSet(None, [truth])
+    scores, _ = labeled_set.score(plain, [found], None, [[truth]], DRIVE, "all")
+    assert "levels" not in scores
+
+
 # --- sets of graphs -------------------------------------------------------------------------------
+
+def gap(a: list[SceneGraph], b: list[SceneGraph]) -> dict:
+    return content_gap(content(a, VOCABULARY), content(b, VOCABULARY))
+
 
 def test_content_gap_by_hand():
     boxes = [(0, 0, 10, 10)] * 3
@@ -526,17 +554,29 @@ def test_content_gap_by_hand():
     b = [graph([0, 1], boxes[:2], [(0, LEFT, 1), (1, RIGHT, 0)]),
          graph([1, 1, 1], boxes, [(0, FRONT, 1), (0, LEFT, 1)])]
     # objects per image {2: 1} and {2: .5, 3: .5}; cube .75 and .2; left 1 and .5
-    assert content_gap(a, b,
-                       VOCABULARY) == pytest.approx({"objects_per_image": 0.5, "categories": 0.55,
-                                                           "predicates": 0.5})
-    assert content_gap(a, a, VOCABULARY) == {"objects_per_image": 0, "categories": 0,
+    assert gap(a, b) == pytest.approx({"objects_per_image": 0.5, "categories": 0.55,
+                                      "predicates": 0.5})
+    assert gap(a, a) == {"objects_per_image": 0, "categories": 0,
                                              "predicates": 0}
-    assert content_gap(a, [EMPTY], VOCABULARY) == {"objects_per_image": 1, "categories": None,
+    assert gap(a, [EMPTY]) == {"objects_per_image": 1, "categories": None,
                                                    "predicates": None}
-    assert set(content_gap(a, [], VOCABULARY).values()) == {None}
+    assert set(gap(a, []).values()) == {None}
     ignoring = graph([0, 1, 1], boxes, [(0, LEFT, 1), (2, RIGHT, 0)], ignore=[False, False, True])
-    assert content_gap([ignoring], a[:1], VOCABULARY) == {"objects_per_image": 0, "categories": 0,
+    assert gap([ignoring], a[:1]) == {"objects_per_image": 0, "categories": 0,
                                                           "predicates": 0}
+
+
+def test_content_of_a_mix_counts_images_as_training_sees_them():
+    boxes = [(0, 0, 10, 10)] * 2
+    one, two = graph([0], boxes[:1]), graph([1, 1], boxes, [(0, LEFT, 1)])
+    assert mix_weights([1, 3], None) == [1, 1, 1, 1]
+    assert mix_weights([1, 1, 3], 0.75) == [0.125, 0.125, 0.25, 0.25, 0.25]
+    assert mix_weights([3], 0.5) == [1, 1, 1]
+    # three times as many images of one object as of two: of 5 objects 3 are cubes
+    mixed = content([one, two], VOCABULARY, [0.75, 0.25])
+    assert mixed["objects_per_image"] == [0, 0.75, 0.25]
+    assert mixed["categories"] == pytest.approx([0.6, 0.4]) and mixed["predicates"] == [1, 0, 0, 0]
+    assert mixed == content([one, one, one, two], VOCABULARY)
 
 
 # --- everything together --------------------------------------------------------------------------

@@ -81,7 +81,7 @@ def test_content_by_hand_is_what_the_gap_is_the_distance_of():
                                       "categories": [2 / 3, 1 / 3], "predicates": [1, 0]}
     assert content(b, VOCABULARY) == {"objects_per_image": [0, 0, 0, 1], "categories": [1, 0],
                                       "predicates": None}
-    assert content_gap(a, b, VOCABULARY) == {"objects_per_image": 1,
+    assert content_gap(content(a, VOCABULARY), content(b, VOCABULARY)) == {"objects_per_image": 1,
                                              "categories": pytest.approx(1 / 3), "predicates": None}
 
 

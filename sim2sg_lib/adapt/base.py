@@ -1,4 +1,5 @@
 """The interface of adaptation methods."""
+import torch
 from torch import Tensor, nn
 
 from sim2sg_lib.net.backbone import ModelConfig
@@ -13,6 +14,8 @@ class Adaptation(nn.Module):
     PRESETS:     preset -> default knobs, a frozen dataclass of booleans and of numbers >= 0. A
                  method with parameters of its own has a knob `lr`, their learning rate.
     CHANCE_LOSS: loss of a discriminator that cannot tell the domains apart; None without one.
+    stopped:     set for the rest of a run once that loss is far off: a discriminator that is always
+                 right or has diverged must not move the network any more.
     """
 
     PRESETS: dict = {}
@@ -21,6 +24,7 @@ class Adaptation(nn.Module):
     def __init__(self, config: ModelConfig, knobs) -> None:
         super().__init__()
         self.knobs = knobs
+        self.register_buffer("stopped", torch.tensor(False))
 
     def losses(self, model: SceneGraphNet, source: Outputs, target: Outputs, progress: float
                ) -> tuple[dict[str, Tensor], dict[str, float]]:

@@ -22,10 +22,10 @@ DISCRIMINATOR_WIDTH = 256
 
 
 class ReverseGradient(torch.autograd.Function):
-    """The identity forward; backward multiplies the gradient by -factor."""
+    """The identity forward; backward multiplies the gradient by -factor, as it is by then."""
 
     @staticmethod
-    def forward(ctx, x: Tensor, factor: float) -> Tensor:
+    def forward(ctx, x: Tensor, factor: Tensor) -> Tensor:
         ctx.factor = factor
         return x.view_as(x)
 
@@ -73,11 +73,34 @@ class Knobs:
     lr: float  # constant learning rate of the discriminator, which must keep up with the network
 
 
-class AppearanceAlignment(Adaptation):
+class Adversary(Adaptation):
+    """A discriminator behind a gradient reversal that cannot run away.
+
+    The network maximizes the discriminator's loss up to chance level and no further: a
+    discriminator that is mistaken more often than not still tells the domains apart, and its loss
+    has no upper bound.
+    """
+
+    CHANCE_LOSS = math.log(2)
+
+    def factor(self, progress: float) -> Tensor:
+        """() the reversal factor, before the loss is known; `report` may set it to 0."""
+        factor = reversal_factor(progress, self.knobs.factor, self.knobs.ramp)
+        return torch.tensor(0.0 if self.stopped else factor)
+
+    def report(self, name: str, result: tuple[Tensor, float], factor: Tensor
+               ) -> tuple[dict[str, Tensor], dict[str, float]]:
+        """What `losses` returns, for the result of domain_loss."""
+        loss, accuracy = result
+        factor *= loss.item() < self.CHANCE_LOSS  # in place: backward has yet to read it
+        return ({f"loss_{name}": loss},
+                {f"accuracy_{name}": accuracy, f"reversal_{name}": float(factor)})
+
+
+class AppearanceAlignment(Adversary):
     """D_a: two 1x1 convolutions at every location of the pyramid levels, shared between levels."""
 
     PRESETS = {"quick": Knobs(0.2, True, 2e-3), "paper": Knobs(4.0, False, 1e-4)}
-    CHANCE_LOSS = math.log(2)
 
     def __init__(self, config: ModelConfig, knobs: Knobs) -> None:
         super().__init__(config, knobs)
@@ -88,19 +111,24 @@ class AppearanceAlignment(Adaptation):
     def losses(self, model: SceneGraphNet, source: Outputs, target: Outputs, progress: float
                ) -> tuple[dict[str, Tensor], dict[str, float]]:
         """Weighted by objectness: else the ground dominates the encoder's gradient."""
-        factor = reversal_factor(progress, self.knobs.factor, self.knobs.ramp)
+        factor = self.factor(progress)
         logits, weights = ([], []), ([], [])  # (source, target)
-        for name in [name for name in source.features if name != "pool"][-APPEARANCE_LEVELS:]:
+        for name in aligned_levels(source.features):
             for domain, outputs in enumerate((source, target)):
                 reversed_ = ReverseGradient.apply(outputs.features[name], factor)
                 objectness = outputs.objectness[name]  # (B, h * w)
                 logits[domain].extend(self.layers(reversed_).flatten(1))
                 weights[domain].extend(
                     objectness / objectness.sum(1, keepdim=True).clamp(min=1e-6))
-        return _report("appearance", domain_loss(*logits, *weights), factor)
+        return self.report("appearance", domain_loss(*logits, *weights), factor)
 
 
-class PredictionAlignment(Adaptation):
+def aligned_levels(features: dict[str, Tensor]) -> list[str]:
+    """The pyramid levels that D_a sees."""
+    return [name for name in features if name != "pool"][-APPEARANCE_LEVELS:]
+
+
+class PredictionAlignment(Adversary):
     """D_c: a two-layer perceptron over the features of one candidate triplet.
 
     Its gradient reaches the network through target images alone (as in Tsai et al. 2018): reversing
@@ -108,7 +136,6 @@ class PredictionAlignment(Adaptation):
     """
 
     PRESETS = {"quick": Knobs(0.02, True, 2e-3), "paper": Knobs(4.0, False, 1e-4)}
-    CHANCE_LOSS = math.log(2)
 
     def __init__(self, config: ModelConfig, knobs: Knobs) -> None:
         super().__init__(config, knobs)
@@ -118,13 +145,13 @@ class PredictionAlignment(Adaptation):
 
     def losses(self, model: SceneGraphNet, source: Outputs, target: Outputs, progress: float
                ) -> tuple[dict[str, Tensor], dict[str, float]]:
-        factor = reversal_factor(progress, self.knobs.factor, self.knobs.ramp)
+        factor = self.factor(progress)
         with torch.no_grad():  # on a copy, so that other methods find the source with gradient
             synthetic = triplet_features(source.copy())
         synthetic = [self.layers(own)[:, 0] for own in synthetic]
         real = [self.layers(ReverseGradient.apply(own, factor))[:, 0]
                 for own in triplet_features(target)]
-        return _report("prediction", domain_loss(synthetic, real), factor)
+        return self.report("prediction", domain_loss(synthetic, real), factor)
 
 
 def triplet_features(outputs: Outputs) -> list[Tensor]:
@@ -148,9 +175,3 @@ def start_small(layers: nn.Sequential) -> nn.Sequential:
             nn.init.normal_(layer.weight, std=0.01)
             nn.init.zeros_(layer.bias)
     return layers
-
-
-def _report(name: str, result: tuple[Tensor, float], factor: float
-            ) -> tuple[dict[str, Tensor], dict[str, float]]:
-    loss, accuracy = result
-    return {f"loss_{name}": loss}, {f"accuracy_{name}": accuracy, f"reversal_{name}": factor}

@@ -55,11 +55,11 @@ class SceneGraphNet(nn.Module):
         """images (B, 3, H, W) in [0, 1] -> Outputs, of which only the features are computed yet."""
         return Outputs(self, self.features(images))
 
-    def forward_both(self, source: Tensor, target: Tensor) -> tuple["Outputs", "Outputs"]:
-        """The same for images of two domains, encoded in one batch, which is faster than two."""
-        features, count = self.features(torch.cat([source, target])), len(source)
-        return (Outputs(self, {name: level[:count] for name, level in features.items()}),
-                Outputs(self, {name: level[count:] for name, level in features.items()}))
+    def forward_each(self, *domains: Tensor) -> list["Outputs"]:
+        """The same for images of several domains, encoded in one batch, which is faster."""
+        features, counts = self.features(torch.cat(domains)), [len(images) for images in domains]
+        levels = {name: level.split(counts) for name, level in features.items()}
+        return [Outputs(self, dict(zip(levels, own))) for own in zip(*levels.values())]
 
     def losses(self, outputs: "Outputs", targets: list[dict[str, Tensor]]) -> dict[str, Tensor]:
         """The seven task losses by name, each a scalar; their sum is trained on (section 4.1).

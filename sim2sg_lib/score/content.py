@@ -6,9 +6,11 @@ from sim2sg_lib.graph import SceneGraph, Vocabulary, select_objects
 HISTOGRAMS = ("objects_per_image", "categories", "predicates")
 
 
-def content(graphs: list[SceneGraph], vocabulary: Vocabulary) -> dict[str, list[float] | None]:
+def content(graphs: list[SceneGraph], vocabulary: Vocabulary,
+            weights: list[float] | None = None) -> dict[str, list[float] | None]:
     """Normalized histograms of a set of graphs, without ignore regions and ignored objects.
 
+    weights: how often each graph counts, by default once.
     Returns histograms of objects per image (bins 0, 1, ..), categories and predicates; None where
     there is nothing to count.
     """
@@ -16,21 +18,30 @@ def content(graphs: list[SceneGraph], vocabulary: Vocabulary) -> dict[str, list[
     values = ([[len(graph)] for graph in graphs], [graph.labels for graph in graphs],
               [graph.relations[:, 1] for graph in graphs])
     bins = (0, len(vocabulary.categories), len(vocabulary.predicates))
-    histograms = {}
+    weights, histograms = [1.0] * len(graphs) if weights is None else weights, {}
     for name, lists, least in zip(HISTOGRAMS, values, bins):
         joined = np.concatenate([np.zeros(0, np.int64), *lists]).astype(np.int64)
-        count = np.bincount(joined, minlength=least)
-        histograms[name] = (count / count.sum()).tolist() if count.any() else None
+        counts = np.bincount(joined, np.repeat(weights, list(map(len, lists))), least)
+        histograms[name] = (counts / counts.sum()).tolist() if counts.any() else None
     return histograms
 
 
-def content_gap(a: list[SceneGraph], b: list[SceneGraph],
-                vocabulary: Vocabulary) -> dict[str, float | None]:
-    """Total variation distance (half the L1 distance, 0 to 1) between histograms of two sets.
+def mix_weights(sizes: list[int], newest: float | None) -> list[float]:
+    """How often training sees each image of several data sets, the newest last, for `content`.
 
-    None where one of the two sets has nothing to count.
+    newest: the fraction of its images that are of the newest set; None for all images alike.
     """
-    first, second = content(a, vocabulary), content(b, vocabulary)
+    others = sum(sizes[:-1])
+    if newest is None or not others:
+        return [1.0] * sum(sizes)
+    return [(1 - newest) / others] * others + [newest / sizes[-1]] * sizes[-1]
+
+
+def content_gap(first: dict, second: dict) -> dict[str, float | None]:
+    """Total variation distance (half the L1 distance, 0 to 1) between two results of `content`.
+
+    None where one of the two has nothing to count.
+    """
     return {name: _total_variation(first[name], second[name]) for name in HISTOGRAMS}
 
 

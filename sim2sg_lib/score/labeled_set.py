@@ -15,8 +15,8 @@ from sim2sg_lib.graph import SceneGraph, select_objects
 from sim2sg_lib.io.graphs import read_graphs
 from sim2sg_lib.io.images import kitti_root
 from sim2sg_lib.io.reading import read_json, resolve_recorded
-from sim2sg_lib.score.content import content, content_gap
-from sim2sg_lib.score.metrics import CURVES, LEVELS, evaluate_graphs
+from sim2sg_lib.score.content import content, content_gap, mix_weights
+from sim2sg_lib.score.metrics import CURVES, LEVELS, Level, evaluate_graphs
 
 
 @dataclass(frozen=True)
@@ -79,34 +79,53 @@ def open_test_set(data: Path, env: Env, van: str | None, camera: str | None) -> 
     return TestSet(images, truth, unlabeled_categories(root, env), objects)
 
 
-def score(test_set: TestSet, predicted: list[SceneGraph], source: list[SceneGraph] | None,
-          env: Env, split: str) -> tuple[dict, dict]:
+def score(test_set: TestSet, predicted: list[SceneGraph], newest: float | None,
+          sources: list[list[SceneGraph] | None], env: Env, split: str) -> tuple[dict, dict]:
     """The scores of a labeled test set for metrics.json, and the curves for curves.json.
 
-    source: labels of the newest data set that the network was trained on; None if it is gone.
+    newest: as for `mix_weights`. sources: labels of each data set that the network was trained on,
+    the newest last; None for one that is gone.
     """
     level, truth, kitti_scores = LEVELS[split], test_set.truth, {}
+    levels = {name: LEVELS[name] for name in ("easy", "moderate", "hard")}
     if test_set.kitti:
         from sim2sg_lib.score.kitti_ap import folder_scores, has_kitti_size
         if has_kitti_size(truth):
             level = replace(level, scaled=False)
+            levels = {name: replace(one, scaled=False) for name, one in levels.items()}
             kitti_scores = {"kitti": folder_scores(test_set.kitti, predicted, env.vocabulary)}
     predicted = without_categories(predicted, test_set.unlabeled, env)
     scores = evaluate_graphs(truth, predicted, env.vocabulary, level)
     curves = {name: scores.pop(name) for name in CURVES}
-    scores["content_gap"] = None
-    curves["content"] = {"source": None, "target": content(truth, env.vocabulary)}
-    if source is not None:
-        source = without_categories(source, test_set.unlabeled, env)
-        scores["content_gap"] = content_gap(source, truth, env.vocabulary)
-        curves["content"]["source"] = content(source, env.vocabulary)
+    if test_set.kitti:
+        scores["levels"] = {name: level_scores(truth, predicted, env, one)
+                            for name, one in levels.items()}
+    target = content(truth, env.vocabulary)
+    scores["content_gap"] = scores["content_gap_mix"] = None
+    curves["content"] = {"source": None, "target": target}
+    if sources[-1] is not None:
+        newest_set = without_categories(sources[-1], test_set.unlabeled, env)
+        curves["content"]["source"] = content(newest_set, env.vocabulary)
+        scores["content_gap"] = content_gap(curves["content"]["source"], target)
+    if None not in sources:
+        together = [graph for graphs in sources for graph in graphs]
+        mix = without_categories(together, test_set.unlabeled, env)
+        weights = mix_weights(list(map(len, sources)), newest)
+        scores["content_gap_mix"] = content_gap(content(mix, env.vocabulary, weights), target)
     return scores | kitti_scores, curves
 
 
-def newest_source(sources: list[str], checkpoint: Path, env: Env) -> list[SceneGraph] | None:
-    """The labels of the last --source of a checkpoint's training; None if they are gone."""
-    path = resolve_recorded(sources[-1], checkpoint) / "graphs.jsonl"
-    return read_graphs(path, env.vocabulary) if os.path.exists(path) else None
+def level_scores(truth: list[SceneGraph], predicted: list[SceneGraph], env: Env,
+                 level: Level) -> dict:
+    """The main scores at one of KITTI's difficulties, for `levels` in metrics.json."""
+    scores = evaluate_graphs(truth, predicted, env.vocabulary, level)
+    return {name: scores[name] for name in ("map50", "ap50", "recall", "recall_ceiling")}
+
+
+def read_sources(sources: list[str], checkpoint: Path, env: Env) -> list[list[SceneGraph] | None]:
+    """The labels of each --source of a checkpoint's training; None for one that is gone."""
+    paths = [resolve_recorded(source, checkpoint) / "graphs.jsonl" for source in sources]
+    return [read_graphs(path, env.vocabulary) if os.path.exists(path) else None for path in paths]
 
 
 def without_categories(graphs: list[SceneGraph], names: tuple[str, ...],

@@ -1,6 +1,7 @@
 """Scores as text: the table of a loop, one row per run, and the scores of a single run."""
 import re
 import statistics
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,23 +11,38 @@ from sim2sg_lib.io.graphs import MAX_OBJECTS
 from sim2sg_lib.io.reading import is_int, is_number, read_json, read_json_lines, resolve_recorded
 from sim2sg_lib.score.content import HISTOGRAMS
 from sim2sg_lib.score.metrics import RECALL_POINTS
+from sim2sg_lib.score.paired import ALPHA, Comparison, compare, gap_closed
 
-# run folder -> title of its row; label and appearance are followed by the iteration's number
-ROWS = {"start": "SDR, start of the loop", "sdr": "SDR", "label": "+ label",
-        "appearance": "+ label + appearance", "full": "+ label + appearance + prediction"}
-ITERATION = re.compile(r"(label|appearance)(\d+)")
+# run folder -> title of its row, in the table's order
+ROWS = {"start": "SDR, start of the loop", "sdr": "SDR", "appearance": "+ appearance",
+        "label": "+ label", "label-appearance": "+ label + appearance",
+        "full": "+ label + appearance + prediction", "look": "+ label + look",
+        "look-appearance": "+ label + look + appearance", "oracle": "oracle: labeled target images"}
+ITERATED = ("label", "label-appearance", "look")  # followed by the number of the iteration
+FORMER = "appearance"  # with a number, the name of label-appearance in older loops
+ITERATION = re.compile(rf"({'|'.join(ITERATED)}|{FORMER})(\d+)")
 # column -> where a row of read_loop holds it
 COLUMNS = {"mAP@0.5": ("map50",), "R@20": ("recall", "20"), "R@50": ("recall", "50"),
-           "objects": ("content_gap", "objects_per_image"),
-           "categories": ("content_gap", "categories"),
-           "predicates": ("content_gap", "predicates"), "train s": ("seconds",)}
+           "easy": ("levels", "easy", "map50"), "moderate": ("levels", "moderate", "map50"),
+           "hard": ("levels", "hard", "map50"), "probe": ("probe",),
+           "objects": ("gap", "objects_per_image"), "categories": ("gap", "categories"),
+           "predicates": ("gap", "predicates"), "train s": ("seconds",)}
+OPTIONAL = ("easy", "moderate", "hard", "probe")  # printed where a row has a value
+# column -> the column whose gap between SDR and oracle it is; printed where there is an oracle
+GAPS_CLOSED = {"of mAP": "mAP@0.5", "of R@20": "R@20"}
+GROUPS = {"mAP@0.5 at KITTI's levels": ("easy", "moderate", "hard"),
+          "gap closed": tuple(GAPS_CLOSED),
+          "content gap (total variation)": ("objects", "categories", "predicates")}
+COMPARED = ("mAP@0.5", "R@20", "R@50", "hard")  # columns that are compared with SDR
 
 # shapes of the fields that are read here, see `has_shape`
 NUMBERS = [float, range(1_000_001)]
 CONTENT = dict.fromkeys(HISTOGRAMS, [float, range(MAX_OBJECTS + 2)])
 METRICS = {"map50": float, "ap50": {str: float}, "recall": {"20": float, "50": float},
-           "content_gap": dict.fromkeys(HISTOGRAMS, float), "van": str, "camera": str, "data": str}
-CONFIG = {"seconds": float, "env": str, "source": [str, range(1, 1001)]}
+           "content_gap": dict.fromkeys(HISTOGRAMS, float), "probe": float,
+           "content_gap_mix": dict.fromkeys(HISTOGRAMS, float), "levels": {str: {"map50": float}},
+           "recall_ceiling": {"20": float, "50": float}, "van": str, "camera": str, "data": str}
+CONFIG = {"seconds": float, "env": str, "source": [str, range(1, 1001)], "seed": float}
 CURVES = {"precision_at_recall": {str: [float, [len(RECALL_POINTS)]]}, "recall_curve": NUMBERS,
           "recall_curve_graph_constraint": NUMBERS, "recall_per_image": {str: NUMBERS},
           "content": {"source": CONTENT, "target": CONTENT}}
@@ -39,11 +55,9 @@ def read_loop(loop: Path) -> dict[str, dict]:
     """Run folder -> its read_row, in the table's order. Raises: InputError."""
     if not loop.is_dir():
         raise InputError(f"{loop}: no such folder, expected the folder of a loop")
-    found = [match for match in map(ITERATION.fullmatch, (p.name for p in loop.glob("*"))) if match]
-    found.sort(key=lambda match: (list(ROWS).index(match[1]), int(match[2])))
     table = {}
-    for name in ["start", "sdr", *(match[0] for match in found), "full"]:
-        if (loop / name / "metrics.json").exists():
+    for name in sorted((path.name for path in loop.glob("*")), key=row_order):
+        if row_title(name) and (loop / name / "metrics.json").exists():
             table[name] = read_row(loop / name)
     if not table:
         raise InputError(f"{loop}: no start/, sdr/, label1/, ... with metrics.json in it, "
@@ -52,19 +66,41 @@ def read_loop(loop: Path) -> dict[str, dict]:
 
 
 def read_row(run: Path) -> dict:
-    """A run's metrics, with `seconds`, `env` and `source` of its config.
+    """A run's metrics, with `seconds`, `env`, `seed` and `source` of its config.
 
-    Its paths are absolute. Raises: InputError for a field that the table or the report cannot use.
+    `gap` is the content gap of the mix of data sets that it was trained on or, in old runs, of the
+    newest. Paths are absolute. Raises: InputError for a field that the table or the report cannot
+    use.
     """
     metrics = read_fields(run / "metrics.json", METRICS, "evaluate.py")
     config = read_fields(run / "config.json", CONFIG, "train.py")
-    for field in CONFIG:
+    for field in ("seconds", "env", "source"):
         if config.get(field) is None:
             raise InputError(f"{run / 'config.json'}: {field}: not what train.py writes")
     sources = [str(resolve_recorded(path, run / "config.json")) for path in config["source"]]
     if metrics.get("data"):
         metrics["data"] = str(resolve_recorded(metrics["data"], run / "metrics.json"))
-    return metrics | {"seconds": config["seconds"], "env": config["env"], "source": sources}
+    return metrics | {"seconds": config["seconds"], "env": config["env"], "source": sources,
+                      "seed": config.get("seed"),
+                      "gap": metrics.get("content_gap_mix") or metrics.get("content_gap")}
+
+
+def read_seeds(loops: list[Path], tables: list[dict[str, dict]]) -> list[int | None]:
+    """The seed of each loop; None for one that is not recorded.
+
+    Raises: InputError if rows of one loop differ in it, or two loops do not: such are not paired.
+    """
+    seeds = []
+    for loop, table in zip(loops, tables):
+        found = sorted({row["seed"] for row in table.values()} - {None})
+        if len(found) > 1:
+            raise InputError(f"{loop}: rows of seeds {found[0]} and {found[1]}, expected one seed")
+        seed = found[0] if found else None
+        if seed is not None and seed in seeds:
+            raise InputError(f"--summary: {loops[seeds.index(seed)]} and {loop} are both of seed "
+                             f"{seed}, expected loops of different seeds")
+        seeds.append(seed)
+    return seeds
 
 
 def read_curves(run: Path) -> dict:
@@ -128,17 +164,62 @@ def cell(row: dict, column: str) -> float | None:
     return value
 
 
-def row_title(name: str) -> str:
-    """The title of a run's row."""
+def row_title(name: str) -> str | None:
+    """The title of a run's row; None for a folder that is no row."""
     iteration = ITERATION.fullmatch(name)
-    return f"{ROWS[iteration[1]]}, iteration {iteration[2]}" if iteration else ROWS[name]
+    if not iteration:
+        return ROWS.get(name) if name not in ITERATED else None
+    kind = "label-appearance" if iteration[1] == FORMER else iteration[1]
+    return f"{ROWS[kind]}, iteration {iteration[2]}"
+
+
+def row_order(name: str) -> tuple:
+    """Sorts row folders as the table has them."""
+    iteration = ITERATION.fullmatch(name)
+    kind, number = iteration.groups() if iteration else (name, 0)
+    kind = "label-appearance" if iteration and kind == FORMER else kind
+    return list(ROWS).index(kind) if kind in ROWS else len(ROWS), int(number), name
+
+
+def shown_row(names: Iterable[str]) -> str:
+    """The row whose scene graphs a report shows: the last one that was adapted."""
+    adapted = [name for name in names if name != "oracle"]
+    return adapted[-1] if adapted else "oracle"
+
+
+def shown_columns(tables: list[dict[str, dict]], names: list[str]) -> list[str]:
+    """The columns of a table with these rows."""
+    columns = [column for column in COLUMNS if column not in OPTIONAL or any(
+        cell(table[name], column) is not None for table in tables for name in names)]
+    where = columns.index("R@50") + 1
+    return columns[:where] + list(GAPS_CLOSED if "oracle" in names else ()) + columns[where:]
+
+
+def values_of(tables: list[dict[str, dict]], name: str, column: str) -> list[float | None]:
+    """A row's values in a column, one per loop."""
+    return [cell(table[name], column) for table in tables]
+
+
+def gaps_closed(tables: list[dict], names: list[str], column: str) -> dict[str, float | None]:
+    """Row -> the fraction of the gap between SDR and oracle that it closes, in one of COMPARED."""
+    ends = [values_of(tables, end, column) if end in names else [None] for end in ("sdr", "oracle")]
+    rows = {name: values_of(tables, name, column) for name in names}
+    return {name: None if None in ends[0] + ends[1] + row else gap_closed(row, *ends)
+            for name, row in rows.items()}
 
 
 def table_cells(tables: list[dict[str, dict]], names: list[str]) -> list[tuple[str, list[str]]]:
-    """For each named row, its title and its COLUMNS as text: over several loops, mean ± std."""
-    return [(row_title(name), [mean_std([cell(table[name], column) for table in tables],
-                                        0 if column == "train s" else 3) for column in COLUMNS])
-            for name in names]
+    """For each named row, its title and its shown_columns as text; of several loops mean ± std."""
+    closed = {column: gaps_closed(tables, names, of) for column, of in GAPS_CLOSED.items()}
+
+    def text(name: str, column: str) -> str:
+        if column in closed:
+            value = closed[column][name]
+            return "-" if value is None else f"{100 * value:.0f} %"
+        return mean_std(values_of(tables, name, column), 0 if column == "train s" else 3)
+
+    columns = shown_columns(tables, names)
+    return [(row_title(name), [text(name, column) for column in columns]) for name in names]
 
 
 def mean_std(values: list[float | None], digits: int = 3) -> str:
@@ -149,28 +230,75 @@ def mean_std(values: list[float | None], digits: int = 3) -> str:
     return mean if len(values) == 1 else f"{mean} ± {statistics.stdev(values):.{digits}f}"
 
 
-def verdict(tables: list[dict], names: list[str]) -> str:
-    """One sentence on whether the last row is better than the SDR row."""
-    first, last = "sdr" if "sdr" in names else names[0], names[-1]
-    parts = []
-    for column in ("mAP@0.5", "R@20", "R@50"):
-        before, after = ([cell(table[name], column) for table in tables] for name in (first, last))
-        if None in before + after:
-            return ("No labeled test set, so no scores: "
-                    "give the loop a target with a labeled test/ or val/ folder.")
-        a, b = statistics.mean(before), statistics.mean(after)
-        parts.append(f"{column} {a:.3f} -> {b:.3f} ({'better' if b > a else 'NOT better'})")
-    return f"{row_title(first)} -> {row_title(last)}: " + ", ".join(parts)
+def ceilings(tables: list[dict], names: list[str]) -> dict[str, float | None]:
+    """The highest R@20 and R@50 that any prediction could reach on the test set, over all loops."""
+    found = [table[names[-1]].get("recall_ceiling") or {} for table in tables]
+    return {f"R@{k}": None if None in (values := [one.get(k) for one in found])
+            else statistics.mean(values) for k in ("20", "50")}
 
 
-def loop_table(tables: list[dict[str, dict]], names: list[str]) -> str:
-    """The table of one or several loops with the verdict below it."""
-    width = 15 if len(tables) > 1 else 11
-    lines = [f"{'':<36}{'':>{3 * width}}{'content gap (total variation)':>{3 * width}}",
-             f"{'':<36}" + "".join(f"{column:>{width}}" for column in COLUMNS)]
+def comparisons(tables: list[dict], names: list[str]) -> dict[str, dict[str, Comparison]]:
+    """Column -> row -> its comparison with SDR. Of iterations only the last is compared."""
+    last = {name.rstrip("0123456789"): name for name in names}.values()
+    rows = [name for name in last if name not in ("start", "sdr", "oracle")]
+    found = {}
+    for column in COMPARED if "sdr" in names else ():
+        values = {name: values_of(tables, name, column) for name in rows}
+        baseline = values_of(tables, "sdr", column)
+        if not any(None in row for row in [baseline, *values.values()]):
+            found[column] = compare(values, baseline)
+    return {column: row for column, row in found.items() if row}
+
+
+def verdict(tables: list[dict], names: list[str], seeds: list[int | None]) -> list[str]:
+    """Lines on which rows are better than the SDR row: a paired test over the loops' seeds."""
+    compared = comparisons(tables, names)
+    if "mAP@0.5" not in compared:
+        labeled = None not in values_of(tables, names[-1], "mAP@0.5")
+        return ["No SDR row to compare with." if labeled else "No labeled test set, so no scores: "
+                "give the loop a target with a labeled test/ or val/ folder."]
+    rows = compared["mAP@0.5"]
+    if len(tables) == 1:
+        lines = ["Difference to SDR. One seed: no verdict."]
+    else:
+        paired = ", ".join(map(str, seeds))
+        lines = [f"Difference to SDR, paired by seed ({paired}): mean, each seed; p of a one-sided paired",
+                 f"t test, and corrected for {len(rows)} rows (Holm). Better: corrected p < {ALPHA}."]
+    for name in rows:
+        texts = [f"{column:<9}{comparison_text(row[name])}" for column, row in compared.items()]
+        if len(tables) == 1:
+            texts = ["   ".join(texts)]
+        lines += [f"{title:<36}{text}" for title, text in zip([row_title(name), "", "", ""], texts)]
+    return lines
+
+
+def comparison_text(row: Comparison) -> str:
+    """Mean difference; over several loops those of each, p, corrected p and the verdict."""
+    text = f"{statistics.mean(row.differences):+.3f}"
+    if len(row.differences) == 1:
+        return text
+    each = " ".join(f"{value:+.3f}" for value in row.differences)
+    test = "no test" if row.p is None else f"p {row.p:.4f}  corrected {row.p_holm:.4f}"
+    return f"{text}  ({each})  {test}  {'better' if row.better else 'not significant'}"
+
+
+def loop_table(tables: list[dict[str, dict]], names: list[str], seeds: list[int | None]) -> str:
+    """The table of one or several loops, the recall's ceilings and the verdict below it."""
+    width, columns = 15 if len(tables) > 1 else 11, shown_columns(tables, names)
+    mix = any(table[name].get("content_gap_mix") for table in tables for name in names)
+    above = ""
+    for title, members in GROUPS.items():
+        if members[-1] in columns:
+            title = "content gap of the mix" if mix and "objects" in members else title
+            above = above.ljust(36 + width * columns.index(members[0]))
+            above += title.rjust(width * len(members))
+    lines = [above, f"{'':<36}" + "".join(f"{column:>{width}}" for column in columns)]
     for title, cells in table_cells(tables, names):
         lines.append(f"{title:<36}" + "".join(f"{text:>{width}}" for text in cells))
-    return "\n".join([*lines, "", verdict(tables, names)])
+    limits = ", ".join(f"{name} {value:.3f}" for name, value in ceilings(tables, names).items()
+                       if value is not None)
+    lines += ["", f"Highest recall that is possible: {limits}"] if limits else []
+    return "\n".join([*lines, "", *verdict(tables, names, seeds)])
 
 
 # --- a run ----------------------------------------------------------------------------------------
@@ -192,10 +320,16 @@ def metrics_table(metrics: dict) -> str:
     rows += [(f"  {name}", recall) for name, recall in metrics["recall_per_predicate"].items()]
     for title, recall in rows:
         lines.append(f"{title:<34}" + "".join(f"{number(value):>8}" for value in recall.values()))
-    if metrics.get("content_gap"):
-        gaps = [f"{name.replace('_', ' ')} {number(gap)}"
-                for name, gap in metrics["content_gap"].items()]
-        lines += ["", "content gap (total variation, 0..1)   " + "  ".join(gaps)]
+    lines.append("")
+    for field, title in (("content_gap", "newest data set"), ("content_gap_mix", "all, as mixed")):
+        gaps = "  ".join(f"{name.replace('_', ' ')} {number(gap)}"
+                         for name, gap in (metrics.get(field) or {}).items())
+        lines += [f"content gap (total variation), {title:<15}   {gaps}"] if gaps else []
+    for level, scores in metrics.get("levels", {}).items():
+        aps = "  ".join(f"{name} {number(ap)}" for name, ap in scores["ap50"].items())
+        lines.append(f"mAP@0.5 {number(scores['map50'])} at KITTI's {level:<10}{aps}")
+    if metrics.get("probe") is not None:
+        lines.append(f"domain probe {metrics['probe']:.3f} (0.5: features tell no domain)")
     return "\n".join(lines)
 
 

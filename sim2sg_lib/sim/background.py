@@ -8,9 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sim2sg_lib.camera import Cameras
-from sim2sg_lib.scene import Material, Strip, to_footprint
+from sim2sg_lib.scene import Strip, to_footprint
 from sim2sg_lib.sim.lighting import Lighting, ambient_occlusion, incoming, shadow_visibility, sky
-from sim2sg_lib.sim.meshes import Meshes, pack_textures
+from sim2sg_lib.sim.meshes import Meshes
 from sim2sg_lib.sim.tensor_ops import dot, mix, pick, rows_of
 from sim2sg_lib.sim.texture import noise, textured
 
@@ -19,13 +19,27 @@ PENUMBRA_PX = 3  # width of the box that blurs shadows on the ground: lamps have
 
 def shade_background(meshes: Meshes, cameras: Cameras, light: Lighting) -> Tensor:
     """(B, H, W, 3) radiance of ground, walls and sky in every pixel, without the objects."""
-    shape = (len(cameras.K), cameras.height, cameras.width)
     seen = background_points(cameras, light, (0, cameras.height))
+    return light_background(seen, background_visibility(seen, meshes, cameras, light), cameras, light)
+
+
+def background_visibility(seen: "BackgroundPoints", meshes: Meshes, cameras: Cameras,
+                          light: Lighting) -> list[Tensor]:
+    """`light_visibility` of the pixels of ground and walls, shadows blurred."""
     lit = (~seen.sky).nonzero()[:, 0]
-    received = irradiance(meshes, light, *pick(lit, seen.scene, seen.points, seen.normal),
-                          shadow_blur(lit, shape, PENUMBRA_PX))
+    shape = (len(cameras.K), cameras.height, cameras.width)
+    blur = shadow_blur(lit, shape, PENUMBRA_PX)
+    return light_visibility(meshes, light, *pick(lit, seen.scene, seen.points), blur)
+
+
+def light_background(seen: "BackgroundPoints", visible: list[Tensor], cameras: Cameras,
+                     light: Lighting) -> Tensor:
+    """(B, H, W, 3) radiance of background points of whole images."""
+    lit = (~seen.sky).nonzero()[:, 0]
+    received = received_light(light, *pick(lit, seen.scene, seen.points, seen.normal), visible)
     received = torch.zeros_like(seen.rays).index_copy(0, lit, received)
-    return add_sky(surface_colors(seen, cameras, light) * received, seen, light).view(*shape, 3)
+    background = add_sky(surface_colors(seen, cameras, light) * received, seen, light)
+    return background.view(len(cameras.K), cameras.height, cameras.width, 3)
 
 
 @dataclass(frozen=True)
@@ -55,14 +69,25 @@ def background_points(cameras: Cameras, light: Lighting, rows: tuple[int, int]) 
 def irradiance(meshes: Meshes, light: Lighting, scene: Tensor, points: Tensor, normal: Tensor,
                blur: Callable[[Tensor], Tensor] | None = None) -> Tensor:
     """(N, 3) at points (N, 3) with normals (N, 3) of ground and walls; `blur` softens shadows (N,)."""
+    return received_light(light, scene, points, normal,
+                          light_visibility(meshes, light, scene, points, blur))
+
+
+def light_visibility(meshes: Meshes, light: Lighting, scene: Tensor, points: Tensor,
+                     blur: Callable[[Tensor], Tensor] | None = None) -> list[Tensor]:
+    """How visible the sky and each lamp are from points (N, 3) of ground and walls: each (N,)."""
+    lamps = [shadow_visibility(shadow, scene, points) for shadow in light.shadows]
+    return [ambient_occlusion(meshes, scene, points), *(map(blur, lamps) if blur else lamps)]
+
+
+def received_light(light: Lighting, scene: Tensor, points: Tensor, normal: Tensor,
+                   visible: list[Tensor]) -> Tensor:
+    """(N, 3) irradiance at points (N, 3); visible: see light_visibility."""
     # half of the light of the sky comes from near the horizon
-    visible = ambient_occlusion(meshes, scene, points)[:, None]
-    total = rows_of(light.zenith + light.horizon, scene) / 2 * visible
+    total = rows_of(light.zenith + light.horizon, scene) / 2 * visible[0][:, None]
     for i in range(light.lamp_world.shape[1]):
         to_lamp, strength = incoming(light, i, scene, points)
-        visible = shadow_visibility(light.shadows[i], scene, points)
-        visible = blur(visible) if blur else visible
-        total = total + strength * dot(to_lamp, normal).clamp(min=0) * visible[:, None]
+        total = total + strength * dot(to_lamp, normal).clamp(min=0) * visible[1 + i][:, None]
     return total
 
 
@@ -85,7 +110,8 @@ def surface_colors(seen: BackgroundPoints, cameras: Cameras, light: Lighting) ->
     for b, room in enumerate(one.room for one in light.scenes):
         if room is not None:
             rows = walls[seen.scene.index_select(0, walls) == b]
-            paint = plain_texture(room.wall, seen.points.index_select(0, rows))
+            number = light.first_paint[b] + len(light.scenes[b].strips)
+            paint = painted(light, number, seen.points.index_select(0, rows))
             color = color.index_copy(0, rows, paint)
     return color
 
@@ -104,22 +130,23 @@ def ground_colors(points: Tensor, rays: Tensor, scene: Tensor, light: Lighting, 
         pixel_m = cameras.positions_world()[b, 2] * slant / cameras.K[b, 0, 0]
         ahead = F.normalize(ray[:, :2], dim=1)
         reach_m = 0.51 * pixel_m * slant.clamp(min=1)  # half a pixel in any direction, and a margin
-        for strip in strips:
+        for number, strip in enumerate(strips, light.first_paint[b]):
             along, across = to_footprint(strip, point.unbind(1))
             near = ((along.abs() - strip.size_m[0] / 2 < reach_m)
                     & (across.abs() - strip.size_m[1] / 2 < reach_m)).nonzero()[:, 0]
             cover = strip_coverage(strip, *pick(near, along, across, pixel_m, slant, ahead))
             rows, spot = pick(near, pixels, point)
-            paint = plain_texture(strip.material, spot)
+            paint = painted(light, number, spot)
             color = color.index_copy(0, rows, mix(color.index_select(0, rows), paint, cover[:, None]))
     return color
 
 
-def plain_texture(material: Material, points: Tensor) -> Tensor:
-    """(N, 3) colors of one material at points (N, 3)."""
-    color = points.new_tensor(material.color).expand(len(points), 3)
+def painted(light: Lighting, number: int, points: Tensor) -> Tensor:
+    """(N, 3) colors of one of the paints of `light` at points (N, 3)."""
+    color = light.paint_color[number].expand(len(points), 3)
+    index = torch.tensor([number], device=points.device)
     first = torch.zeros(len(points), dtype=torch.int64, device=points.device)
-    return textured(color, pack_textures([material], points.device, points.dtype), first, points)
+    return textured(color, light.paint.select(index), first, points)
 
 
 def strip_coverage(strip: Strip, along: Tensor, across: Tensor, pixel_m: Tensor, slant: Tensor,

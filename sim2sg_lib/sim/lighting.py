@@ -5,13 +5,14 @@ as radiance (irradiance is divided by pi here). Every sum runs over a fixed numb
 a scene renders to the same bytes alone and in any batch.
 """
 from dataclasses import dataclass, replace
+from itertools import accumulate
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sim2sg_lib.camera import Cameras
-from sim2sg_lib.scene import Light, Scene
+from sim2sg_lib.scene import Light, Material, Scene
 from sim2sg_lib.sim.meshes import Meshes, Textures, pack_textures
 from sim2sg_lib.sim.rasterizer import depth_map
 from sim2sg_lib.sim.tensor_ops import dot, mix, rows_of
@@ -21,7 +22,7 @@ SUN_DISTANCE = 50.0  # distance of a sun's shadow camera, in radii of the scene
 
 @dataclass(frozen=True)
 class Lighting:
-    """Light and ground of B scenes; scenes with fewer than L lamps are filled up with dark ones."""
+    """Light, ground and paint of B scenes; dark lamps fill up scenes with fewer than L lamps."""
 
     lamp_world: Tensor  # (B, L, 3) meters; of a sun, its direction
     is_sun: Tensor  # (B, L) bool
@@ -31,6 +32,9 @@ class Lighting:
     ground_color: Tensor
     exposure: Tensor  # (B,)
     ground: Textures  # B textures
+    paint_color: Tensor  # (P, 3) of all strips and walls, see `paints`
+    paint: Textures  # P textures
+    first_paint: list[int]  # per scene, the number of its first paint
     shadows: list[tuple[Cameras, Tensor]]  # per lamp, see `shadow_maps`
     scenes: list[Scene]  # with their clouds, rooms and strips
 
@@ -46,6 +50,8 @@ def pack_lighting(scenes: list[Scene], meshes: Meshes, like: Tensor) -> Lighting
 
     lamp_world = pack([[lamp.position_world for lamp in row] for row in rows])
     is_sun = torch.tensor([[lamp.directional for lamp in row] for row in rows], device=like.device)
+    painted = [paints(scene) for scene in scenes]
+    materials = [material for row in painted for material in row]
     return Lighting(
         lamp_world, is_sun,
         intensity=pack([[lamp.intensity for lamp in row] for row in rows]),
@@ -54,8 +60,16 @@ def pack_lighting(scenes: list[Scene], meshes: Meshes, like: Tensor) -> Lighting
         ground_color=pack([s.ground.color for s in scenes]),
         exposure=pack([s.exposure for s in scenes]),
         ground=pack_textures([s.ground for s in scenes], like.device, like.dtype),
+        paint_color=pack([m.color for m in materials]).view(-1, 3),
+        paint=pack_textures(materials, like.device, like.dtype),
+        first_paint=[0, *accumulate(map(len, painted))],
         shadows=shadow_maps(meshes, lamp_world, is_sun, scenes[0].shadow_texels),
         scenes=scenes)
+
+
+def paints(scene: Scene) -> list[Material]:
+    """What is painted on ground and walls: the materials of the strips, then that of the walls."""
+    return [*(strip.material for strip in scene.strips), *([scene.room.wall] if scene.room else [])]
 
 
 def incoming(light: Lighting, lamp: int, scene: Tensor, points: Tensor) -> tuple[Tensor, Tensor]:

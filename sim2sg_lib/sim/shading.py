@@ -117,6 +117,25 @@ def tone_map(radiance: Tensor, exposure: Tensor) -> Tensor:
 
 def shade_objects(face: Tensor, bary: Tensor, meshes: Meshes, cameras: Cameras, light: Lighting) -> Tensor:
     """(N, 3) radiance of points on faces (N,) at barycentrics (N, 3)."""
+    return reflect(surface_points(face, bary, meshes, cameras, light), meshes, light)
+
+
+@dataclass(frozen=True)
+class SurfacePoints:
+    """N points on objects; all that does not depend on materials and on the strength of light."""
+
+    scene: Tensor  # (N,) int64
+    material: Tensor  # (N,) int64
+    point: Tensor  # (N, 3) in the world
+    normal: Tensor  # (N, 3)
+    view: Tensor  # (N, 3) unit directions to the camera
+    point_object: Tensor  # (N, 3) in the frame of the object, meters
+    visible: list[Tensor]  # (N,) of each lamp
+
+
+def surface_points(face: Tensor, bary: Tensor, meshes: Meshes, cameras: Cameras,
+                   light: Lighting) -> SurfacePoints:
+    """The points on faces (N,) at barycentrics (N, 3)."""
     corner, material_index, object_index = pick(face, meshes.faces, meshes.face_material, meshes.face_object)
     scene = meshes.object_scene.index_select(0, object_index)
 
@@ -128,9 +147,17 @@ def shade_objects(face: Tensor, bary: Tensor, meshes: Meshes, cameras: Cameras, 
     point = interpolate(meshes.verts_world)
     normal = F.normalize(interpolate(meshes.normals_world), dim=-1)
     view = F.normalize(rows_of(cameras.positions_world(), scene) - point, dim=-1)
-    color, metallic, roughness = pick(material_index, meshes.color, meshes.metallic[:, None],
+    visible = [shadow_visibility(shadow, scene, point) for shadow in light.shadows]
+    return SurfacePoints(scene, material_index, point, normal, view, interpolate(meshes.verts_object),
+                         visible)
+
+
+def reflect(seen: SurfacePoints, meshes: Meshes, light: Lighting) -> Tensor:
+    """(N, 3) radiance of points on objects."""
+    scene, point, normal, view = seen.scene, seen.point, seen.normal, seen.view
+    color, metallic, roughness = pick(seen.material, meshes.color, meshes.metallic[:, None],
                                       meshes.roughness[:, None])
-    color = textured(color, meshes.texture, material_index, interpolate(meshes.verts_object))
+    color = textured(color, meshes.texture, seen.material, seen.point_object)
     diffuse_albedo = (1 - metallic) * color
     specular_f0 = mix(torch.full_like(color, DIELECTRIC), color, metallic)
 
@@ -138,9 +165,8 @@ def shade_objects(face: Tensor, bary: Tensor, meshes: Meshes, cameras: Cameras, 
     for i in range(light.lamp_world.shape[1]):
         to_lamp, strength = incoming(light, i, scene, point)
         facing = dot(normal, to_lamp).clamp(min=0)
-        visible = shadow_visibility(light.shadows[i], scene, point)[:, None]
         reflected = diffuse_albedo + ggx(normal, view, to_lamp, specular_f0, roughness)
-        radiance = radiance + strength * facing * visible * reflected
+        radiance = radiance + strength * facing * seen.visible[i][:, None] * reflected
     return radiance
 
 

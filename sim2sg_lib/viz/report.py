@@ -16,8 +16,8 @@ from sim2sg_lib.io.images import read_image
 from sim2sg_lib.io.reading import read_text
 from sim2sg_lib.net.predict import confident_graphs
 from sim2sg_lib.score.metrics import FN, FP, RECALL_POINTS, TP, match_graphs, without_labels
-from sim2sg_lib.score.table import (COLUMNS, cell, mean_std, read_curves, read_log, row_title,
-                                    table_cells, verdict)
+from sim2sg_lib.score.table import (mean_std, read_curves, read_log, row_title, shown_columns,
+                                    shown_row, table_cells, verdict)
 from sim2sg_lib.viz.drawings import (MAX_ARROWS, STYLES, default_style, draw_curves,
                                      draw_histograms, draw_objects, draw_relations, photo_uri,
                                      require_matplotlib, svg_uri)
@@ -36,8 +36,8 @@ def write_report(loop: Path, table: dict[str, dict], env: Env, images: ImageFold
                  truth: list[SceneGraph] | None, predicted: list[SceneGraph]) -> Path:
     """Write LOOP/report.html. Returns its path.
 
-    table:     result of read_loop; scene graphs are shown of its last row.
-    images:    test images of the last row; None if they are gone, which leaves the graphs out.
+    table:     result of read_loop; scene graphs are shown of its `shown_row`.
+    images:    test images of that row; None if they are gone, which leaves the graphs out.
     truth:     their labels, None without labels.
     predicted: their predictions, without thresholding.
     Raises: InputError if matplotlib or jinja2 is not installed or a file of the loop is damaged.
@@ -48,7 +48,7 @@ def write_report(loop: Path, table: dict[str, dict], env: Env, images: ImageFold
     except ImportError:
         raise InputError("report.html is written with jinja2, which is not installed: "
                          "pip install jinja2") from None
-    last = list(table)[-1]
+    names, last = list(table), shown_row(table)
     curves = {name: read_curves(loop / name) for name in table
               if (loop / name / "curves.json").exists()}
     logs = {name: read_log(loop / name) for name in table}
@@ -71,8 +71,10 @@ def write_report(loop: Path, table: dict[str, dict], env: Env, images: ImageFold
     with default_style():
         page = templates.get_template("report.html.jinja").render(
             title=loop.resolve().name, env=env.name, options=options,
-            columns=list(COLUMNS), last=row_title(last), verdict=verdict([table], list(table)),
-            rows=[(name, *row) for name, row in zip(table, table_cells([table], list(table)))],
+            columns=shown_columns([table], names), last=row_title(last),
+            verdict="\n".join(verdict([table], names, [table[last]["seed"]])),
+            mix=any(row.get("content_gap_mix") for row in table.values()),
+            rows=[(name, *row) for name, row in zip(names, table_cells([table], names))],
             losses=list(draw_losses(logs)), discriminators=list(draw_discriminators(logs)),
             detection=list(draw_detection(table, curves)), recall=list(draw_recall(table, curves)),
             content=list(draw_content(table, curves, env)),
@@ -173,8 +175,9 @@ def draw_content(table: dict[str, dict], curves: dict[str, dict], env: Env) -> I
         content = curves.get(name, {}).get("content") or {}
         if content.get("source") and content["target"]:
             figure = draw_histograms(content["source"], content["target"], ticks, row_title(name))
-            gaps = ", ".join(f"{column} {mean_std([cell(table[name], column)])}"
-                             for column in ("objects", "categories", "predicates"))
+            gap = table[name].get("content_gap") or {}
+            gaps = ", ".join(f"{column.replace('_', ' ')} {mean_std([gap.get(column)])}"
+                             for column in content["target"])
             yield picture(figure, f"Total variation: {gaps}")
 
 

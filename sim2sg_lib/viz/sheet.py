@@ -43,6 +43,8 @@ def lifted_sets(table: dict[str, dict]) -> dict[Path, str]:
 def sheet_rows(table: dict[str, dict]) -> list[tuple[str, list[np.ndarray]]]:
     """Figure 3 of the paper as (caption, images): target images, then SDR's and each iteration's.
 
+    Label alignment's iterations have random looks, those of "+ look" the fitted ones.
+
     Images (H, W, 3) uint8 have the size of the lifted sets. Rows without images are left out.
     """
     lifted = lifted_sets(table)
@@ -51,12 +53,16 @@ def sheet_rows(table: dict[str, dict]) -> list[tuple[str, list[np.ndarray]]]:
     if not needed or not all(path.exists() for path in needed):
         return []
     info, predicted = read_info(first, None), safe_join(first, "predicted.jsonl")
-    names = [str(row.get("image")) for _, row in read_json_lines(predicted)[:LOOP_COLUMNS]]
+    # of a mixed look, every second image is in the fitted look: show these
+    mixed = any(read_info(folder, None).get("look") == "mixed" for folder in lifted
+                if (folder / "dataset.json").exists())
+    shown = slice(0, 2 * LOOP_COLUMNS, 2) if mixed else slice(LOOP_COLUMNS)
+    names = [str(row.get("image")) for _, row in read_json_lines(predicted)[shown]]
     target = resolve_recorded(str(info.get("target") or ""), first / "dataset.json")
     rows = [("target", [safe_join(target, name, f"{predicted}: image") for name in names])]
     sdr = {Path(table["sdr"]["source"][0]): "sdr"} if "sdr" in table else {}
     for folder, name in (sdr | lifted).items():
-        found = sorted((folder / "images").glob("*.png"))[:len(names)]
+        found = sorted((folder / "images").glob("*.png"))[shown][:len(names)]
         rows.append((row_title(name), [safe_join(folder, f"images/{path.name}") for path in found]))
     return [(caption, [read_image(path, info["width"], info["height"]) for path in paths])
             for caption, paths in rows if paths and all(map(os.path.isfile, paths))]
