@@ -99,8 +99,8 @@ OPTIMIZERS = {"quick": ("adamw", 5e-4, 0.2, 0.99), "paper": ("sgd", 1e-4, 1.0, 0
 def main(source: tuple[Path, ...], target: Path | None, align: str, settings: tuple[str, ...],
          init: Path | None, out: Path, preset: str, backbone: str | None, imagenet: bool | None,
          input_: str | None, steps: int | None, warmup: float | None, precision: str | None,
-         encoder_rate: float | None, ema: float | None, newest: float | None, augment: str, seed: int, device: str,
-         overwrite: bool, resume: bool, save_every: int) -> None:
+         encoder_rate: float | None, ema: float | None, newest: float | None, augment: str,
+         seed: int, device: str, overwrite: bool, resume: bool, save_every: int) -> None:
     # --- setup: the library is imported here, so that --help needs no torch
     import torch
     from sim2sg_lib import adapt, checkpoint

@@ -36,7 +36,8 @@ class EfficientNetLite0(nn.Sequential):
             blocks = []
             for expansion, outputs, kernel, stride, count in stages:
                 for i in range(count):
-                    blocks.append(Block(inputs, outputs, kernel, stride if i == 0 else 1, expansion))
+                    own = stride if i == 0 else 1
+                    blocks.append(Block(inputs, outputs, kernel, own, expansion))
                     inputs = outputs
             self.add_module(name, nn.Sequential(*blocks))
         if pretrained:
@@ -77,7 +78,8 @@ class ConvNorm(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1,
                  relu: bool = True) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups,
+                              bias=False)
         self.norm, self.relu = FrozenBatchNorm2d(outputs, eps=1e-3), relu
 
     def forward(self, x: Tensor) -> Tensor:
