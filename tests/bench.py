@@ -2,7 +2,8 @@
 
     training   one optimizer step of the whole network, compared with torchvision's Faster R-CNN of
                the same backbone, anchors and numbers of proposals and RoIs; in both precisions of
-               the encoder; of the network from scratch; and one step with adaptation, with a shared forward pass and with the RPN head run for each loss
+               the encoder; of the network from scratch; and one step with adaptation, with a
+               shared forward pass and with the RPN head run for each loss
     rendering  images per second that `synthesize.py` writes to disk: CLEVR with the quick preset,
                the other environments at native size
     fit        seconds per image of the fit of the look to images, on all cores
