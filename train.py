@@ -75,8 +75,7 @@ OPTIMIZERS = {"quick": ("adamw", 5e-4, 0.2, 0.99), "paper": ("sgd", 1e-4, 1.0, 0
 @click.option("--warmup", type=FloatRange(0, 1, max_open=True),
               show_default="the environment's with --init, else 0",
               help="Fraction of the steps before adaptation starts.")
-@click.option("--precision", type=click.Choice(["fp32", "bf16"]),
-              show_default="bf16 with efficientnet_lite0 on a CPU with AMX, else fp32",
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32",
               help="Numbers that the encoder computes with; weights, heads and losses are fp32.")
 @click.option("--encoder-rate", type=FloatRange(0, 1), show_default="the preset's, 1 from scratch",
               help="Learning rate of the encoder's body, as a fraction of that of the heads.")
@@ -98,7 +97,7 @@ OPTIMIZERS = {"quick": ("adamw", 5e-4, 0.2, 0.99), "paper": ("sgd", 1e-4, 1.0, 0
 @output_options
 def main(source: tuple[Path, ...], target: Path | None, align: str, settings: tuple[str, ...],
          init: Path | None, out: Path, preset: str, backbone: str | None, imagenet: bool | None,
-         input_: str | None, steps: int | None, warmup: float | None, precision: str | None,
+         input_: str | None, steps: int | None, warmup: float | None, precision: str,
          encoder_rate: float | None, ema: float | None, newest: float | None, augment: str,
          seed: int, device: str, overwrite: bool, resume: bool, save_every: int) -> None:
     # --- setup: the library is imported here, so that --help needs no torch
@@ -124,7 +123,7 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, settings: tu
 
     # --- model and data
     model = make_model(init, env, preset, backbone, imagenet, input_, device)
-    precision = checkpoint.pick_precision(precision, device, model.config.backbone)
+    checkpoint.check_precision(precision, device)
     model.detector.bf16 = precision == "bf16"
     schedule = make_schedule(env.presets[preset], preset, init is not None, model.config.imagenet,
                              steps=steps, warmup=warmup, encoder_rate=encoder_rate, ema=ema,

@@ -13,7 +13,7 @@ from sim2sg_lib.cli import InputError
 from sim2sg_lib.env import Env
 from sim2sg_lib.io.files import write_bytes
 from sim2sg_lib.io.reading import check_file
-from sim2sg_lib.net.backbone import LITE, ModelConfig
+from sim2sg_lib.net.backbone import ModelConfig
 from sim2sg_lib.net.network import SceneGraphNet
 
 FORMAT = 1
@@ -176,19 +176,12 @@ def pick_device(name: str) -> torch.device:
         raise InputError(f"device {name!r} is not available, expected auto, cpu or cuda") from None
 
 
-def pick_precision(name: str | None, device: torch.device, backbone: str) -> str:
-    """"fp32" or "bf16". None is bf16 where `make bench` says that it pays, else fp32.
-
-    Raises: InputError for bf16 on a processor that can only emulate it.
-    """
-    if device.type == "cpu":
-        fast = torch.cpu._is_amx_tile_supported() and backbone == LITE
-        able = fast or torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    else:
-        fast, able = False, torch.cuda.is_bf16_supported(including_emulation=False)
+def check_precision(name: str, device: torch.device) -> None:
+    """Raises: InputError for "bf16" on a processor that can only emulate it."""
+    able = (torch.ops.mkldnn._is_mkldnn_bf16_supported() if device.type == "cpu"
+            else torch.cuda.is_bf16_supported(including_emulation=False))
     if name == "bf16" and not able:
         raise InputError(f"--precision bf16: {device} does not compute in bfloat16, leave it out")
-    return name or ("bf16" if fast else "fp32")
 
 
 def runtime_info(device: torch.device) -> dict:

@@ -163,17 +163,11 @@ def test_bfloat16_computes_nearly_the_same_and_trains_the_same_weights():
     assert 0 < error < 0.1  # 8 bits: 0.4 % for each of 40 layers
 
 
-@pytest.mark.parametrize("amx, bf16, backbone, default", [
-    (True, True, "efficientnet_lite0", "bf16"), (True, True, "resnet18", "fp32"),
-    (False, True, "efficientnet_lite0", "fp32"), (False, False, "efficientnet_lite0", "fp32")])
-def test_precision_is_what_pays_on_this_processor(monkeypatch, amx, bf16, backbone, default):
-    monkeypatch.setattr(torch.cpu, "_is_amx_tile_supported", lambda: amx)
-    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bf16)
-    cpu = torch.device("cpu")
-    assert checkpoint.pick_precision(None, cpu, backbone) == default
-    assert checkpoint.pick_precision("fp32", cpu, backbone) == "fp32"
-    if bf16:
-        assert checkpoint.pick_precision("bf16", cpu, backbone) == "bf16"
-    else:
-        with pytest.raises(InputError, match="--precision bf16: cpu does not compute in bfloat16"):
-            checkpoint.pick_precision("bf16", cpu, backbone)
+def test_bfloat16_without_its_units_is_one_line(monkeypatch):
+    for able in (True, False):
+        monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: able)
+        checkpoint.check_precision("fp32", torch.device("cpu"))
+        if able:
+            checkpoint.check_precision("bf16", torch.device("cpu"))
+    with pytest.raises(InputError, match="--precision bf16: cpu does not compute in bfloat16"):
+        checkpoint.check_precision("bf16", torch.device("cpu"))
