@@ -88,7 +88,6 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
     from sim2sg_lib.io.folders import digest, refuse_early, work_folder
     from sim2sg_lib.io.graphs import write_graphs
     from sim2sg_lib.net.predict import confident_graphs
-    from sim2sg_lib.sim import pytorch3d
     from sim2sg_lib.sim.sources import LiftedScenes, RandomScenes
 
     env, device, lifting = envs.find(env_name), pick_device(device), bool(checkpoint or graphs_path)
@@ -98,7 +97,8 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
     refine = refine or (POSE_STEPS if fit in ("pose", "both") else 0)
     look = look or ("fitted" if fit in ("look", "both") else "random")
     if renderer == "pytorch3d":
-        pytorch3d.require()
+        from sim2sg_lib.sim.pytorch3d import require
+        require()
     if assets:
         from sim2sg_lib.io.mesh_files import replace_assets
         env = replace_assets(env, assets)
@@ -138,9 +138,10 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
             "renderer": renderer, "assets": assets and str(assets.resolve()), "export": formats,
             "command": "python " + shlex.join(sys.argv)}
     if lifting:
-        info |= {"threshold": threshold, "thresholds": by_category, "refine": refine, "look": look, "compare": compare,
-                 "fit_steps": fit_steps if look != "random" else 0,
-                 "camera": camera, "graphs": str((graphs_path or checkpoint).resolve()),
+        info |= {"threshold": threshold, "thresholds": by_category, "refine": refine,
+                 "compare": compare, "look": look,
+                 "fit_steps": fit_steps if look != "random" else 0, "camera": camera,
+                 "graphs": str((graphs_path or checkpoint).resolve()),
                  "target": target and str(target.resolve())}
     elif camera:
         info["camera"] = camera

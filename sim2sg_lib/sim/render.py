@@ -5,15 +5,11 @@ import torch
 from sim2sg_lib.camera import stack_cameras
 from sim2sg_lib.env import Env, Rendered
 from sim2sg_lib.scene import Scene
-from sim2sg_lib.sim import pytorch3d, rasterizer
 from sim2sg_lib.sim.annotate import annotate
 from sim2sg_lib.sim.large_images import is_large, shade_large
 from sim2sg_lib.sim.meshes import build
-from sim2sg_lib.sim.rasterizer import scale_cameras
+from sim2sg_lib.sim.rasterizer import rasterize, scale_cameras
 from sim2sg_lib.sim.shading import SUPERSAMPLE, shade
-
-RASTERIZERS = {"own": rasterizer.rasterize, "pytorch3d": pytorch3d.rasterize}
-
 
 def sample_scene(env: Env, domain: str, randomize: str, rng: np.random.Generator) -> Scene:
     """A random scene of a domain: content, then appearance."""
@@ -30,8 +26,10 @@ def render_scenes(env: Env, scenes: list[Scene], names: list[str], size: tuple[i
     scenes = [scene.moved((-scene.origin_world[0], -scene.origin_world[1])) for scene in scenes]
     meshes = build(scenes, env.world.assets, device)
     cameras = stack_cameras([scene.camera for scene in scenes], *size, device)
-    rasterize, fine_cameras = RASTERIZERS[renderer], scale_cameras(cameras, SUPERSAMPLE)
-    fragments = rasterize(meshes, fine_cameras, cull_backfaces=True)
+    if renderer == "pytorch3d":  # optional
+        from sim2sg_lib.sim import pytorch3d
+    find_fragments = rasterize if renderer == "own" else pytorch3d.rasterize
+    fragments = find_fragments(meshes, scale_cameras(cameras, SUPERSAMPLE), cull_backfaces=True)
     shade_images = shade_large if is_large(cameras) else shade
     images = shade_images(fragments, meshes, cameras, scenes)
     pixels = (images * 255).round().byte().permute(0, 2, 3, 1).cpu().numpy()
