@@ -61,7 +61,8 @@ OPTIMIZERS = {"quick": ("adamw", 5e-4, 0.2, 0.99), "paper": ("sgd", 1e-4, 1.0, 0
 @click.option("--preset", type=click.Choice(list(OPTIMIZERS)), default="quick",
               help="Network, input size and schedule: minutes on two cores, or the paper's; with "
                    "--init the schedule alone.")
-@click.option("--backbone", type=click.Choice(["efficientnet_lite0", "resnet101", "resnet50", "resnet18"]),
+@click.option("--backbone", type=click.Choice(["efficientnet_lite0", "resnet101", "resnet50",
+                                                 "resnet18"]),
               show_default="the preset's", help="Encoder.")
 @click.option("--imagenet/--scratch", default=None, show_default="the preset's",
               help="ImageNet weights and frozen batch norm, or random weights and group norm.")
@@ -74,6 +75,8 @@ OPTIMIZERS = {"quick": ("adamw", 5e-4, 0.2, 0.99), "paper": ("sgd", 1e-4, 1.0, 0
 @click.option("--warmup", type=FloatRange(0, 1, max_open=True),
               show_default="the environment's with --init, else 0",
               help="Fraction of the steps before adaptation starts.")
+@click.option("--precision", type=click.Choice(["fp32", "bf16"]), default="fp32",
+              help="Numbers that the encoder computes with; weights, heads and losses are fp32.")
 @click.option("--encoder-rate", type=FloatRange(0, 1), show_default="the preset's, 1 from scratch",
               help="Learning rate of the encoder's body, as a fraction of that of the heads.")
 @click.option("--ema", type=FloatRange(0, 1, max_open=True), show_default="the preset's",
@@ -94,9 +97,9 @@ OPTIMIZERS = {"quick": ("adamw", 5e-4, 0.2, 0.99), "paper": ("sgd", 1e-4, 1.0, 0
 @output_options
 def main(source: tuple[Path, ...], target: Path | None, align: str, settings: tuple[str, ...],
          init: Path | None, out: Path, preset: str, backbone: str | None, imagenet: bool | None,
-         input_: str | None, steps: int | None, warmup: float | None, encoder_rate: float | None,
-         ema: float | None, newest: float | None, augment: str, seed: int, device: str,
-         overwrite: bool, resume: bool, save_every: int) -> None:
+         input_: str | None, steps: int | None, warmup: float | None, precision: str,
+         encoder_rate: float | None, ema: float | None, newest: float | None, augment: str,
+         seed: int, device: str, overwrite: bool, resume: bool, save_every: int) -> None:
     # --- setup: the library is imported here, so that --help needs no torch
     import torch
     from sim2sg_lib import adapt, checkpoint
@@ -120,6 +123,8 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, settings: tu
 
     # --- model and data
     model = make_model(init, env, preset, backbone, imagenet, input_, device)
+    checkpoint.check_precision(precision, device)
+    model.detector.bf16 = precision == "bf16"
     schedule = make_schedule(env.presets[preset], preset, init is not None, model.config.imagenet,
                              steps=steps, warmup=warmup, encoder_rate=encoder_rate, ema=ema,
                              augment=augment, newest=newest)
@@ -132,7 +137,7 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, settings: tu
                "source": [recorded(folder, out) for folder in source],
                "target": recorded(target, out) if target else None,
                "align": list(knobs), "init": recorded(init, out) if init else None, "preset": preset,
-               "seed": seed, "schedule": asdict(schedule),
+               "precision": precision, "seed": seed, "schedule": asdict(schedule),
                "adaptation": {name: asdict(own) for name, own in knobs.items()},
                "model": asdict(model.config), **checkpoint.runtime_info(device)}
     weights = sum(p.numel() for p in model.parameters()) / 1e6
@@ -293,7 +298,7 @@ def make_state(model, knobs: dict, schedule: Schedule):
         if disc_groups:
             disc_optimizer = torch.optim.SGD(disc_groups, momentum=0.9)
     else:
-        optimizer = torch.optim.AdamW(groups, weight_decay=1e-4)
+        optimizer = torch.optim.AdamW(groups, weight_decay=1e-4, fused=True)
         # one step more than are taken, so that the last one still learns; torch divides by the
         # number of rising steps less one
         rise = max(0.1, 1.5 / (schedule.steps + 1))

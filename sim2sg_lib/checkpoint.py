@@ -176,6 +176,14 @@ def pick_device(name: str) -> torch.device:
         raise InputError(f"device {name!r} is not available, expected auto, cpu or cuda") from None
 
 
+def check_precision(name: str, device: torch.device) -> None:
+    """Raises: InputError for "bf16" on a processor that can only emulate it."""
+    able = (torch.ops.mkldnn._is_mkldnn_bf16_supported() if device.type == "cpu"
+            else torch.cuda.is_bf16_supported(including_emulation=False))
+    if name == "bf16" and not able:
+        raise InputError(f"--precision bf16: {device} does not compute in bfloat16, leave it out")
+
+
 def runtime_info(device: torch.device) -> dict:
     """What the bytes of a result depend on besides options and inputs, for the record."""
     return {"threads": torch.get_num_threads(), "torch": str(torch.__version__),

@@ -1,8 +1,9 @@
 """`make bench`: how fast the quick preset trains and renders on this machine.
 
     training   one optimizer step of the whole network, compared with torchvision's Faster R-CNN of
-               the same backbone, anchors and numbers of proposals and RoIs; and one step with
-               adaptation, with a shared forward pass and with the RPN head run for each loss
+               the same backbone, anchors and numbers of proposals and RoIs; in both precisions of
+               the encoder; of the network from scratch; and one step with adaptation, with a
+               shared forward pass and with the RPN head run for each loss
     rendering  images per second that `synthesize.py` writes to disk: CLEVR with the quick preset,
                the other environments at native size
     fit        seconds per image of the fit of the look to images, on all cores
@@ -57,9 +58,10 @@ def toy_batch(config):
 def plain_faster_rcnn(config):
     """torchvision's own model around the same backbone."""
     levels = [str(i) for i in range(len(config.returned_layers))]
-    sizes = tuple((size,) for size in config.anchor_sizes)
+    sizes = tuple((size * config.enlarge,) for size in config.anchor_sizes)
     return FasterRCNN(
-        SceneGraphNet(config).detector.backbone, min_size=config.height, max_size=config.width,
+        SceneGraphNet(config).detector.backbone, min_size=config.height * config.enlarge,
+        max_size=config.width * config.enlarge,
         rpn_anchor_generator=AnchorGenerator(sizes, (ASPECT_RATIOS,) * len(sizes)),
         rpn_head=RPNHead(config.fpn_channels, len(ASPECT_RATIOS)),
         rpn_pre_nms_top_n_train=max(config.proposals_train, MIN_PRE_NMS),
@@ -99,7 +101,8 @@ def repeated_losses(model, methods, images, targets, target_images):
 
 def stepper(model, losses):
     """Returns a function that makes one training step and returns its duration in seconds."""
-    optimizer = torch.optim.AdamW(model.parameters(), 1e-4)
+    weights = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.AdamW(weights, 1e-4, fused=True)
 
     def step():
         start = time.perf_counter()
@@ -112,9 +115,13 @@ def stepper(model, losses):
 
 def bench_training():
     size = ENV.presets["quick"].image_size
-    config = quick_config(len(ENV.vocabulary.categories), len(ENV.vocabulary.predicates), *size)
+    numbers = len(ENV.vocabulary.categories), len(ENV.vocabulary.predicates), *size
+    config = quick_config(*numbers)
     images, targets = toy_batch(config)
     plain, ours = plain_faster_rcnn(config).train(), SceneGraphNet(config).train()
+    bf16, scratch = (SceneGraphNet(own).train()
+                     for own in (config, quick_config(*numbers, imagenet=False)))
+    bf16.detector.bf16 = True
     adapted = SceneGraphNet(config).train()
     knobs = adapt.choose_knobs("appearance,prediction", (), "quick")
     methods = adapt.make(knobs, config).values()
@@ -122,6 +129,8 @@ def bench_training():
     steps = {
         "plain Faster R-CNN": stepper(plain, lambda: plain(list(images), targets)),
         "whole network": stepper(ours, lambda: ours.losses(ours(images), targets)),
+        "whole network, bf16": stepper(bf16, lambda: bf16.losses(bf16(images), targets)),
+        "resnet18 from scratch": stepper(scratch, lambda: scratch.losses(scratch(images), targets)),
         "adapted, not shared": stepper(adapted, lambda: repeated_losses(*batch)),
         "adapted, shared": stepper(adapted, lambda: shared_losses(*batch))}
     seconds = {name: [] for name in steps}

@@ -16,7 +16,8 @@ from conftest import ENVIRONMENT, ROOT, run
 from test_loop import fingerprint
 
 TRAIN = ["--source", "../target/val", "--source", "../sdr", "--target", "../target/train",
-         "--align", "appearance,prediction", "--steps", 24, "--augment", "strong", "--seed", 3, "--save-every", 9, "--out", "run"]
+         "--align", "appearance,prediction", "--steps", 24, "--augment", "strong", "--seed", 3,
+         "--save-every", 9, "--out", "run"]
 
 
 def interrupt(cwd, arguments, watched, number):

@@ -17,11 +17,12 @@ from sim2sg_lib.scene import (Light, Material, Room, Scene, SceneObject, Sky, St
                               scene_from_json)
 from sim2sg_lib.sim.appearance import GROUPS, bounded, values_of, with_values
 from sim2sg_lib.sim.lighting import pack_lighting
-from sim2sg_lib.sim.look import differences, explained, fit_look, fit_size, render, views_of
+from sim2sg_lib.sim.look import (
+    differences, explained, fit_look, fit_looks, fit_size, render, views_of)
 from sim2sg_lib.sim.meshes import build
 from sim2sg_lib.sim.rasterizer import rasterize, scale_cameras
 from sim2sg_lib.sim.shading import shade
-from sim2sg_lib.sim.sources import LiftedScenes, fit_looks
+from sim2sg_lib.sim.sources import LiftedScenes
 from sim2sg_lib.sim.variety import jittered, recolored
 
 SIZE = (80, 60)
@@ -162,9 +163,13 @@ def test_an_undetected_object_does_not_paint_the_ground():
     seen = scene(ball(-1.5, 1.5, (0.6, 0.1, 0.1)), ball(1.0, -1.0, (0.01, 0.01, 0.4), 3.4))
     lifted = replace(seen, objects=seen.objects[:1])
     found = fit(lifted, picture(seen), 30).scene
-    assert found.exposure * np.array(found.ground.color) == pytest.approx(GRAY.color, abs=0.04)
-    red, _, blue = found.ground.color
-    assert blue < 1.15 * red
+    bare, true = (picture(replace(one, objects=())) for one in (found, seen))
+    off = bare - true
+    hidden = (picture(lifted) - picture(seen)).abs().mean(1, keepdim=True) > 0.1
+    assert 0.05 < hidden.float().mean() < 0.4 and off.mean().abs() < 0.02
+    assert off.abs().mean() < 0.06  # with the texture that it gives the ground
+    blue = (off[:, 2:] - off[:, :1])[hidden]
+    assert blue.mean().abs() < 0.03
 
 
 def test_what_hides_the_sky_does_not_paint_it():
@@ -269,10 +274,11 @@ def test_a_mixed_look_is_half_fitted_and_each_layout_has_both():
     assert [whole.takes_fit(i) for i in range(8)] == [True, True, False, True] * 2
     random = lifted(4).scenes(range(8))
     made = source.scenes(range(8))
-    assert made[1] == random[1] and made[0] != random[0]
+    assert made[1].to_json() == random[1].to_json()
+    assert made[0].objects[0].material != random[0].objects[0].material
     assert made[5].objects[0].position_world == random[5].objects[0].position_world
     assert made[5].objects[0].material.color[1] < 0.02  # in the red of another image
-    assert source.scenes(range(5, 6)) == made[5:6]
+    assert source.scenes(range(5, 6))[0].to_json() == made[5].to_json()
 
 
 # --- the command line -----------------------------------------------------------------------------
@@ -290,7 +296,9 @@ def test_a_killed_fit_continues_to_the_same_result(images, tmp_path):
     lines = (tmp_path / "whole.jsonl").read_bytes().splitlines(keepends=True)
     assert len(lines) == 2
     (tmp_path / "cut.jsonl").write_bytes(lines[0] + lines[1][:50])
-    assert fit_looks(lifted(18), paths, 2, tmp_path / "cut.jsonl") == whole
+    again = fit_looks(lifted(18), paths, 2, tmp_path / "cut.jsonl")
+    assert [one.after for one in again] == [one.after for one in whole]
+    assert [one.scene.to_json() for one in again] == [one.scene.to_json() for one in whole]
     assert (tmp_path / "cut.jsonl").read_bytes() == b"".join(lines)
 
 

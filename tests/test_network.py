@@ -690,17 +690,19 @@ def test_a_device_that_is_not_there_is_one_line(name):
 def test_configuration_survives_a_checkpoint():
     for config in (TINY, paper_config(3, 4, 320, 240)):
         assert ModelConfig(**json.loads(json.dumps(dataclasses.asdict(config)))) == config
-    with pytest.raises(ValueError, match="2048x2048 enlarged 1 times, expected 2097152 pixels at most"):
+    with pytest.raises(ValueError, match="2048x2048 enlarged 1 times, expected 2097152"):
         dataclasses.replace(TINY, width=2048, height=2048)
     assert paper_config(3, 4, 320, 240).anchor_sizes == (16, 32, 64, 128, 256)
     assert paper_config(4, 4, 1242, 375).anchor_sizes == (32, 64, 128, 256, 512)
 
 
-@pytest.mark.parametrize("change", [{"backbone": "vgg16"}, {"input": "gray"}, {"imagenet": 1}, {"enlarge": 3},
-                                    {"edge_window": 2}, {"backbone": "efficientnet_lite0"},
-                                    {"anchor_sizes": (8, 16)}])
-def test_wrong_configuration_is_refused(change):
-    with pytest.raises(ValueError, match=next(iter(change)).replace("backbone", "")):
+@pytest.mark.parametrize("change, error", [
+    ({"backbone": "vgg16"}, "backbone"), ({"input": "gray"}, "input"), ({"imagenet": 1}, "imagenet"),
+    ({"enlarge": 3}, "enlarge"), ({"edge_window": 2}, "edge_window"),
+    ({"backbone": "efficientnet_lite0"}, "not trained from scratch"),
+    ({"anchor_sizes": (8, 16)}, "anchor_sizes")])
+def test_wrong_configuration_is_refused(change, error):
+    with pytest.raises(ValueError, match=error):
         dataclasses.replace(TINY, **change)
 
 

@@ -24,7 +24,7 @@ from sim2sg_lib import checkpoint
 from sim2sg_lib.dataset import open_images
 from sim2sg_lib.graph import Vocabulary, make_graph
 from sim2sg_lib.io.graphs import read_graphs, write_graphs
-from sim2sg_lib.io.images import output_names
+from sim2sg_lib.io.images import output_names, read_image
 from sim2sg_lib.score.content import content, content_gap
 from sim2sg_lib.score.metrics import (
     FN, FP, TP, detection_scores, match_graphs, recall_scores, without_labels)
@@ -32,6 +32,7 @@ from sim2sg_lib.viz.drawings import (
     MAX_ARROWS, draw_curves, draw_histograms, draw_objects, draw_relations, find_text_place,
     group_arrows, node_positions, to_dot)
 from sim2sg_lib.viz.report import CASE_INCHES
+from sim2sg_lib.viz.sheet import sheet_rows
 
 VOCABULARY = Vocabulary(("cube", "ball"), ("left", "right"))
 LEFT, RIGHT_OF = 0, 1
@@ -349,6 +350,21 @@ def test_a_report_says_what_it_lacks(loop, toy, tmp_path):
     assert "are not those of" in run(toy, "evaluate.py", "report", tmp_path / "other", code=3)
     line = run(tmp_path, "evaluate.py", "report", tmp_path, code=3)
     assert "no start/, sdr/, label1/, ... with metrics.json" in line
+
+
+def test_the_sheet_has_a_row_of_the_fitted_look(toy, tmp_path):
+    """Of a mixed look every second image is a fitted one; all rows show the same target images."""
+    shutil.copytree(toy / "data/1", tmp_path / "look")
+    info = json.loads((toy / "data/1/dataset.json").read_text())
+    sets = {"sdr": toy / "data/sdr", "label1": toy / "data/1", "look1": tmp_path / "look"}
+    table = {name: {"source": [str(toy / "data/sdr"), str(folder)]} for name, folder in sets.items()}
+    for look, shown in (("fitted", range(6)), ("mixed", range(0, 10, 2))):
+        (tmp_path / "look/dataset.json").write_text(json.dumps(info | {"look": look}))
+        captions, images = zip(*sheet_rows(table))
+        assert captions == ("target", "SDR", "+ label, iteration 1", "+ label + look, iteration 1")
+        for found, folder in zip(images[1:], sets.values()):
+            expected = [read_image(folder / f"images/{i:06d}.png", 160, 120) for i in shown]
+            assert len(found) == len(shown) and all(map(np.array_equal, found, expected))
 
 
 @pytest.mark.parametrize("package", ["matplotlib", "jinja2"])

@@ -51,10 +51,10 @@ class ModelConfig:
     pairs_train: int  # ordered pairs per image kept by the relation proposal network
     pairs_test: int
     gcn_steps: int = 2  # message-passing steps, sharing weights, of each level of the graph network
-    # the encoder sees the image enlarged by 1, 2 or 4, so a level's stride is that of its layer / enlarge
+    # the encoder sees the image enlarged by 1, 2 or 4, which divides the strides
     enlarge: int = 1
-    # of `local_edges`, a fraction of the image's width; 0: one square window of 31 px, as checkpoints
-    # without this field were trained
+    # of `local_edges`, a fraction of the image's width; 0: one square window of 31 px, as in
+    # checkpoints without this field
     edge_window: float = 0.0
 
     def __post_init__(self):

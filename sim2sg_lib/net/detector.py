@@ -121,6 +121,7 @@ class Detector(nn.Module):
     def __init__(self, config: ModelConfig, pretrained: bool = True) -> None:
         super().__init__()
         self.config = config
+        self.bf16 = False  # whether `features` computes in bfloat16; train.py --precision
         self.levels = [stride.bit_length() - 1 for stride in config.strides[:-1]]  # log2
         self.backbone = make_backbone(config, pretrained)
         numbers = {"training": config.proposals_train, "testing": config.proposals_test}
@@ -170,7 +171,9 @@ class Detector(nn.Module):
         images = images.contiguous(memory_format=torch.channels_last)
         if self.config.enlarge > 1:
             images = F.interpolate(images, scale_factor=self.config.enlarge, mode="bilinear")
-        return self.backbone(images)
+        with torch.autocast(images.device.type, torch.bfloat16, enabled=self.bf16):
+            features = self.backbone(images)
+        return OrderedDict((name, level.float()) for name, level in features.items())
 
     def rpn_head(self, features: dict[str, Tensor]) -> AnchorOutputs:
         """Objectness and box regression of all anchors."""

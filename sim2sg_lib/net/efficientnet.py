@@ -36,7 +36,8 @@ class EfficientNetLite0(nn.Sequential):
             blocks = []
             for expansion, outputs, kernel, stride, count in stages:
                 for i in range(count):
-                    blocks.append(Block(inputs, outputs, kernel, stride if i == 0 else 1, expansion))
+                    own = stride if i == 0 else 1
+                    blocks.append(Block(inputs, outputs, kernel, own, expansion))
                     inputs = outputs
             self.add_module(name, nn.Sequential(*blocks))
         if pretrained:
@@ -77,14 +78,20 @@ class ConvNorm(nn.Module):
     def __init__(self, inputs: int, outputs: int, kernel: int = 1, stride: int = 1, groups: int = 1,
                  relu: bool = True) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False)
+        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups,
+                              bias=False)
         self.norm, self.relu = FrozenBatchNorm2d(outputs, eps=1e-3), relu
 
     def forward(self, x: Tensor) -> Tensor:
         scale = self.norm.weight * (self.norm.running_var + self.norm.eps).rsqrt()
         kernel = self.conv.weight * scale[:, None, None, None]
         bias = self.norm.bias - self.norm.running_mean * scale
-        x = F.conv2d(x, kernel, bias, self.conv.stride, self.conv.padding, groups=self.conv.groups)
+        # oneDNN's gradient of a strided depthwise convolution takes 40 times as long in bfloat16
+        slow = self.conv.groups > 1 and self.conv.stride[0] > 1 and x.requires_grad
+        bf16 = torch.is_autocast_enabled(x.device.type) and not slow
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=bf16):
+            x = F.conv2d(x.float() if slow else x, kernel, bias, self.conv.stride,
+                         self.conv.padding, groups=self.conv.groups).to(x.dtype)
         return F.relu6(x, inplace=True) if self.relu else x
 
 

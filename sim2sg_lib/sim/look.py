@@ -6,18 +6,24 @@ exposure. Geometry and visibility stay, so labels stay exact; patterns stay, so 
 """
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sim2sg_lib.camera import Camera, Cameras, stack_cameras
-from sim2sg_lib.scene import Mesh, Scene
+from sim2sg_lib.cli import progress
+from sim2sg_lib.io.files import add_line, open_growing
+from sim2sg_lib.io.images import read_image
+from sim2sg_lib.scene import Mesh, Scene, scene_from_json
 from sim2sg_lib.sim.appearance import (
     GROUPS, bounded, dressed, prior, scenes_of_rows, values_of, with_values)
 from sim2sg_lib.sim.background import (
     BackgroundPoints, background_points, background_visibility, light_background,
     surface_colors)
+from sim2sg_lib.sim.chunks import cut_into_chunks, in_parallel
 from sim2sg_lib.sim.large_images import share_samples
 from sim2sg_lib.sim.lighting import Lighting, pack_lighting, shadow_maps
 from sim2sg_lib.sim.meshes import Meshes, build
@@ -37,6 +43,7 @@ OBJECT_TRUST = 0.3    # lowest weight of an object's pixel: a box says that it i
 CLIP = 0.25           # difference in display values beyond which a pixel counts no more as an error
 SMOOTH_PX = 4         # differences that extend farther are light, not texture
 ENOUGH_PIXELS = 100   # of a surface of the background whose texture follows the residual
+GAUSSIAN = math.sqrt(math.pi / 2)  # standard deviation of a normal variable over its mean absolute
 NOISE_DEVIATION = 0.16  # standard deviation of texture.noise
 BLANK = 0.02          # standard deviation of display values of an image that shows nothing
 GAIN = 0.98           # of the random look's error that a fit must not exceed
@@ -295,6 +302,7 @@ def textured_like(meshes: Meshes, light: Lighting, views: Views, likely: Tensor,
         patterned = render(views, dressed_meshes, lit)
         plain = render(views, *with_values(meshes, light, values | {"amount": 0 * values["amount"]}))
     trusted = ((likely > 0.5) & (views.object == 0)).to(plain)[:, None]
+    area = surface_sums(trusted.expand(-1, 3, -1, -1), meshes, light, views)[:, 0].clamp(min=1e-6)
 
     def statistics(picture: Tensor) -> tuple[Tensor, Tensor]:
         """(S,) standard deviation and correlation of neighbors, of residuals to the plain render."""
@@ -305,15 +313,14 @@ def textured_like(meshes: Meshes, light: Lighting, views: Views, likely: Tensor,
         rest = (rest - F.avg_pool2d(rest, **window) / near) * trusted
         pair = trusted * trusted.roll(-1, 3)
         pair[..., -1] = 0
-        square, product = (values.mean(1, keepdim=True)
-                           for values in (rest.square(), rest * rest.roll(-1, 3)))
-        sums = surface_sums(torch.cat([square, product * pair, pair], 1), meshes, light, views)
-        count = surface_sums(trusted.expand(-1, 3, -1, -1), meshes, light, views)[:, 0]
-        variance = (sums[:, 0] / count.clamp(min=1e-6)).clamp(min=1e-8)
-        return variance.sqrt(), (sums[:, 1] / sums[:, 2].clamp(min=1e-6) / variance).clamp(0.05, 0.98)
+        # by the mean of absolute values, which edges of shadows that are off change little
+        columns = (rest.abs() * GAUSSIAN, rest * rest.roll(-1, 3) * pair, rest.square() * pair)
+        columns = torch.cat([values.mean(1, keepdim=True) for values in columns], 1)
+        deviation, product, square = surface_sums(columns, meshes, light, views).unbind(1)
+        return deviation / area, (product / square.clamp(min=1e-8)).clamp(0.05, 0.98)
 
     (wanted, near), (has, own) = statistics(views.target), statistics(patterned)
-    enough = surface_sums(trusted.expand(-1, 3, -1, -1), meshes, light, views)[:, 0] >= ENOUGH_PIXELS
+    enough = area >= ENOUGH_PIXELS
     enough[:len(meshes.color)] = False
     pattern = torch.cat([texture.pattern for texture in (meshes.texture, light.ground, light.paint)])
     more = enough & (pattern >= 0) & (has > 0.005)
@@ -327,7 +334,13 @@ def textured_like(meshes: Meshes, light: Lighting, views: Views, likely: Tensor,
     color = torch.where(fresh[:, None], values["color"] / (1 - dark / 2), values["color"]).clamp(max=0.98)
     values["second"] = torch.where(fresh[:, None], color * (1 - dark), values["second"])
     values["color"] = color
-    values["scale"] = torch.where(fresh, -0.1 / near.log(), values["scale"]).clamp(0.03, 4)
+    eye = rows_of(views.cameras.positions_world(), views.background.scene)
+    pixel_m = (views.background.points - eye).norm(dim=1) / rows_of(views.cameras.K[:, 0, 0],
+                                                                   views.background.scene)
+    pixel_m = surface_sums(trusted * pixel_m.view_as(trusted).expand(-1, 3, -1, -1), meshes, light,
+                           views)[:, 0] / area
+    # noise stays alike for about half of a cell
+    values["scale"] = torch.where(fresh, -2 / near.log() * pixel_m, values["scale"]).clamp(0.03, 4)
     return values
 
 
@@ -339,3 +352,30 @@ def adam_step(values: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], 
     mean, square = (moment / (1 - decay ** step) for moment, decay in zip(moments, DECAYS))
     with torch.no_grad():
         values -= rate * mean / (square.sqrt() + 1e-8)
+
+
+def fit_looks(source, images: list[Path], steps: int, kept: Path) -> list[FittedLook]:
+    """The first scenes of LiftedScenes, each fitted to its image; `kept` holds progress.
+
+    An interrupted command that calls it again continues, and gets the same.
+    """
+    chunks = cut_into_chunks(range(len(images)), (1, 1))
+    file, rows = open_growing(kept)
+
+    def fit(chunk: range) -> list[FittedLook]:
+        scenes = list(source.random_looks(chunk).values())
+        size = fit_size(source.cameras[0])
+        pixels = torch.from_numpy(np.stack([read_image(images[i], *size) for i in chunk]))
+        pixels = pixels.to(source.device).permute(0, 3, 1, 2).float() / 255
+        return fit_look(scenes, pixels, source.env.world.assets, steps)
+
+    with file, progress(len(images), "fit", "image", done=sum(map(len, chunks[:len(rows)]))) as bar:
+        for made in in_parallel(fit, chunks[len(rows):], source.device):
+            row = [vars(one) | {"scene": one.scene.to_json()} for one in made]
+            add_line(file, {"fits": row})
+            rows.append({"fits": row})
+            bar.update(len(made))
+    fits = [fit for row in rows for fit in row["fits"]]
+    cameras = [source.cameras[i].moved(-source.offset_m(i)) for i in range(len(fits))]
+    return [FittedLook(**fit | {"scene": scene_from_json(fit["scene"], camera)})
+            for fit, camera in zip(fits, cameras)]
