@@ -130,7 +130,8 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
             "renderer": renderer, "assets": assets and str(assets.resolve()), "export": formats,
             "command": "python " + shlex.join(sys.argv)}
     if lifting:
-        info |= {"threshold": threshold, "thresholds": by_category, "refine": refine, "look": look, "compare": compare,
+        info |= {"threshold": threshold, "thresholds": by_category, "refine": refine, "look": look,
+                 "compare": compare,
                  "fit_steps": fit_steps if look != "random" else 0,
                  "camera": camera, "graphs": str((graphs_path or checkpoint).resolve()),
                  "target": target and str(target.resolve())}
