@@ -262,7 +262,7 @@ def compare_images(graphs: list, pictures: list[Path], cameras: list, env, devic
 def fit_images(source, pictures: list[Path], look: str, steps: int, partial: Path):
     """The source with the looks of its scenes fitted to the pictures, and errors for dataset.json."""
     from sim2sg_lib.io.files import write_json_lines
-    from sim2sg_lib.sim.sources import fit_looks
+    from sim2sg_lib.sim.look import fit_looks
     fits = fit_looks(source, pictures, steps, partial / FITTED)
     source = replace(source, fitted=[one.scene if one.kept else None for one in fits],
                      mixed=look == "mixed")

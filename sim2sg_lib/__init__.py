@@ -30,8 +30,8 @@ IMPORT_ORDER = """
     sim.tensor_ops sim.meshes sim.rasterizer sim.soft
     sim.lighting sim.texture sim.background sim.shading sim.large_images
     env
-    sim.pytorch3d sim.annotate sim.render sim.lift sim.fit sim.look sim.variety sim.chunks sim.sources
-    sim.explain sim.compare
+    sim.pytorch3d sim.annotate sim.render sim.lift sim.fit sim.chunks
+    sim.appearance sim.look sim.variety sim.sources sim.explain sim.compare
     score.metrics score.content io.kitti dataset data_loading
     net.backbone net.detector net.relations net.network net.predict
     checkpoint training_state

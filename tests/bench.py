@@ -5,6 +5,7 @@
                adaptation, with a shared forward pass and with the RPN head run for each loss
     rendering  images per second that `synthesize.py` writes to disk: CLEVR with the quick preset,
                the other environments at native size
+    fit        seconds per image of the fit of the look to images, on all cores
 """
 import statistics
 import subprocess
@@ -28,6 +29,11 @@ from sim2sg_lib.net.backbone import quick_config
 from sim2sg_lib.net.detector import ASPECT_RATIOS, MIN_PRE_NMS, ROI_SIZE
 from sim2sg_lib.net.network import Outputs, SceneGraphNet
 from sim2sg_lib.scene import SceneObject, relations
+from sim2sg_lib.sim.compare import Shapes, render_and_compare
+from sim2sg_lib.sim.chunks import cut_into_chunks, in_parallel
+from sim2sg_lib.sim.look import fit_look, fit_size
+from sim2sg_lib.sim.render import render_scenes
+from sim2sg_lib.sim.sources import RandomScenes
 
 BATCH, ROUNDS, WARMUP_ROUNDS = 4, 12, 2
 
@@ -165,6 +171,51 @@ def bench_rendering(num=500, few=2, many=14):
         print(f"  {env + ', ' + domain:<26}{rate:8.1f} images/s")
 
 
+def bench_fit(num=48):
+    """Scenes of CLEVR's source fitted to images of other scenes, in chunks side by side."""
+    source = RandomScenes(ENV, "source", "paper", 0)
+    width, height = fit_size(ENV.world.camera)
+    device = torch.device("cpu")
+
+    def work(chunk):
+        scenes = source.scenes(chunk)
+        images = render_scenes(ENV, scenes, [""] * len(scenes), (width, height), device).images
+        target = torch.from_numpy(images).permute(0, 3, 1, 2).float().flip(1) / 255
+        return fit_look(scenes, target, ENV.world.assets)
+
+    chunks = cut_into_chunks(range(num), (width, height))
+    start = time.perf_counter()
+    fits = [fit for row in in_parallel(work, chunks, device) for fit in row]
+    seconds = (time.perf_counter() - start) / num
+    before, after = (statistics.mean(getattr(fit, name) for fit in fits) for name in ("before", "after"))
+    print(f"fit of the look, clevr, {torch.get_num_threads()} threads: {seconds:.3f} s per image, "
+          f"difference {before:.3f} -> {after:.3f}")
+
+
+def bench_compare(num=24):
+    """Exact graphs of CLEVR's target compared with their images, images side by side."""
+    scenes = RandomScenes(ENV, "target", "paper", 0).scenes(range(num))
+    device, shapes = torch.device("cpu"), Shapes.of(ENV)
+    size = ENV.presets["quick"].image_size
+    found = render_scenes(ENV, scenes, [""] * num, size, device)
+    images = torch.from_numpy(found.images).permute(0, 3, 1, 2).float() / 255
+
+    def work(chunk):
+        return [render_and_compare(found.graphs[i], images[i], scenes[i].camera, ENV, shapes)
+                for i in chunk]
+
+    start = time.perf_counter()
+    chunks = [range(i, i + 1) for i in range(num)]
+    results = [row for made in in_parallel(work, chunks, device) for row in made]
+    seconds = (time.perf_counter() - start) / num
+    right = statistics.mean(graph.labels.tolist() == truth.labels.tolist()
+                            for (graph, _), truth in zip(results, found.graphs))
+    print(f"render and compare, clevr, {torch.get_num_threads()} threads: {seconds:.3f} s per image, "
+          f"all categories right in {100 * right:.0f} % of the images")
+
+
 if __name__ == "__main__":
     bench_training()
     bench_rendering()
+    bench_fit()
+    bench_compare()

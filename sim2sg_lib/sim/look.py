@@ -6,14 +6,24 @@ exposure. Geometry and visibility stay, so labels stay exact; patterns stay, so 
 """
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from sim2sg_lib.camera import Camera, Cameras, stack_cameras
-from sim2sg_lib.scene import Material, Mesh, Scene
+from sim2sg_lib.cli import progress
+from sim2sg_lib.io.files import add_line, open_growing
+from sim2sg_lib.io.images import read_image
+from sim2sg_lib.scene import Mesh, Scene, scene_from_json
+from sim2sg_lib.sim.appearance import (
+    GROUPS, bounded, dressed, prior, scenes_of_rows, values_of, with_values)
 from sim2sg_lib.sim.background import (
-    BackgroundPoints, background_points, background_visibility, light_background)
+    BackgroundPoints, background_points, background_visibility, light_background,
+    surface_colors)
+from sim2sg_lib.sim.chunks import cut_into_chunks, in_parallel
 from sim2sg_lib.sim.large_images import share_samples
 from sim2sg_lib.sim.lighting import Lighting, pack_lighting, shadow_maps
 from sim2sg_lib.sim.meshes import Meshes, build
@@ -31,103 +41,15 @@ WEIGH_STEPS = 5       # steps after which pixels are weighed anew by how well th
 OBJECT_SHARE = 0.1    # weight of each object, as a fraction of that of the image
 OBJECT_TRUST = 0.3    # lowest weight of an object's pixel: a box says that it is there
 CLIP = 0.25           # difference in display values beyond which a pixel counts no more as an error
+SMOOTH_PX = 4         # differences that extend farther are light, not texture
+ENOUGH_PIXELS = 100   # of a surface of the background whose texture follows the residual
+GAUSSIAN = math.sqrt(math.pi / 2)  # standard deviation of a normal variable over its mean absolute
+NOISE_DEVIATION = 0.16  # standard deviation of texture.noise
 BLANK = 0.02          # standard deviation of display values of an image that shows nothing
 GAIN = 0.98           # of the random look's error that a fit must not exceed
-SKY_BRIGHT, SKY_COLORED, SKY_SHARE = 0.45, 0.5, 0.25  # see sky_like, explained
-
-
-# --- parameters -----------------------------------------------------------------------------------
-
-@dataclass(frozen=True)
-class Group:
-    """One group of parameters: how it is bounded, how fast it moves, what pulls it to its start."""
-
-    kind: str  # "logit": between low and high; "log": positive; "place": relative to its distance
-    scene_of: str  # what its rows belong to: "material", "surface" or "scene"
-    rate: float = 1.0  # factor on RATE
-    prior: float = 0.0  # weight of the squared distance from the start, in units of the parameter
-    low: float = 0.0
-    high: float = 1.0
-
-
-# surfaces: the materials of all objects, then ground, strips and walls of all scenes
-GROUPS = {
-    "color": Group("logit", "surface", prior=1e-4, low=0.005, high=0.98),
-    "second": Group("logit", "surface", 0.5, 0.01, 0.005, 0.98),  # color of the texture
-    "amount": Group("logit", "surface", 0.5, 0.01),  # of the texture
-    "metallic": Group("logit", "material", prior=1e-3),
-    "roughness": Group("logit", "material", prior=1e-3, low=0.05),
-    "zenith": Group("log", "scene", 0.5, 0.01),
-    "horizon": Group("log", "scene", 0.5, 0.01),
-    "strength": Group("log", "scene", 0.5, 0.01),  # of each lamp
-    "tint": Group("log", "scene", 0.2, 0.1),  # of each lamp, linear RGB
-    "place": Group("place", "scene", 0.2, 0.1),  # of each lamp; of a sun, its direction
-    "exposure": Group("log", "scene", 0.3, 0.02)}
-METALLIC_PRIOR = 0.01  # most things are no metal
 METAL, ROUGH = (0.05, 0.5), (0.2, 0.9)  # ranges in which metallic and roughness start
 DECAYS = (0.8, 0.95)  # of Adam's moments
-
-
-def bounded(group: Group, start: Tensor, offset: Tensor) -> Tensor:
-    """The values of a group, `offset` from their start; 0 leaves them, except at the bounds."""
-    if group.kind == "log":
-        return start * offset.exp()
-    if group.kind == "place":
-        place = start + offset * start.norm(dim=-1, keepdim=True)
-        lowest = 0.1 * start[..., 2:].clamp(min=0)  # lamps and suns do not set
-        return torch.cat([place[..., :2], place[..., 2:].maximum(lowest)], -1)
-    span = group.high - group.low
-    fraction = ((start - group.low) / span).clamp(1e-3, 1 - 1e-3)
-    return group.low + span * torch.sigmoid(fraction.logit() + offset)
-
-
-def values_of(meshes: Meshes, light: Lighting) -> dict[str, Tensor]:
-    """The parameters of a batch of scenes by group."""
-    textures = meshes.texture, light.ground, light.paint
-    return {"color": torch.cat([meshes.color, light.ground_color, light.paint_color]),
-            "second": torch.cat([texture.color for texture in textures]),
-            "amount": torch.cat([texture.amount for texture in textures]),
-            "metallic": meshes.metallic, "roughness": meshes.roughness,
-            "zenith": light.zenith, "horizon": light.horizon,
-            "strength": torch.ones_like(light.intensity[..., 0]), "tint": light.intensity,
-            "place": light.lamp_world, "exposure": light.exposure}
-
-
-def with_values(meshes: Meshes, light: Lighting, values: dict[str, Tensor]) -> tuple[Meshes, Lighting]:
-    """Meshes and light with other values of the parameters; gradients reach these."""
-    counts = len(meshes.color), len(light.ground_color), len(light.paint_color)
-    color, second, amount = (values[name].split(counts) for name in ("color", "second", "amount"))
-    textures = [replace(texture, color=row, amount=weight) for texture, row, weight
-                in zip((meshes.texture, light.ground, light.paint), second, amount)]
-    meshes = replace(meshes, color=color[0], texture=textures[0], metallic=values["metallic"],
-                     roughness=values["roughness"])
-    light = replace(
-        light, ground_color=color[1], ground=textures[1], paint_color=color[2], paint=textures[2],
-        zenith=values["zenith"], horizon=values["horizon"], lamp_world=values["place"],
-        intensity=values["strength"][..., None] * values["tint"], exposure=values["exposure"])
-    return meshes, light
-
-
-def scenes_of_rows(meshes: Meshes, light: Lighting) -> dict[str, Tensor]:
-    """"material", "surface", "scene" -> the scene (N,) int64 of each row of such a group."""
-    scene = torch.arange(meshes.scenes, device=meshes.color.device)
-    counts = [1 + len(o.part_materials) for one in light.scenes for o in one.objects]
-    counts = torch.tensor(counts, dtype=torch.int64, device=scene.device)
-    material = meshes.object_scene.repeat_interleave(counts)
-    painted = torch.tensor(light.first_paint, device=scene.device).diff()
-    return {"material": material, "scene": scene,
-            "surface": torch.cat([material, scene, scene.repeat_interleave(painted)])}
-
-
-def prior(offsets: dict[str, Tensor], values: dict[str, Tensor], rows: dict[str, Tensor],
-          scenes: int) -> Tensor:
-    """(B,) cost of leaving the start, and of metal."""
-    total = values["exposure"].new_zeros(scenes)
-    for name, group in GROUPS.items():
-        cost = group.prior * offsets[name].square()
-        cost = cost + METALLIC_PRIOR * values[name] if name == "metallic" else cost
-        total = total.index_add(0, rows[group.scene_of], cost.flatten(1).sum(1) if cost.dim() > 1 else cost)
-    return total
+SKY_BRIGHT, SKY_COLORED, SKY_SHARE = 0.45, 0.5, 0.25  # see sky_like, explained
 
 
 # --- errors ---------------------------------------------------------------------------------------
@@ -163,7 +85,7 @@ def views_of(meshes: Meshes, light: Lighting, cameras: Cameras, target: Tensor) 
     weight[count] = 1 / (pixels * SUPERSAMPLE ** 2)
 
     def pooled(values: Tensor) -> Tensor:
-        return torch.nn.functional.avg_pool2d(values[:, None], SUPERSAMPLE)[:, 0]
+        return F.avg_pool2d(values[:, None], SUPERSAMPLE)[:, 0]
 
     samples, seen = object_samples(fragments, cameras), background_points(cameras, light, (0, cameras.height))
     material = meshes.face_material.index_select(0, samples.face)
@@ -277,7 +199,8 @@ def fit_look(scenes: list[Scene], target: Tensor, assets: dict[str, Mesh],
     views, rows = views_of(meshes, light, cameras, target), scenes_of_rows(meshes, light)
     with torch.no_grad():
         before = photometric_error(render(views, meshes, light), views)
-    values, after = descend(meshes, light, views, rows, steps)
+    values, after, likely = descend(meshes, light, views, rows, steps)
+    values = textured_like(meshes, light, views, likely, values)
     kept = (after < GAIN * before) & (target.flatten(1).std(1) >= BLANK)
     fitted = [made.moved(scene.origin_world)
               for made, scene in zip(dressed(near, meshes, values), scenes)]
@@ -286,13 +209,16 @@ def fit_look(scenes: list[Scene], target: Tensor, assets: dict[str, Mesh],
 
 
 def descend(meshes: Meshes, light: Lighting, views: Views, rows: dict[str, Tensor],
-            steps: int) -> tuple[dict[str, Tensor], Tensor]:
-    """The values with the smallest error of all steps, scene by scene, and these errors (B,)."""
+            steps: int) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    """The values with the smallest error of all steps, scene by scene, and these errors (B,).
+
+    Also how well the scenes explain each pixel (B, H, W) in the end.
+    """
     start = first_guess(meshes, light, views)
     offsets = {name: torch.zeros_like(value, requires_grad=True) for name, value in start.items()}
     moments = {name: (torch.zeros_like(value), torch.zeros_like(value)) for name, value in start.items()}
     best = {name: value.clone() for name, value in start.items()}
-    least = best_error = torch.full_like(light.exposure, torch.inf)
+    least = torch.full_like(light.exposure, torch.inf)
     likely = torch.ones_like(views.weight)
     for step in range(steps + 1):
         values = {name: bounded(GROUPS[name], start[name], offsets[name]) for name in start}
@@ -309,7 +235,6 @@ def descend(meshes: Meshes, light: Lighting, views: Views, rows: dict[str, Tenso
             error = photometric_error(images, views)
             better = error < least  # never for NaN
             least = torch.where(better, error, least)
-            best_error = least
             for name, group in GROUPS.items():
                 chosen = better[rows[group.scene_of]]
                 best[name][chosen] = values[name][chosen]
@@ -320,35 +245,103 @@ def descend(meshes: Meshes, light: Lighting, views: Views, rows: dict[str, Tenso
             rate = RATE * (1 - 0.9 * step / steps)
             for (name, offset), gradient in zip(offsets.items(), gradients):
                 adam_step(offset, gradient, moments[name], rate * GROUPS[name].rate, step + 1)
-    return best, best_error
+    return best, least, likely
 
 
 def first_guess(meshes: Meshes, light: Lighting, views: Views) -> dict[str, Tensor]:
-    """Values to start from: each material in the color that its pixels have, materials in mid-range.
+    """Values to start from: each surface in the color that its pixels have, materials in mid-range.
 
     From their random values, saturated colors and pure metals would need many steps to turn.
     """
     start = values_of(meshes, light)
     start["metallic"] = start["metallic"].clamp(METAL[0], METAL[1])
     start["roughness"] = start["roughness"].clamp(ROUGH[0], ROUGH[1])
-    if len(meshes.color) == 0:
-        return start
-    neutral = torch.full_like(meshes.color, 0.5)
-    plain, lit = with_values(meshes, light, start | {
-        "color": torch.cat([neutral, start["color"][len(neutral):]]),
-        "amount": torch.cat([0 * neutral[:, 0], start["amount"][len(neutral):]])})
+    gray, plain = torch.full_like(start["color"], 0.5), torch.zeros_like(start["amount"])
     with torch.no_grad():
-        images = render(views, plain, lit)
-    number = meshes.face_material[views.samples.face]
-    sums = [torch.zeros_like(neutral).index_add(
-        0, number, picture.permute(0, 2, 3, 1).reshape(-1, 3)[views.samples.pixel].clamp(min=1e-3) ** 2.2)
-        for picture in (views.target, images)]
+        images = render(views, *with_values(meshes, light, start | {"color": gray, "amount": plain}))
+    sums = [surface_sums(picture.clamp(min=1e-3) ** 2.2, meshes, light, views)
+            for picture in (views.target, images)]
     guess = (0.5 * sums[0] / sums[1].clamp(min=1e-6)).clamp(0.02, 0.9)
-    gain = torch.where(sums[1] > 0, guess / start["color"][:len(guess)], 1.0)
+    gain = torch.where(sums[1] > 1e-3, guess / start["color"].clamp(min=1e-3), 1.0)
     for name in ("color", "second"):
-        start[name] = torch.cat([(start[name][:len(guess)] * gain).clamp(0.01, 0.95),
-                                 start[name][len(guess):]])
+        start[name] = (start[name] * gain).clamp(0.01, 0.95)
     return start
+
+
+def surface_sums(pictures: Tensor, meshes: Meshes, light: Lighting, views: Views) -> Tensor:
+    """(S, 3) sums of pictures (B, 3, H, W) over the pixels of each surface.
+
+    Of the background, by the gradient of the colors that are seen with respect to those painted.
+    """
+    pixels = pictures.permute(0, 2, 3, 1).reshape(-1, 3)
+    number = meshes.face_material.index_select(0, views.samples.face)
+    objects = torch.zeros_like(meshes.color).index_add(0, number, pixels[views.samples.pixel])
+    painted = [light.ground_color.clone().requires_grad_(), light.paint_color.clone().requires_grad_()]
+    plain = replace(light, ground_color=painted[0], paint_color=painted[1], **{
+        name: replace(texture, amount=0 * texture.amount)
+        for name, texture in (("ground", light.ground), ("paint", light.paint))})
+    seen = surface_colors(views.background, views.cameras, plain)
+    clear = (views.object.flatten()[:, None] == 0).to(pixels)
+    sums = torch.autograd.grad((seen * pixels * clear).sum() + 0 * painted[0].sum() + 0 * painted[1].sum(),
+                               painted)
+    return torch.cat([objects, *sums])
+
+
+def textured_like(meshes: Meshes, light: Lighting, views: Views, likely: Tensor,
+                  values: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The values with contrast and scale of background textures as the target's residual has them.
+
+    The residual is the logarithm of the target over the render without textures, where the scene
+    explains the image. Its standard deviation gives the contrast, its correlation from column to
+    column the scale; a plain surface gets noise.
+    """
+    values = dict(values, scale=torch.cat([texture.scale_m for texture in (
+        meshes.texture, light.ground, light.paint)]))
+    dressed_meshes, lit = with_values(meshes, light, values)
+    with torch.no_grad():
+        patterned = render(views, dressed_meshes, lit)
+        plain = render(views, *with_values(meshes, light, values | {"amount": 0 * values["amount"]}))
+    trusted = ((likely > 0.5) & (views.object == 0)).to(plain)[:, None]
+    area = surface_sums(trusted.expand(-1, 3, -1, -1), meshes, light, views)[:, 0].clamp(min=1e-6)
+
+    def statistics(picture: Tensor) -> tuple[Tensor, Tensor]:
+        """(S,) standard deviation and correlation of neighbors, of residuals to the plain render."""
+        rest = 2.2 * (picture.clamp(min=0.02) / plain.clamp(min=0.02)).log().clamp(-1, 1) * trusted
+        # light that is not quite right varies slowly: leave out what a neighborhood has in common
+        window = {"kernel_size": 2 * SMOOTH_PX + 1, "stride": 1, "padding": SMOOTH_PX}
+        near = F.avg_pool2d(trusted, **window).clamp(min=1e-6)
+        rest = (rest - F.avg_pool2d(rest, **window) / near) * trusted
+        pair = trusted * trusted.roll(-1, 3)
+        pair[..., -1] = 0
+        # by the mean of absolute values, which edges of shadows that are off change little
+        columns = (rest.abs() * GAUSSIAN, rest * rest.roll(-1, 3) * pair, rest.square() * pair)
+        columns = torch.cat([values.mean(1, keepdim=True) for values in columns], 1)
+        deviation, product, square = surface_sums(columns, meshes, light, views).unbind(1)
+        return deviation / area, (product / square.clamp(min=1e-8)).clamp(0.05, 0.98)
+
+    (wanted, near), (has, own) = statistics(views.target), statistics(patterned)
+    enough = area >= ENOUGH_PIXELS
+    enough[:len(meshes.color)] = False
+    pattern = torch.cat([texture.pattern for texture in (meshes.texture, light.ground, light.paint)])
+    more = enough & (pattern >= 0) & (has > 0.005)
+    fresh = enough & (pattern < 0) & (wanted > 0.04)
+    length_px = (near.log() / own.log()).clamp(0.5, 2)  # of the pattern over that of the residual
+    values["scale"] = torch.where(more, values["scale"] / length_px, values["scale"])
+    amount = (values["amount"] * (wanted / has.clamp(min=1e-3)).clamp(0.3, 1.5)).clamp(max=1)
+    values["amount"] = torch.where(more, amount, torch.where(fresh, 1.0, values["amount"]))
+    # noise darkens by half its contrast on average, and has this standard deviation
+    dark = (wanted / NOISE_DEVIATION).clamp(max=0.8)[:, None]
+    color = torch.where(fresh[:, None], values["color"] / (1 - dark / 2), values["color"]).clamp(max=0.98)
+    values["second"] = torch.where(fresh[:, None], color * (1 - dark), values["second"])
+    values["color"] = color
+    eye = rows_of(views.cameras.positions_world(), views.background.scene)
+    pixel_m = (views.background.points - eye).norm(dim=1) / rows_of(views.cameras.K[:, 0, 0],
+                                                                   views.background.scene)
+    pixel_m = surface_sums(trusted * pixel_m.view_as(trusted).expand(-1, 3, -1, -1), meshes, light,
+                           views)[:, 0] / area
+    # noise stays alike for about half of a cell
+    values["scale"] = torch.where(fresh, -2 / near.log() * pixel_m, values["scale"]).clamp(0.03, 4)
+    return values
 
 
 def adam_step(values: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], rate: float,
@@ -361,37 +354,28 @@ def adam_step(values: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], 
         values -= rate * mean / (square.sqrt() + 1e-8)
 
 
-def dressed(scenes: list[Scene], meshes: Meshes, values: dict[str, Tensor]) -> list[Scene]:
-    """The scenes with the values of the parameters, as rounded numbers."""
-    rows = {name: torch.round(value.double(), decimals=5).tolist() for name, value in values.items()}
-    surfaces = list(zip(rows["color"], rows["second"], rows["amount"]))
-    finish = iter(zip(surfaces, rows["metallic"], rows["roughness"]))
-    grounds = iter(surfaces[len(meshes.color):])
-    ground = [next(grounds) for _ in scenes]
-    painted = grounds
+def fit_looks(source, images: list[Path], steps: int, kept: Path) -> list[FittedLook]:
+    """The first scenes of LiftedScenes, each fitted to its image; `kept` holds progress.
 
-    def paint(material: Material, surface) -> Material:
-        color, second, amount = surface
-        texture = material.texture and replace(material.texture, color=tuple(second), amount=amount)
-        return replace(material, color=tuple(color), texture=texture)
+    An interrupted command that calls it again continues, and gets the same.
+    """
+    chunks = cut_into_chunks(range(len(images)), (1, 1))
+    file, rows = open_growing(kept)
 
-    def finished(material: Material) -> Material:
-        surface, metallic, roughness = next(finish)
-        return replace(paint(material, surface), metallic=metallic, roughness=roughness)
+    def fit(chunk: range) -> list[FittedLook]:
+        scenes = list(source.random_looks(chunk).values())
+        size = fit_size(source.cameras[0])
+        pixels = torch.from_numpy(np.stack([read_image(images[i], *size) for i in chunk]))
+        pixels = pixels.to(source.device).permute(0, 3, 1, 2).float() / 255
+        return fit_look(scenes, pixels, source.env.world.assets, steps)
 
-    made = []
-    for b, scene in enumerate(scenes):
-        objects = tuple(replace(o, material=finished(o.material),
-                                part_materials=tuple(map(finished, o.part_materials)))
-                        for o in scene.objects)
-        strips = tuple(replace(strip, material=paint(strip.material, next(painted)))
-                       for strip in scene.strips)
-        room = scene.room and replace(scene.room, wall=paint(scene.room.wall, next(painted)))
-        lights = tuple(
-            replace(lamp, position_world=tuple(place), intensity=tuple(strength * c for c in tint))
-            for lamp, place, strength, tint in zip(
-                scene.lights, rows["place"][b], rows["strength"][b], rows["tint"][b]))
-        sky = replace(scene.sky, zenith=tuple(rows["zenith"][b]), horizon=tuple(rows["horizon"][b]))
-        made.append(replace(scene, objects=objects, strips=strips, room=room, lights=lights, sky=sky,
-                            ground=paint(scene.ground, ground[b]), exposure=rows["exposure"][b]))
-    return made
+    with file, progress(len(images), "fit", "image", done=sum(map(len, chunks[:len(rows)]))) as bar:
+        for made in in_parallel(fit, chunks[len(rows):], source.device):
+            row = [vars(one) | {"scene": one.scene.to_json()} for one in made]
+            add_line(file, {"fits": row})
+            rows.append({"fits": row})
+            bar.update(len(made))
+    fits = [fit for row in rows for fit in row["fits"]]
+    cameras = [source.cameras[i].moved(-source.offset_m(i)) for i in range(len(fits))]
+    return [FittedLook(**fit | {"scene": scene_from_json(fit["scene"], camera)})
+            for fit, camera in zip(fits, cameras)]

@@ -6,24 +6,17 @@ A source has a `method` (its name in dataset.json), the `graphs` that it lifts, 
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
 import numpy as np
 import torch
 
 from sim2sg_lib.camera import Camera
-from sim2sg_lib.cli import progress
 from sim2sg_lib.env import Env
 from sim2sg_lib.graph import SceneGraph
-from sim2sg_lib.io.files import add_line, open_growing
-from sim2sg_lib.io.images import read_image
-from sim2sg_lib.scene import Scene, scene_from_json
-from sim2sg_lib.sim.chunks import cut_into_chunks, in_parallel
+from sim2sg_lib.scene import Scene
 from sim2sg_lib.sim.fit import refine
 from sim2sg_lib.sim.lift import lift
-from sim2sg_lib.sim.look import FittedLook, fit_look, fit_size
-from sim2sg_lib.sim.variety import JITTER, jittered, recolored
 
 
 @dataclass(frozen=True)
@@ -72,7 +65,7 @@ class LiftedScenes:
     device: torch.device  # of the fit
     fitted: Sequence[Scene | None] = ()  # of the first graphs; None where the look could not be fitted
     mixed: bool = False
-    jitter: float = JITTER  # of the fitted looks
+    jitter: float = 0.1  # of the fitted looks, see variety.jittered
     method: ClassVar[str] = "label"
 
     def splits(self, num: int) -> dict[str, range]:
@@ -95,6 +88,7 @@ class LiftedScenes:
         """A scene in the look of image i, if that is not a random one."""
         if not self.takes_fit(i):
             return scene
+        from sim2sg_lib.sim.variety import jittered, recolored  # not for the paper's Algorithm 1
         if i >= len(self.graphs):
             donors = [one for one in self.fitted if one is not None]
             scene = recolored(scene, [donors[row] for row in rng.permutation(len(donors))], rng)
@@ -120,33 +114,6 @@ class LiftedScenes:
                        for row, graph, camera, rng in zip(objects, graphs, cameras, rngs)]
         return {i: world.sample_appearance(row, camera, "source", self.randomize, rng)
                 for i, row, camera, rng in zip(indices, objects, cameras, rngs)}
-
-
-def fit_looks(source: LiftedScenes, images: list[Path], steps: int, kept: Path) -> list[FittedLook]:
-    """The first scenes of a source, each fitted to its image; `kept` holds progress.
-
-    An interrupted command that calls it again continues, and gets the same.
-    """
-    chunks = cut_into_chunks(range(len(images)), (1, 1))
-    file, rows = open_growing(kept)
-
-    def fit(chunk: range) -> list[FittedLook]:
-        scenes = list(source.random_looks(chunk).values())
-        size = fit_size(source.cameras[0])
-        pixels = torch.from_numpy(np.stack([read_image(images[i], *size) for i in chunk]))
-        pixels = pixels.to(source.device).permute(0, 3, 1, 2).float() / 255
-        return fit_look(scenes, pixels, source.env.world.assets, steps)
-
-    with file, progress(len(images), "fit", "image", done=sum(map(len, chunks[:len(rows)]))) as bar:
-        for made in in_parallel(fit, chunks[len(rows):], source.device):
-            row = [vars(one) | {"scene": one.scene.to_json()} for one in made]
-            add_line(file, {"fits": row})
-            rows.append({"fits": row})
-            bar.update(len(made))
-    fits = [fit for row in rows for fit in row["fits"]]
-    cameras = [source.cameras[i].moved(-source.offset_m(i)) for i in range(len(fits))]
-    return [FittedLook(**fit | {"scene": scene_from_json(fit["scene"], camera)})
-            for fit, camera in zip(fits, cameras)]
 
 
 def generators(seed: int, env: Env, method: str, indices: Sequence[int]) -> list[np.random.Generator]:

@@ -6,11 +6,9 @@ import numpy as np
 
 from sim2sg_lib.scene import Material, Scene, SceneObject
 
-JITTER = 0.1  # standard deviation of factors on colors and light
-
 
 def jittered(scene: Scene, rng: np.random.Generator, spread: float) -> Scene:
-    """The scene with each color, finish and lamp about 10 % off."""
+    """The scene with each color, finish and lamp off by factors of this standard deviation."""
     def scaled(color, high=np.inf, tint=spread / 3):
         factors = np.exp(rng.normal(0, spread) + rng.normal(0, tint, 3))
         return tuple(np.minimum(np.multiply(color, factors), high).tolist())
