@@ -90,7 +90,7 @@ def test_yaws_that_look_the_same_count_once():
 @pytest.mark.parametrize("domain", ["source", "target"])
 def test_true_boxes_of_our_own_renders_get_their_categories_back(domain):
     """All boxes start as the next category."""
-    images, graphs, cameras = rendered(8, domain)
+    images, graphs, cameras = rendered(6, domain)
     wrong = 0
     for image, graph, camera in zip(images, graphs, cameras):
         found, report = render_and_compare(with_labels(graph, (graph.labels + 1) % 3), image, camera,
@@ -100,7 +100,7 @@ def test_true_boxes_of_our_own_renders_get_their_categories_back(domain):
         assert not isinstance(found.labels, torch.Tensor) and (found.boxes_px == graph.boxes_px).all()
         wrong += int((found.labels != graph.labels).sum())
         assert report.relabeled == int((found.labels != (graph.labels + 1) % 3).sum())
-    assert wrong <= 0.02 * sum(map(len, graphs))
+    assert wrong == 0
 
 
 def test_scores_are_not_looked_at():
@@ -125,7 +125,7 @@ def test_relations_that_new_categories_exclude_are_left_out():
 # --- which boxes are kept -------------------------------------------------------------------------
 
 def test_a_box_of_bare_ground_is_dropped_with_its_relations():
-    images, graphs, cameras = rendered(8)
+    images, graphs, cameras = rendered(4)
     for image, graph, camera in zip(images, graphs, cameras):
         free = next(box for box in np.array([[5.0, 90, 30, 115], [125, 90, 150, 115], [65, 95, 90, 118]])
                     if all(box[2] < b[0] - 9 or b[2] + 9 < box[0] or b[3] + 9 < box[1]
@@ -138,8 +138,7 @@ def test_a_box_of_bare_ground_is_dropped_with_its_relations():
 def test_of_two_boxes_on_one_object_the_better_one_is_kept():
     images, graphs, cameras = rendered(6)
     for image, graph, camera in zip(images, graphs, cameras):
-        x0, y0, x1, y1 = graph.boxes_px[0]
-        shifted = [x0 + 0.45 * (x1 - x0), y0 - 0.3 * (y1 - y0), x1 + 0.45 * (x1 - x0), y1 - 0.3 * (y1 - y0)]
+        shifted = graph.boxes_px[0] - [3, 0, 3, 4]
         found, report = render_and_compare(with_box(graph, shifted, SPHERE), image, camera, ENV, SHAPES)
         assert report.dropped == 1 and len(found) == len(graph)
 
@@ -151,14 +150,14 @@ def test_an_object_mostly_hidden_is_kept():
     eye = scene.camera.position_world
     direction = -eye[:2] / np.linalg.norm(eye[:2])
     side = np.array([direction[1], -direction[0]])
-    front, back = direction * -0.5, direction * 0.75 + side * 0.45
+    front, back = direction * -0.5, direction * 0.75 + side * 0.35
     objects = (replace(scene.objects[0], label=CUBE, asset="cube", size_m=(0.99,) * 3,
                        position_world=(*map(float, front), 0.0)),
                replace(scene.objects[0], label=CYLINDER, asset="cylinder", size_m=(1.0,) * 3,
                        position_world=(*map(float, back), 0.0),
                        material=replace(material, color=(0.7, 0.6, 0.2))))
     images, graphs, cameras = rendered(1, scenes=[replace(scene, objects=objects)])
-    assert len(graphs[0]) == 2 and 0.05 < graphs[0].visible[1] < 0.5
+    assert len(graphs[0]) == 2 and 0.1 < graphs[0].visible[1] < 0.5
     found, report = render_and_compare(graphs[0], images[0], cameras[0], ENV, SHAPES)
     assert report.dropped == 0 and len(found) == 2
 

@@ -30,7 +30,7 @@ from sim2sg_lib.sim.meshes import pose_mesh
 YAWS = 24          # of an object that may turn freely; those that look the same count once
 SAME_SHAPE = 0.07  # of its extent: turned vertices that are all this near to others look the same
 CLIPPED = 0.6      # residuals count up to this sum over channels: what is not modeled is no evidence
-MIN_GAIN = 0.25    # share of the residual of its pixels that an object must explain to be kept
+MIN_GAIN = 0.45    # share of the residual of its pixels that an object must explain to be kept
 MIN_SEEN = 0.25    # share of its pixels that others do not explain, on which it may be judged alone
 
 
@@ -126,9 +126,9 @@ def compare_boxes(boxes_px: np.ndarray, image: Tensor, camera: Camera, env: Env,
     """Of boxes (N, 4) in an image (3, H, W): the best category (N,) and whether to keep it (N,)."""
     seen = [clear_of(i, boxes_px, image) for i in range(len(boxes_px))]
     crops = cut_crops(image, boxes_px, seen)
-    first = Candidates.of(boxes_px, crops, camera, env, shapes)
-    kept = worth_keeping(first, crops, image)
-    return first.labels(), kept
+    lifted = [lift_as_all(box_px, camera, env, shapes) for box_px in boxes_px]
+    found = Candidates.of(lifted, crops, camera, env, shapes.light)
+    return found.labels(), worth_keeping(found, crops, image)
 
 
 # --- candidates -----------------------------------------------------------------------------------
@@ -144,15 +144,16 @@ class Candidates:
     best: Tensor  # (N,) int64, of each box the object with the lowest cost
 
     @staticmethod
-    def of(boxes_px: np.ndarray, crops: Crops, camera: Camera, env: Env, shapes: Shapes) -> "Candidates":
-        """All categories at all yaws for boxes (N, 4)."""
-        lifted = [lift_as_all(box_px, camera, env, shapes) for box_px in boxes_px]
+    def of(lifted: list[list[SceneObject]], crops: Crops, camera: Camera, env: Env,
+           light: Scene) -> "Candidates":
+        """Those of each of N boxes, explained in its crop."""
         row = torch.tensor([i for i, items in enumerate(lifted) for _ in items])
         objects = [item for items in lifted for item in items]
-        explained = explain(draw_templates(objects, row, crops, camera, env, shapes.light), row, crops)
+        explained = explain(draw_templates(objects, row, crops, camera, env, light), row, crops)
         weight = crops.weight[row]
-        cost = (explained.residual.clamp(max=CLIPPED) * weight).sum((1, 2)) / weight.sum((1, 2)).clamp(min=1e-6)
-        best = [int(cost[row == i].argmin() + (row < i).sum()) for i in range(len(boxes_px))]
+        total = weight.sum((1, 2)).clamp(min=1e-6)
+        cost = (explained.residual.clamp(max=CLIPPED) * weight).sum((1, 2)) / total
+        best = [int(cost[row == i].argmin() + (row < i).sum()) for i in range(len(lifted))]
         return Candidates(objects, row, explained, cost, torch.tensor(best))
 
     def labels(self) -> np.ndarray:
@@ -192,21 +193,21 @@ def distinct_yaws(asset: str, label: int, env: Env) -> list[float]:
 
 # --- which to keep --------------------------------------------------------------------------------
 
+def around(box_px: np.ndarray, margin_px: float, image: Tensor) -> Tensor:
+    """(H, W) bool, the pixels of an image (..., H, W) in a box (4,) and a margin around it."""
+    x = torch.arange(image.shape[-1], device=image.device) + 0.5
+    y = torch.arange(image.shape[-2], device=image.device)[:, None] + 0.5
+    x0, y0, x1, y1 = box_px.tolist()
+    return ((x > x0 - margin_px) & (x < x1 + margin_px)) & ((y > y0 - margin_px) & (y < y1 + margin_px))
+
+
 def clear_of(i: int, boxes_px: np.ndarray, image: Tensor) -> Tensor:
     """(H, W) bool, the pixels in and around box i that are in no other box, unless also in box i."""
-    x = torch.arange(image.shape[2], device=image.device) + 0.5
-    y = torch.arange(image.shape[1], device=image.device)[:, None] + 0.5
-
-    def inside(box_px, margin_px):
-        x0, y0, x1, y1 = box_px.tolist()
-        return ((x > x0 - margin_px) & (x < x1 + margin_px)
-                & (y > y0 - margin_px) & (y < y1 + margin_px))
-
-    own = inside(boxes_px[i], 0)
-    clear = inside(boxes_px[i], MARGIN * float((boxes_px[i, 2:] - boxes_px[i, :2]).max()) + 2)
+    margin_px = MARGIN * float((boxes_px[i, 2:] - boxes_px[i, :2]).max()) + 2
+    own, clear = around(boxes_px[i], 0, image), around(boxes_px[i], margin_px, image)
     for j in range(len(boxes_px)):
         if j != i:
-            clear = clear & ~(inside(boxes_px[j], 1) & ~own)
+            clear &= ~around(boxes_px[j], 1, image) | own
     return clear
 
 
@@ -218,7 +219,8 @@ def worth_keeping(found: Candidates, crops: Crops, image: Tensor) -> np.ndarray:
     """
     ground, masks = explain_by_ground(crops), found.explained.coverage[found.best] > 0.5
     residual = found.explained.residual[found.best]
-    gain = ((ground - residual) * crops.weight * masks).sum((1, 2)) * torch.from_numpy(crops.cell_px) ** 2
+    gain = ((ground - residual) * crops.weight * masks).sum((1, 2)).cpu()
+    gain *= torch.from_numpy(crops.cell_px) ** 2
     kept = np.zeros(len(masks), bool)
     blank = image.new_full(image.shape[1:], -1.0)  # the residual of kept objects, -1 elsewhere
     for i in gain.argsort(descending=True, stable=True).tolist():

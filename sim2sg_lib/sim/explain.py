@@ -3,7 +3,8 @@
 The display values of a crop are modeled as a sum of columns with free coefficients per channel:
 
     object     per part of the asset its coverage, and that times its shading in nominal light;
-               coverage times the normal: the light of the image may come from elsewhere
+               coverage times the normal, since light may come from elsewhere, and
+               gloss: highlights of the lamps, and whether the mirrored ray sees the sky
     shadows    per nominal lamp the object's shadow on its ground
     ground     where the object does not cover it: constant, and slopes along x and y
 
@@ -28,8 +29,10 @@ CELLS, FINE = 40, 2  # width of a crop, and rendered samples per cell and axis
 MARGIN = 0.3         # of the longer side of a box: how far around it the pixels are compared
 LEVELS = ((5, 4), (3, 4), (1, 5))  # width of the blur in cells, Gauss-Newton steps
 SETTLE = 3  # fits of the colors alone in the end
+OTHERS = 5           # columns of an object that its parts share
+HIGHLIGHT = 12       # exponent of highlights around the mirrored ray
 SURE = 0.02          # display values: larger residuals count by their size, not its square
-RIDGES = {"part": 1e-3, "shading": 1e-5, "normal": 3e-3, "shadow": 1e-3, "ground": 1e-5}
+RIDGES = {"part": 1e-3, "shading": 1e-5, "normal": 3e-3, "gloss": 1e-2, "shadow": 1e-3, "ground": 1e-5}
 MOVES = ((1.5, 10.0), (1.5, 10.0), (0.1, 0.4))  # largest step, and way in all: x, y in cells; log size
 
 
@@ -49,7 +52,6 @@ class Explained:
 
     residual: Tensor  # (H, CELLS, CELLS) sum over channels of absolute display values
     coverage: Tensor  # (H, CELLS, CELLS) of the object
-    boxes_px: np.ndarray  # (H, 4) of the moved object, in the image
 
 
 # --- crops ----------------------------------------------------------------------------------------
@@ -104,7 +106,7 @@ def paste(values: Tensor, corner: np.ndarray, cell: int, canvas: Tensor) -> Tens
 class Templates:
     """Columns of H objects in their crops, before they move. n = CELLS * FINE."""
 
-    columns: Tensor  # (H, K, n, n): 2 P of the parts, 3 normals, L shadows
+    columns: Tensor  # (H, K, n, n): 2 P of the parts, OTHERS, L shadows
     parts: int  # P; columns of parts that an object does not have are 0
 
 
@@ -127,7 +129,8 @@ def draw_templates(objects: list[SceneObject], row: Tensor, crops: Crops, camera
                            for a in assets])
     base_m = meshes.verts_world.new_tensor([item.position_world[2] for item in objects])
     parts = int(part.max()) + 1
-    columns = object_columns(fragments, meshes, torch.from_numpy(part).to(device), parts, light)
+    eye_world = meshes.verts_world.new_tensor(camera.position_world)
+    columns = object_columns(fragments, meshes, torch.from_numpy(part).to(device), parts, light, eye_world)
     shadows = []
     for lamp in light.lights:  # the object pressed flat onto its ground, away from the lamp
         height_m = meshes.verts_world[:, 2:] - base_m[meshes.vert_object, None]
@@ -140,13 +143,17 @@ def draw_templates(objects: list[SceneObject], row: Tensor, crops: Crops, camera
     return Templates(torch.cat([columns, *shadows], 1), parts)
 
 
-def object_columns(fragments: Fragments, meshes: Meshes, part: Tensor, parts: int, light: Scene) -> Tensor:
-    """(H, 2 P + 3, n, n) of faces with parts (F,): P coverages, P shadings, 3 normals."""
+def object_columns(fragments: Fragments, meshes: Meshes, part: Tensor, parts: int, light: Scene,
+                   eye_world: Tensor) -> Tensor:
+    """(H, 2 P + 5, n, n) of faces with parts (F,): P coverages, P shadings, 3 normals, 2 of gloss."""
     nearest = fragments.pix_to_face[..., 0]
     hit = nearest >= 0
     face, bary = nearest[hit], fragments.bary_coords[..., 0, :][hit][..., None]
     normal = F.normalize((meshes.normals_world[meshes.faces[face]] * bary).sum(1), dim=-1)
     point = (meshes.verts_world[meshes.faces[face]] * bary).sum(1)
+    view = F.normalize(eye_world - point, dim=-1)
+    mirrored = 2 * (normal * view).sum(1, keepdim=True) * normal - view
+    highlight = torch.zeros_like(point[:, :1])
     received = float(np.mean(light.sky.zenith)) * (0.75 + 0.25 * normal[:, 2:])
     for lamp in light.lights:
         offset = point.new_tensor(lamp.position_world) - point * (not lamp.directional)
@@ -154,8 +161,11 @@ def object_columns(fragments: Fragments, meshes: Meshes, part: Tensor, parts: in
         strength = float(np.mean(lamp.intensity)) / (1 if lamp.directional else squared)
         facing = (normal * offset).sum(1, keepdim=True) / squared.sqrt()
         received = received + strength * facing.clamp(min=0)
+        aligned = (mirrored * offset).sum(1, keepdim=True) / squared.sqrt()
+        highlight = highlight + strength * aligned.clamp(min=0) ** HIGHLIGHT
     one = F.one_hot(part[face], parts).to(point.dtype)
-    columns = torch.cat([one, one * (received / 2) ** (1 / 2.2), normal], 1)
+    columns = torch.cat([one, one * (received / 2) ** (1 / 2.2), normal, highlight ** (1 / 2.2),
+                         (0.5 + mirrored[:, 2:]).clamp(0, 1)], 1)
     image = columns.new_zeros(*nearest.shape, columns.shape[1])
     image[hit] = columns
     return image.permute(0, 3, 1, 2).contiguous()
@@ -176,11 +186,11 @@ def move(columns: Tensor, moves: Tensor) -> Tensor:
 def explain(templates: Templates, row: Tensor, crops: Crops) -> Explained:
     """H objects moved, and their colors and shadows fitted, to explain their crop row (H,)."""
     pixels, weight = crops.pixels[row], crops.weight[row].flatten(1)
-    columns, count = templates.columns, 2 * templates.parts + 3
+    columns, count = templates.columns, 2 * templates.parts + OTHERS
     shadows = columns.shape[1] - count
     ridge = pixels.new_tensor([RIDGES[name] for name, number in (
-        ("part", templates.parts), ("shading", templates.parts), ("normal", 3), ("shadow", shadows),
-        ("ground", 3)) for _ in range(number)])
+        ("part", templates.parts), ("shading", templates.parts), ("normal", 3), ("gloss", 2),
+        ("shadow", shadows), ("ground", 3)) for _ in range(number)])
     largest, limit = pixels.new_tensor(MOVES).T
     moves, plane = pixels.new_zeros(len(row), 3), ground_columns(pixels)
     for width, steps in LEVELS:
@@ -197,7 +207,7 @@ def explain(templates: Templates, row: Tensor, crops: Crops) -> Explained:
                 change = gauss_newton(slopes, residual, robust, moves)
                 moves = (moves + change.clamp(-largest, largest)).clamp(-limit, limit)
     coverage = moved[:, :templates.parts].sum(1)
-    return Explained(error.view_as(coverage), coverage, moved_boxes(templates, moves, row, crops))
+    return Explained(error.view_as(coverage), coverage)
 
 
 def ground_columns(pixels: Tensor) -> Tensor:
@@ -209,7 +219,7 @@ def ground_columns(pixels: Tensor) -> Tensor:
 
 def all_columns(moved: Tensor, plane: Tensor, parts: int) -> Tensor:
     """Object, shadows and ground: (H, K + 3, CELLS, CELLS) of moved templates (H, K, CELLS, CELLS)."""
-    clear, count = 1 - moved[:, :parts].sum(1, keepdim=True), 2 * parts + 3
+    clear, count = 1 - moved[:, :parts].sum(1, keepdim=True), 2 * parts + OTHERS
     return torch.cat([moved[:, :count], clear * moved[:, count:], clear * plane], 1)
 
 
@@ -232,7 +242,8 @@ def blur(image: Tensor, width: int) -> Tensor:
 
 def image_slopes(moved: Tensor, plane: Tensor, colors: Tensor, parts: int) -> Tensor:
     """(H, 2, 3, CELLS * CELLS) derivatives of the modeled image along x and y of what moves in it."""
-    count, shadows = 2 * parts + 3, moved.shape[1] - 2 * parts - 3
+    count = 2 * parts + OTHERS
+    shadows = moved.shape[1] - count
     clear = 1 - moved[:, :parts].sum(1, keepdim=True).flatten(2)
     ground = colors[:, :, count + shadows:] @ plane.flatten(1)
     slopes = []
@@ -268,17 +279,3 @@ def explain_by_ground(crops: Crops) -> Tensor:
         error = (target - solve(basis, target, robust, ridge) @ basis).abs().sum(1)
         robust = weight / (error + SURE)
     return error.view_as(crops.weight)
-
-
-def moved_boxes(templates: Templates, moves: Tensor, row: Tensor, crops: Crops) -> np.ndarray:
-    """(H, 4) pixels of the image, boxes around the moved coverage; 0 wide if there is none."""
-    covered = templates.columns[:, :templates.parts].sum(1) > 0.5  # (H, n, n)
-    sides = []
-    for axis in (1, 2):
-        line = covered.any(axis).to(moves.dtype)
-        first, last = line.argmax(1), CELLS * FINE - line.flip(1).argmax(1)
-        sides.append(torch.stack([first, torch.where(line.any(1), last, first)], 1) / FINE)
-    box = torch.stack(sides, 2) - CELLS / 2  # (H, 2, 2): low and high, x and y
-    box = box * moves[:, None, 2:].exp() + moves[:, None, :2] + CELLS / 2
-    box = box.double().cpu().numpy() * crops.cell_px[row.cpu(), None, None]
-    return (box + crops.corner_px[row.cpu(), None]).reshape(-1, 4)
