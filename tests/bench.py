@@ -7,6 +7,7 @@
     rendering  images per second that `synthesize.py` writes to disk: CLEVR with the quick preset,
                the other environments at native size
     fit        seconds per image of the fit of the look to images, on all cores
+    compare    seconds per image of render and compare, on all cores
 """
 import statistics
 import subprocess
@@ -30,8 +31,8 @@ from sim2sg_lib.net.backbone import quick_config
 from sim2sg_lib.net.detector import ASPECT_RATIOS, MIN_PRE_NMS, ROI_SIZE
 from sim2sg_lib.net.network import Outputs, SceneGraphNet
 from sim2sg_lib.scene import SceneObject, relations
-from sim2sg_lib.sim.compare import Shapes, render_and_compare
 from sim2sg_lib.sim.chunks import cut_into_chunks, in_parallel
+from sim2sg_lib.sim.compare import Shapes, render_and_compare
 from sim2sg_lib.sim.look import fit_look, fit_size
 from sim2sg_lib.sim.render import render_scenes
 from sim2sg_lib.sim.sources import RandomScenes

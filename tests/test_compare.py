@@ -150,7 +150,7 @@ def test_an_object_mostly_hidden_is_kept():
     eye = scene.camera.position_world
     direction = -eye[:2] / np.linalg.norm(eye[:2])
     side = np.array([direction[1], -direction[0]])
-    front, back = direction * -0.5, direction * 0.75 + side * 0.35
+    front, back = direction * -0.5, direction * 0.75 + side * 0.25
     objects = (replace(scene.objects[0], label=CUBE, asset="cube", size_m=(0.99,) * 3,
                        position_world=(*map(float, front), 0.0)),
                replace(scene.objects[0], label=CYLINDER, asset="cylinder", size_m=(1.0,) * 3,
