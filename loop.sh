@@ -54,8 +54,10 @@ TRAIN_OPTIONS=${TRAIN_OPTIONS-}
 # For every synthesize.py that lifts graphs, for instance --refine.
 LIFT_OPTIONS=${LIFT_OPTIONS-}
 # Of the look rows: fitted, or mixed with random looks; further options of their synthesize.py.
-LOOK=${LOOK-mixed}
-LOOK_OPTIONS=${LOOK_OPTIONS-}
+LOOK=${LOOK-fitted}
+LOOK_OPTIONS=${LOOK_OPTIONS-$([ "$ENV" != clevr ] || echo --compare)}
+# Fraction of each batch from a row's newest data set, in every row after the start; the rest is SDR.
+NEWEST=${NEWEST-0.5}
 # Rows that are trained side by side, sharing the cores. The last digits of a network depend on its
 # number of threads, which is in its config.json.
 cores=$(getconf _NPROCESSORS_ONLN || echo 1)
@@ -137,7 +139,7 @@ fi
 # A folder holds one loop: other options, except ROWS, would mix its old stages with new ones.
 options="ENV=$ENV ITERATIONS=$ITERATIONS PRESET=$PRESET SEED=$SEED TARGET=$TARGET DOMAIN=$DOMAIN"
 options="$options PROTOCOL=$PROTOCOL AUGMENT=$AUGMENT TRAIN_OPTIONS=$TRAIN_OPTIONS LIFT_OPTIONS=$LIFT_OPTIONS"
-options="$options LOOK=$LOOK LOOK_OPTIONS=$LOOK_OPTIONS CONTINUE=$CONTINUE"
+options="$options LOOK=$LOOK LOOK_OPTIONS=$LOOK_OPTIONS NEWEST=$NEWEST CONTINUE=$CONTINUE"
 options="$options${CAMERA:+ CAMERA=$CAMERA}$given"
 [ "$SOURCE_DOMAIN" = source ] || options="$options SOURCE_DOMAIN=$SOURCE_DOMAIN"
 if [ -e "$OUT/data" ]; then
@@ -292,7 +294,7 @@ fine_tune() {
     [ "$row" = sdr ] || target_read=$stand_in
     if todo "Train $row on random scenes and $folder${methods:+ with $methods alignment}." \
         "$OUT/$row/model.pt" "$OUT/$before/model.pt" "$folder/dataset.json" "$target_read"; then
-        train --source "$OUT/data/sdr" --source "$folder" \
+        train --source "$OUT/data/sdr" --source "$folder" --newest "$NEWEST" \
             ${methods:+--target "$train_images" --align "$methods"} \
             --init "$OUT/$before/model.pt" --steps "$steps" --out "$OUT/$row"
     fi

@@ -125,12 +125,13 @@ def test_the_commands_of_algorithm_1(python):
     for line in [line for line in ran if line.startswith("train.py")]:
         assert "--seed 5 --overwrite --augment strong --scratch --source" in line
         assert (" --target " in line) == (" --align " in line)
+        assert (" --newest 0.5 " in line) == (" --init " in line)  # every row, not the start
         assert f"--source {folder}/data/sdr " in line
 
 
 def test_rows_beside_algorithm_1(python):
     folder, (ran, _) = f"{python.parent}/loop", make(
-        python, "ITERATIONS=2", "LOOK=fitted", "LOOK_OPTIONS=--compare", "LIFT_OPTIONS=--refine",
+        python, "ITERATIONS=2", "LOOK=mixed", "LOOK_OPTIONS=--compare", "LIFT_OPTIONS=--refine",
         "ROWS=sdr appearance look-appearance oracle")
     assert rows_of(python, ran)[1:] == [
         ("sdr", "data/more", "start", 9, ""), ("appearance", "data/more", "start", 9, "appearance"),
@@ -141,7 +142,7 @@ def test_rows_beside_algorithm_1(python):
     assert "--num 50 --seed 1000 --randomize paper --out" in more
     for line, network, data in zip(looks, ("start", "look1"), ("look1", "look2"), strict=True):
         assert f"--checkpoint {folder}/{network}/model.pt " in line
-        assert line.endswith("--num 50 --seed 0 --randomize paper --look fitted --compare --refine "
+        assert line.endswith("--num 50 --seed 0 --randomize paper --look mixed --compare --refine "
                              f"--out {folder}/data/{data}")
 
 
@@ -252,10 +253,11 @@ def test_a_folder_is_bound_to_its_options_once_something_is_made(python):
     make(python, "DOMAIN=tagret", code=2, FAIL_AT="tagret")
     make(python, code=2, FAIL_AT="more")  # there is no result of the other DOMAIN
     written = ("ENV=clevr ITERATIONS=2 PRESET=quick SEED=0 TARGET= DOMAIN=target PROTOCOL=paper "
-               "AUGMENT=full TRAIN_OPTIONS= LIFT_OPTIONS= LOOK=mixed LOOK_OPTIONS= CONTINUE=")
+               "AUGMENT=full TRAIN_OPTIONS= LIFT_OPTIONS= LOOK=fitted LOOK_OPTIONS=--compare "
+               "NEWEST=0.5 CONTINUE=")
     assert (loop / "options.txt").read_text() == written + "\n"
     for options in (["DOMAIN=target-content"], ["SEED=1"], ["CAMERA=paper", "-n"],
-                    ["LIFT_OPTIONS=--refine"], ["LIFTED_IMAGES=3"], ["LOOK=fitted"]):
+                    ["LIFT_OPTIONS=--refine"], ["LIFTED_IMAGES=3"], ["LOOK=mixed"]):
         ran, errors = make(python, *options, code=2)
         assert ran == []
         assert f"Error: {loop} was made with {written}; choose another OUT or remove it" in errors
