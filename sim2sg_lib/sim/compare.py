@@ -28,6 +28,7 @@ from sim2sg_lib.sim.lift import aim
 from sim2sg_lib.sim.meshes import pose_mesh
 
 YAWS = 24          # of an object that may turn freely; those that look the same count once
+PER_CATEGORY = 8   # objects that are rendered for each box
 SAME_SHAPE = 0.07  # of its extent: turned vertices that are all this near to others look the same
 CLIPPED = 0.6      # residuals count up to this sum over channels: what is not modeled is no evidence
 MIN_GAIN = 0.45    # share of the residual of its pixels that an object must explain to be kept
@@ -162,9 +163,10 @@ class Candidates:
 
 
 def lift_as_all(box_px: np.ndarray, camera: Camera, env: Env, shapes: Shapes) -> list[SceneObject]:
-    """Objects of all assets at all distinct yaws, each in the size that fits a box (4,) best."""
+    """Per category the objects that fit a box (4,) best, of all assets, sizes and distinct yaws."""
     items = []
     for label, assets in enumerate(env.world.category_assets):
+        fitting = []
         for asset in assets:
             for yaw_rad in shapes.yaws_rad[asset]:
                 tried = []
@@ -173,8 +175,10 @@ def lift_as_all(box_px: np.ndarray, camera: Camera, env: Env, shapes: Shapes) ->
                     position, projected_px = aim(verts_m, box_px, camera)
                     error = np.abs(projected_px - box_px).sum()
                     tried.append((error, size_m, tuple(map(float, position))))
-                _, size_m, position = min(tried)
-                items.append(SceneObject(label, asset, position, size_m, yaw_rad))
+                error, size_m, position = min(tried)
+                fitting.append((error, SceneObject(label, asset, position, size_m, yaw_rad)))
+        fitting.sort(key=lambda pair: pair[0])
+        items += [item for _, item in fitting[:PER_CATEGORY]]
     return items
 
 

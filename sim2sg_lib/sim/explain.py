@@ -32,7 +32,7 @@ SETTLE = 3  # fits of the colors alone in the end
 OTHERS = 5           # columns of an object that its parts share
 HIGHLIGHT = 12       # exponent of highlights around the mirrored ray
 SURE = 0.02          # display values: larger residuals count by their size, not its square
-RIDGES = {"part": 1e-3, "shading": 1e-5, "normal": 3e-3, "gloss": 1e-2, "shadow": 1e-3, "ground": 1e-5}
+RIDGES = {"part": 1e-3, "shading": 1e-5, "normal": 3e-3, "gloss": 3e-3, "shadow": 1e-3, "ground": 1e-5}
 MOVES = ((1.5, 10.0), (1.5, 10.0), (0.1, 0.4))  # largest step, and way in all: x, y in cells; log size
 
 
