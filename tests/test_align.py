@@ -220,7 +220,7 @@ class MeanFeatures(Adaptation):
 
 
 @pytest.mark.parametrize("env, init, steps, warmup", [
-    (clevr.ENV, False, 400, 0.0), (clevr.ENV, True, 350, 0.0), (dining.ENV, False, 500, 0.0),
+    (clevr.ENV, False, 400, 0.0), (clevr.ENV, True, 300, 0.0), (dining.ENV, False, 500, 0.0),
     (dining.ENV, True, 350, 0.3)])
 def test_steps_and_warmup_are_the_environment_s(env, init, steps, warmup):
     schedule = train.make_schedule(env.presets["quick"], "quick", init, False)
