@@ -50,7 +50,7 @@ def test_readme_is_read_in_five_minutes():
 def test_readme_leads_to_the_lines_that_matter():
     """README names the command of the loop, and the files of lifting and of gradient reversal."""
     text = README.read_text()
-    assert text.index("make loop") < text.index("## Six terms")
+    assert text.index("make loop") < text.index("## Seven terms")
     assert "`sim/lift.py`" in text
     assert "def lift_box(" in (ROOT / "sim2sg_lib/sim/lift.py").read_text()
     line = next(line for line in text.splitlines() if "`ReverseGradient`" in line)

@@ -155,7 +155,7 @@ def test_a_street_is_lifted_into_lanes_and_rows_of_trees_and_read_back_as_kitti(
     """
     line = {"image": "x.png", "width": 1242, "height": 375, "relations": [],
             "objects": [{"category": "car", "box": [675, 200, 765, 275]},
-                        {"category": "vegetation", "box": [640, 181, 1235, 222]}]}
+                        {"category": "vegetation", "box": [560, 164, 1233, 212]}]}
     (tmp_path / "graphs.jsonl").write_text(json.dumps(line))
     run(tmp_path, "synthesize.py", "--env", "drive", "--graphs", "graphs.jsonl", "--export",
         "kitti", "--out", "x")
