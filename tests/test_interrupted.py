@@ -106,8 +106,9 @@ STOP_AT = """
 from sim2sg_lib.training_state import TrainingLog
 add = TrainingLog.add
 def stop(self, step, row):
-    add(self, step, row)
+    stopped = add(self, step, row)
     if step == {}: os.kill(os.getpid(), signal.SIGTERM)
+    return stopped
 TrainingLog.add = stop
 """
 
