@@ -32,6 +32,7 @@ PER_CATEGORY = 8   # objects that are rendered for each box
 SAME_SHAPE = 0.07  # of its extent: turned vertices that are all this near to others look the same
 CLIPPED = 0.6      # residuals count up to this sum over channels: what is not modeled is no evidence
 MIN_GAIN = 0.45    # share of the residual of its pixels that an object must explain to be kept
+MIN_LEFT = 0.5     # share of a dropped box that kept objects leave, for a second look
 MIN_SEEN = 0.25    # share of its pixels that others do not explain, on which it may be judged alone
 
 
@@ -129,7 +130,15 @@ def compare_boxes(boxes_px: np.ndarray, image: Tensor, camera: Camera, env: Env,
     crops = cut_crops(image, boxes_px, seen)
     lifted = [lift_as_all(box_px, camera, env, shapes) for box_px in boxes_px]
     found = Candidates.of(lifted, crops, camera, env, shapes.light)
-    return found.labels(), worth_keeping(found, crops, image)
+    labels, (kept, explained) = found.labels(), worth_keeping(found, crops, image)
+    # what hides others is in their boxes: a second look at the dropped ones without those pixels
+    seen = [pixels & ~explained for pixels in seen]
+    rows = [i for i in np.flatnonzero(~kept) if enough_left(boxes_px[i], explained)]
+    if kept.any() and rows:
+        crops = cut_crops(image, boxes_px[rows], [seen[i] for i in rows])
+        found = Candidates.of([lifted[i] for i in rows], crops, camera, env, shapes.light)
+        labels[rows], kept[rows] = found.labels(), worth_keeping(found, crops, image)[0]
+    return labels, kept
 
 
 # --- candidates -----------------------------------------------------------------------------------
@@ -215,8 +224,16 @@ def clear_of(i: int, boxes_px: np.ndarray, image: Tensor) -> Tensor:
     return clear
 
 
-def worth_keeping(found: Candidates, crops: Crops, image: Tensor) -> np.ndarray:
-    """(N,) bool, which of the best objects explain their pixels better than what is there without.
+def enough_left(box_px: np.ndarray, explained: Tensor) -> bool:
+    """Whether kept objects leave enough of a box (4,) to look again, and do take a part of it."""
+    left = (~explained)[around(box_px, 0, explained)].float().mean()
+    return MIN_LEFT <= float(left) < 1
+
+
+def worth_keeping(found: Candidates, crops: Crops, image: Tensor) -> tuple[np.ndarray, Tensor]:
+    """Which of the best objects explain their pixels better than what is there without them.
+
+    Returns (N,) bool, and (H, W) bool, the pixels that the kept ones cover.
 
     One object after the other, first those that explain most: without it there are the ground and
     the objects kept before. Where those explain the pixels, it is judged on the others, if enough.
@@ -240,4 +257,4 @@ def worth_keeping(found: Candidates, crops: Crops, image: Tensor) -> np.ndarray:
         if kept[i]:
             painted = torch.where(masks[i], residual[i], before)
             blank = paste(painted, crops.corner_px[i], crops.cell_px[i], blank)
-    return kept
+    return kept, blank >= 0
