@@ -124,10 +124,10 @@ def test_the_encoder_keeps_its_fraction_of_the_rate():
     assert max(rates) == pytest.approx(5e-4, rel=0.05) and min(rates) < 1e-4
 
 
-@pytest.mark.parametrize("env, paper", [(clevr, 4), (dining, 2), (drive, 2)])
-def test_defaults_of_the_presets(env, paper):
-    for preset, imagenet, expected in (("quick", True, (4, 0.2, 0.99)),
-                                       ("quick", False, (4, 1.0, 0.99)),
+@pytest.mark.parametrize("env, quick, paper", [(clevr, 4, 4), (dining, 4, 2), (drive, 2, 2)])
+def test_defaults_of_the_presets(env, quick, paper):
+    for preset, imagenet, expected in (("quick", True, (quick, 0.2, 0.99)),
+                                       ("quick", False, (quick, 1.0, 0.99)),
                                        ("paper", True, (paper, 1.0, 0.999))):
         schedule = train.make_schedule(env.ENV.presets[preset], preset, True, imagenet)
         assert (schedule.batch, schedule.encoder_rate, schedule.ema) == expected
