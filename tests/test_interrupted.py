@@ -239,7 +239,7 @@ def test_an_interrupted_make_keeps_what_was_just_finished(data, tmp_path, number
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.01)
     os.killpg(process.pid, number)  # while Python shuts down
-    words = process.communicate(timeout=60)[0]
+    words = process.communicate(timeout=300)[0]
     assert path.exists() and "Deleting" not in words and "Traceback" not in words
     again = subprocess.run([*command, "-n"], env=ENVIRONMENT, capture_output=True, text=True)
     assert (again.returncode == 0 and f"--out {tmp_path}/start" in again.stdout
