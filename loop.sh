@@ -24,11 +24,11 @@ SEEDS=${SEEDS-}
 #   appearance        the same with appearance alignment (D_a)
 #   label             iterations of label alignment: scenes lifted from the target in a random look
 #   label-appearance  the same with appearance alignment
-#   full              its last iteration with prediction alignment (D_c), too: the paper's Sim2SG
+#   full              in its last iteration with prediction alignment (D_c), too: the paper's Sim2SG
 #   look              ours: iterations of label alignment in a look that is fitted to the target
-#   look-appearance   its last iteration with appearance alignment
+#   look-appearance   in its last iteration with appearance alignment
 #   oracle            labeled target images: what could be reached
-ROWS=${ROWS-sdr appearance label label-appearance full look oracle}
+ROWS=${ROWS-sdr label full look oracle}
 # A folder of images, ideally with train/ and a labeled test/ or val/. Without it, a stand-in is
 # rendered from DOMAIN.
 TARGET=${TARGET-}
@@ -88,8 +88,6 @@ names="sdr appearance label label-appearance full look look-appearance oracle"
 for row in ${ROWS:-nothing}; do
     case " $names " in *" $row "*) ;; *) fail "ROWS=$ROWS: $row is not one of $names" ;; esac
 done
-case " $ROWS " in *" full "*) ROWS="$ROWS label-appearance" ;; esac # which they end
-case " $ROWS " in *" look-appearance "*) ROWS="$ROWS look" ;; esac
 
 # Numbers of the environment's preset. Each can be given as a variable instead.
 if [ -z "$dry_run" ] || command -v "$python" >/dev/null; then
@@ -304,8 +302,8 @@ fine_tune() {
 # --- Algorithm 1 -----------------------------------------------------------------------------------
 
 # iterate ROW DATA LAST [METHODS [METHODS OF LAST]]: the outer loop. The first iteration has the graphs
-# that the start infers, DATA, each further one those of the network before. If it is among the ROWS,
-# LAST repeats the last iteration with other METHODS.
+# that the start infers, DATA, each further one those of the network before. LAST is a row with other
+# METHODS in the last iteration. Of the two rows those in ROWS are made.
 iterate() {
     kind=$1 data=$2 last=$3 aligned=${4-} network=start
     [ -z "$CONTINUE" ] || steps=$(expr "$STEPS" / "$ITERATIONS" || true)
@@ -315,7 +313,9 @@ iterate() {
             lift "$data" "$network"
         fi
         [ -z "$CONTINUE" ] || before=$network
-        fine_tune "$kind$k" "$OUT/data/$data" "$aligned"
+        if [ "$k" -lt "$ITERATIONS" ] || wanted "$kind"; then
+            fine_tune "$kind$k" "$OUT/data/$data" "$aligned"
+        fi
         network=$kind$k
     done
     ! wanted "$last" || fine_tune "$last" "$OUT/data/$data" "${5-}"
@@ -330,8 +330,12 @@ oracle() {
     fi
 }
 
+# wanted ROW...: is one of them among the ROWS?
 wanted() {
-    case " $ROWS " in *" $1 "*) ;; *) return 1 ;; esac
+    for row in "$@"; do
+        case " $ROWS " in *" $row "*) return 0 ;; esac
+    done
+    return 1
 }
 
 algorithm_1() { # a function, so that this file is read whole first: it may change in the hours to come
@@ -354,14 +358,14 @@ algorithm_1() { # a function, so that this file is read whole first: it may chan
 
     # Data of several rows. Every row gets as many further images, trains for as many steps and has
     # the same start; what is added to the source images differs.
-    if { wanted sdr || wanted appearance; } && todo "More random scenes, for the baseline." \
+    if wanted sdr appearance && todo "More random scenes, for the baseline." \
         "$OUT/data/more/dataset.json"; then
         random_scenes "$LIFTED_IMAGES" "$((SEED + 1000))" more
     fi
-    if wanted label || wanted label-appearance; then
+    if wanted label label-appearance full; then
         lift label1 start
     fi
-    if wanted look; then
+    if wanted look look-appearance; then
         lift look1 start
     fi
 
@@ -373,9 +377,9 @@ algorithm_1() { # a function, so that this file is read whole first: it may chan
     ! wanted sdr || begin fine_tune sdr "$OUT/data/more"
     ! wanted appearance || begin fine_tune appearance "$OUT/data/more" appearance
     ! wanted label || begin iterate label label1 -
-    ! wanted label-appearance ||
+    ! wanted label-appearance full ||
         begin iterate label-appearance label1 full appearance appearance,prediction
-    ! wanted look || begin iterate look look1 look-appearance "" appearance
+    ! wanted look look-appearance || begin iterate look look1 look-appearance "" appearance
     ! wanted oracle || begin oracle
     finish
 
