@@ -152,10 +152,11 @@ fi
 # --- stages ----------------------------------------------------------------------------------------
 
 # todo COMMENT RESULT INPUT...: is the RESULT missing or older than an INPUT? Prints the COMMENT if so.
-planned="|" # results of stages that this run has begun: a dry run does not make them
+planned="|" # results of stages that this run has begun, each once: a dry run does not make them
 todo() {
     comment=$1 result=$2 outdated=
     shift 2
+    case $planned in *"|$result|"*) return 1 ;; esac
     [ -e "$result" ] || outdated=yes
     for input in "$@"; do
         case $planned in *"|$input|"*) outdated=yes ;; esac
@@ -302,16 +303,14 @@ fine_tune() {
 # --- Algorithm 1 -----------------------------------------------------------------------------------
 
 # iterate ROW DATA LAST [METHODS [METHODS OF LAST]]: the outer loop. The first iteration has the graphs
-# that the start infers, DATA, each further one those of the network before. LAST is a row with other
-# METHODS in the last iteration. Of the two rows those in ROWS are made.
+# that the start infers, lifted to DATA, each further one those of the network before. LAST is a row
+# with other METHODS in the last iteration. Of the two rows those in ROWS are made.
 iterate() {
     kind=$1 data=$2 last=$3 aligned=${4-} network=start
     [ -z "$CONTINUE" ] || steps=$(expr "$STEPS" / "$ITERATIONS" || true)
     for k in $(seq 1 "$ITERATIONS"); do
-        if [ "$k" -gt 1 ]; then
-            data=$kind$k
-            lift "$data" "$network"
-        fi
+        [ "$k" -eq 1 ] || data=$kind$k
+        lift "$data" "$network"
         [ -z "$CONTINUE" ] || before=$network
         if [ "$k" -lt "$ITERATIONS" ] || wanted "$kind"; then
             fine_tune "$kind$k" "$OUT/data/$data" "$aligned"
@@ -364,9 +363,6 @@ algorithm_1() { # a function, so that this file is read whole first: it may chan
     fi
     if wanted label label-appearance full; then
         lift label1 start
-    fi
-    if wanted look look-appearance; then
-        lift look1 start
     fi
 
     if [ -z "$dry_run" ] && [ "$JOBS" -gt 1 ]; then
