@@ -163,7 +163,7 @@ ENV = Env(
     vocabulary=Vocabulary(CATEGORIES, PREDICATES),
     presets={
         "quick": Preset(image_size=(160, 120), source_images=1500, target_images=800,
-                        lifted_images=500, start_steps=400, steps=300, iterations=1, warmup=0.0),
+                        lifted_images=200, start_steps=400, steps=300, iterations=1, warmup=0.0),
         "paper": Preset(image_size=(WIDTH, HEIGHT), source_images=1000, target_images=1600,
                         lifted_images=1000, start_steps=10_000, steps=90_000, iterations=2,
                         warmup=0.0)},

@@ -297,7 +297,7 @@ ENV = Env(
     vocabulary=Vocabulary(CATEGORIES, PREDICATES),
     presets={
         "quick": Preset(image_size=(320, 240), source_images=1000, target_images=800,
-                        lifted_images=400, start_steps=500, steps=350, iterations=1, warmup=0.3),
+                        lifted_images=200, start_steps=500, steps=350, iterations=1, warmup=0.3),
         "paper": Preset(image_size=(WIDTH, HEIGHT), source_images=5000, target_images=8000,
                         lifted_images=5000, start_steps=10_000, steps=70_000, iterations=6,
                         warmup=0.7, batch=2)},

@@ -346,7 +346,7 @@ ENV = Env(
     vocabulary=Vocabulary(CATEGORIES, ("left", "right", "front", "behind")),
     presets={
         "quick": Preset(image_size=(640, 194), source_images=600, target_images=800,
-                        lifted_images=300, start_steps=400, steps=200, iterations=1, warmup=0.3,
+                        lifted_images=200, start_steps=400, steps=200, iterations=1, warmup=0.3,
                         batch=2),
         "paper": Preset(image_size=(WIDTH, HEIGHT), source_images=6000, target_images=9600,
                         lifted_images=6000, start_steps=10_000, steps=90_000, iterations=3,
