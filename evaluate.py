@@ -21,6 +21,7 @@ import click
 import envs
 from sim2sg_lib.cli import (
     FloatRange, InputError, command_line, log_info, output_options, print_json)
+from sim2sg_lib.io.reading import real_path, utf8
 
 OVERLAY_PX = (640, 1600)  # limits of the longer side of an image under predicted boxes
 
@@ -308,16 +309,6 @@ def summarize(loops: tuple[Path, ...]) -> None:
         "gap_closed": {column: table.gaps_closed(tables, names, column) for column in compared},
         "compared": {column: {name: asdict(row) | {"better": row.better}
                               for name, row in rows.items()} for column, rows in compared.items()}})
-
-
-def utf8(text: str | Path) -> str:
-    """A path as text for JSON; characters that are not UTF-8 become question marks."""
-    return str(text).encode(errors="replace").decode()
-
-
-def real_path(path: str | Path) -> str:
-    """A path for records: absolute and without links, so that one file has one name."""
-    return utf8(path if "\0" in str(path) else os.path.realpath(path))
 
 
 def latest_run() -> Path:

@@ -87,6 +87,7 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
     from sim2sg_lib.dataset import open_graphs, open_images
     from sim2sg_lib.io.folders import digest, refuse_early, work_folder
     from sim2sg_lib.io.graphs import write_graphs
+    from sim2sg_lib.io.reading import real_path, utf8
     from sim2sg_lib.net.predict import confident_graphs
     from sim2sg_lib.sim.sources import LiftedScenes, RandomScenes
 
@@ -135,14 +136,14 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
 
     # --- render and label
     info = {"method": method, "seed": seed, "randomise": randomize, "preset": preset,
-            "renderer": renderer, "assets": assets and str(assets.resolve()), "export": formats,
-            "command": "python " + shlex.join(sys.argv)}
+            "renderer": renderer, "assets": assets and real_path(assets), "export": formats,
+            "command": utf8("python " + shlex.join(sys.argv))}
     if lifting:
         info |= {"threshold": threshold, "thresholds": by_category, "refine": refine,
                  "compare": compare, "look": look,
                  "fit_steps": fit_steps if look != "random" else 0, "camera": camera,
-                 "graphs": str((graphs_path or checkpoint).resolve()),
-                 "target": target and str(target.resolve())}
+                 "graphs": real_path(graphs_path or checkpoint),
+                 "target": target and real_path(target)}
     elif camera:
         info["camera"] = camera
     options = info | runtime_info(device) | {

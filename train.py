@@ -106,7 +106,7 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, settings: tu
     from sim2sg_lib.data_loading import LabeledImages, UnlabeledImages
     from sim2sg_lib.io.files import write_json
     from sim2sg_lib.io.folders import digest, finished, note_finished, refuse_early, work_folder
-    from sim2sg_lib.io.reading import read_json, recorded
+    from sim2sg_lib.io.reading import read_json, recorded, utf8
     from sim2sg_lib.training_state import TrainingLog
 
     start = time.perf_counter()
@@ -133,7 +133,7 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, settings: tu
     unlabeled = UnlabeledImages(target, *size) if target else None
     # discriminators see the newest data set alone
     aligned = UnlabeledImages(source[-1], *size) if target and len(source) > 1 else None
-    options = {"command": "python " + shlex.join(sys.argv), "env": env.name,
+    options = {"command": utf8("python " + shlex.join(sys.argv)), "env": env.name,
                "source": [recorded(folder, out) for folder in source],
                "target": recorded(target, out) if target else None,
                "align": list(knobs), "init": recorded(init, out) if init else None, "preset": preset,
