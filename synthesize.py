@@ -24,7 +24,7 @@ from sim2sg_lib.cli import (FloatRange, InputError, command_line, log_info, outp
                             print_json, progress)
 
 PREVIEWED = 12
-POSE_STEPS = 30  # of --fit pose, and of --refine without a number
+POSE_STEPS, LOOK_STEPS = 30, 40  # of --fit pose and --refine without a number; of a fitted look
 # in an unfinished data set: the graphs predicted, those compared and the looks fitted so far
 PREDICTED, COMPARED, FITTED = "read.jsonl", "comparing.jsonl", "fitting.jsonl"
 PATH = click.Path(path_type=Path)
@@ -59,7 +59,8 @@ PATH = click.Path(path_type=Path)
 @click.option("--fit", type=click.Choice(["pose", "look", "both"]), show_default="none",
               help="By gradient: objects to their boxes, the look to the image, or both; pose is "
                    "--refine, look is --look fitted.")
-@click.option("--fit-steps", type=click.IntRange(1, 1000), default=40, help="Steps of the look's fit.")
+@click.option("--fit-steps", type=click.IntRange(1, 1000), show_default=str(LOOK_STEPS),
+              help="Steps of the look's fit.")
 @click.option("--refine", type=click.IntRange(0), default=0, is_flag=False, flag_value=POSE_STEPS,
               help="Gradient steps that fit lifted objects to their boxes; 30 if no number follows.")
 @click.option("--assets", type=PATH,
@@ -79,7 +80,7 @@ PATH = click.Path(path_type=Path)
 def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str, domain: str,
          unsplit: bool, checkpoint: Path | None, target: Path | None, camera: str | None,
          graphs_path: Path | None, threshold: float | None, compare: bool, look: str | None,
-         fit: str | None, fit_steps: int, refine: int, assets: Path | None, export: str,
+         fit: str | None, fit_steps: int | None, refine: int, assets: Path | None, export: str,
          renderer: str, seed: int, device: str, preview: bool, overwrite: bool,
          resume: bool) -> None:
     # --- setup: the library is imported here, so that --help answers at once
@@ -94,9 +95,10 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
     env, device, lifting = envs.find(env_name), pick_device(device), bool(checkpoint or graphs_path)
     formats = [name.strip() for name in export.split(",") if name.strip()]
     check_options(env, domain, unsplit, num, checkpoint, target, camera, graphs_path, threshold,
-                  compare, look, fit, refine, assets, formats)
+                  compare, look, fit, fit_steps, refine, assets, formats)
     refine = refine or (POSE_STEPS if fit in ("pose", "both") else 0)
     look = look or ("fitted" if fit in ("look", "both") else "random")
+    fit_steps = 0 if look == "random" else fit_steps or LOOK_STEPS
     if renderer == "pytorch3d":
         from sim2sg_lib.sim.pytorch3d import require
         require()
@@ -140,8 +142,7 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
             "command": utf8("python " + shlex.join(sys.argv))}
     if lifting:
         info |= {"threshold": threshold, "thresholds": by_category, "refine": refine,
-                 "compare": compare, "look": look,
-                 "fit_steps": fit_steps if look != "random" else 0, "camera": camera,
+                 "compare": compare, "look": look, "fit_steps": fit_steps, "camera": camera,
                  "graphs": real_path(graphs_path or checkpoint),
                  "target": target and real_path(target)}
     elif camera:
@@ -181,12 +182,13 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
 def check_options(env, domain: str, unsplit: bool, num: int | None, checkpoint: Path | None,
                   target: Path | None, camera: str | None, graphs: Path | None,
                   threshold: float | None, compare: bool, look: str | None, fit: str | None,
-                  refine: int, assets: Path | None, formats: list[str]) -> None:
+                  fit_steps: int | None, refine: int, assets: Path | None, formats: list[str]) -> None:
     """Raises: InputError for options that are unknown, or not of the chosen source of scenes."""
     lifting, flat = checkpoint or target or graphs, env.world is None
     dress, unknown = env.domains.get(domain, ("", ""))[1], set(formats) - {"kitti", "coco"}
     lifted_only = {"--refine": refine, "--threshold": threshold is not None,
-                   "--compare": compare, "--look": look not in (None, "random"), "--fit": fit}
+                   "--compare": compare, "--look": look not in (None, "random"), "--fit": fit,
+                   "--fit-steps": fit_steps}
     for wrong, message in (
             (not dress, f"--domain: {domain!r} is not one of {', '.join(env.domains)}"),
             (unknown, f"--export: {', '.join(sorted(unknown))!r} is not kitti or coco"),
@@ -211,6 +213,8 @@ def check_options(env, domain: str, unsplit: bool, num: int | None, checkpoint: 
              f"--fit pose: leaves the look random, --look {look} needs --fit look or both"),
             (fit in ("look", "both") and look == "random",
              f"--fit {fit}: fits the look, expected --look fitted or mixed"),
+            (fit_steps and look in (None, "random") and fit not in ("look", "both"),
+             "--fit-steps: the look stays random, add --look fitted or mixed, or leave it out"),
             (domain != "source" and not unsplit and num is not None and num < 3,
              f"--num: {num} images cannot be split into train, val and test, expected 3 or more")):
         if wrong:
