@@ -127,7 +127,8 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
             env = replace(env, world=replace(env.world, camera=env.world.paper_camera))
         source = RandomScenes(env, domain, randomize, seed, unsplit)
     if lifting and (compare or look != "random"):
-        pictures = find_pictures(target or graphs_path.parent, names[:num], env)
+        fitted = min(num, PREVIEWED) if preview else num  # the images that are looked at
+        pictures = find_pictures(target or graphs_path.parent, names[:fitted], env)
     if "kitti" in formats:  # before hours of rendering
         from sim2sg_lib.io.export import check_level
         for view, name in list(zip(cameras, names))[:num] or [(env.world.camera, "")]:
@@ -157,17 +158,16 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
             graphs, info["thresholds"] = predict_graphs(model, images, chosen, env, threshold,
                                                         partial / PREDICTED)
         if compare:
-            graphs, info["compared"] = compare_images(
-                graphs, pictures[:PREVIEWED if preview else None], cameras, env, device,
-                partial / COMPARED)
+            graphs, info["compared"] = compare_images(graphs, pictures, cameras, env, device,
+                                                      partial / COMPARED)
         if lifting:
             source = LiftedScenes(env, graphs, cameras, randomize, refine, seed, device)
         if lifting and look != "random":
-            pictures = pictures[:PREVIEWED if preview else None]
             source, info["fit"] = fit_images(source, pictures, look, fit_steps, partial)
         if preview:
             return draw_preview(Path(f"{out}.preview.png"), partial, range(min(num, PREVIEWED)),
-                                source, sizes.image_size, info, device, pictures)
+                                source, sizes.image_size, info, device,
+                                pictures if look != "random" else [])
         for name, indices in source.splits(num).items():
             write_data_set(partial / name, indices, source, sizes.image_size, info, device)
         if lifting:
