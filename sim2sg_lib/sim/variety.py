@@ -72,10 +72,8 @@ def repainted(material: Material, other: Material) -> Material:
     """The material with the colors and finish of another one, in its own pattern if it has one."""
     if material.texture is None:
         return other
-    if other.texture is None:
-        second, amount = contrasting(material, other.color), material.texture.amount
-    else:
-        second, amount = other.texture.color, other.texture.amount
+    second = other.texture.color if other.texture else contrasting(material, other.color)
+    amount = (other.texture or material.texture).amount
     return replace(other, texture=replace(material.texture, color=second, amount=amount))
 
 
