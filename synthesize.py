@@ -322,13 +322,8 @@ def write_data_set(folder: Path, indices: range, source, size: tuple[int, int], 
             bar.update(len(made))
     graphs = rendered.graphs
     if info["export"]:
-        from sim2sg_lib.io.export import write_coco, write_kitti
-    if "kitti" in info["export"]:
-        pairs = zip(scenes, rendered.labeled)
-        objects = [[scene.objects[i] for i in rows] for scene, rows in pairs]
-        write_kitti(folder, graphs, objects, [scene.camera for scene in scenes], vocabulary)
-    if "coco" in info["export"]:
-        write_coco(folder, graphs, vocabulary)
+        from sim2sg_lib.io.export import export
+        export(folder, info["export"], graphs, scenes, rendered.labeled, vocabulary)
     if source.graphs:
         lifted = [source.graphs[i % len(source.graphs)] for i in indices]
         fit, empty = lifting_iou(lifted, graphs), sum(len(graph) == 0 for graph in graphs)
