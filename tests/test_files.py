@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from conftest import ROOT, run
+from conftest import ROOT, run as command
 from sim2sg_lib import cli
 from sim2sg_lib.io import files, folders
 from sim2sg_lib.io.files import write_bytes
@@ -330,7 +330,7 @@ def test_records_of_a_folder_whose_name_is_not_utf8_can_be_read(tmp_path):
     folder = tmp_path / "caf\udce9"
     folder.mkdir()
     (folder / "graphs.jsonl").write_bytes((ROOT / "docs/tutorial/graphs.jsonl").read_bytes())
-    run(tmp_path, "synthesize.py", "--graphs", folder / "graphs.jsonl", "--num", 1, "--out", "lifted")
+    command(tmp_path, "synthesize.py", "--graphs", folder / "graphs.jsonl", "--num", 1, "--out", "lifted")
     record = read_json(tmp_path / "lifted/dataset.json")
     assert record["graphs"] == os.path.realpath(tmp_path) + "/caf?/graphs.jsonl"
     assert "/caf?/graphs.jsonl" in record["command"]
