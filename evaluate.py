@@ -21,25 +21,26 @@ import click
 import envs
 from sim2sg_lib.cli import (
     FloatRange, InputError, command_line, log_info, output_options, print_json)
+from sim2sg_lib.io.reading import real_path, utf8
 
+PATH = click.Path(path_type=Path)
 OVERLAY_PX = (640, 1600)  # limits of the longer side of an image under predicted boxes
 
 
 @click.group(invoke_without_command=True, help=__doc__,
              context_settings={"show_default": True, "help_option_names": ["-h", "--help"]})
-@click.option("--checkpoint", "checkpoint_path", type=click.Path(path_type=Path), default=None,
-              show_default="the latest under runs/", help="Network to evaluate.")
-@click.option("--data", type=click.Path(path_type=Path), default=None,
-              show_default="the run's own test set", help="Images, with labels for scores.")
-@click.option("--out", type=click.Path(path_type=Path), default=None,
-              show_default="the checkpoint's folder", help="Folder for all results.")
+@click.option("--checkpoint", "checkpoint_path", type=PATH, show_default="the latest under runs/",
+              help="Network to evaluate.")
+@click.option("--data", type=PATH, show_default="the run's own test set",
+              help="Images, with labels for scores.")
+@click.option("--out", type=PATH, show_default="the checkpoint's folder", help="Folder for all results.")
 @click.option("--split", type=click.Choice(["all", "easy", "moderate", "hard"]), default="all",
               help="KITTI's difficulty: limits on box height, visible fraction and truncation.")
-@click.option("--van", type=click.Choice(["ignore", "car"]), default=None, show_default="ignore",
+@click.option("--van", type=click.Choice(["ignore", "car"]), show_default="ignore",
               help="KITTI's vans: ignored, or cars. KITTI's own AP always ignores them.")
-@click.option("--camera", type=click.Choice(["calib", "paper"]), default=None, show_default="calib",
+@click.option("--camera", type=click.Choice(["calib", "paper"]), show_default="calib",
               help="KITTI's cameras: as calibrated, or the paper's 90 degrees of view.")
-@click.option("--summary", type=click.Path(path_type=Path), multiple=True, default=[],
+@click.option("--summary", type=PATH, multiple=True,
               help="Print the table of a finished loop; repeat for mean and std over loops.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
 @click.option("--overwrite", is_flag=True, help="Replace other metrics in OUT.")
@@ -128,12 +129,12 @@ def main(context: click.Context, checkpoint_path: Path | None, data: Path | None
 
 
 @main.command()
-@click.argument("images", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--checkpoint", "checkpoint_path", type=click.Path(path_type=Path), default=None,
-              show_default="the latest under runs/", help="Network to use.")
-@click.option("--out", type=click.Path(path_type=Path), default=None,
-              show_default="predicted/ beside the checkpoint", help="Folder to write.")
-@click.option("--threshold", type=FloatRange(0, 1), default=None, show_default="the environment's",
+@click.argument("images", nargs=-1, required=True, type=PATH)
+@click.option("--checkpoint", "checkpoint_path", type=PATH, show_default="the latest under runs/",
+              help="Network to use.")
+@click.option("--out", type=PATH, show_default="predicted/ beside the checkpoint",
+              help="Folder to write.")
+@click.option("--threshold", type=FloatRange(0, 1), show_default="the environment's",
               help="Least confidence of objects and relations. For the objects of an adaptive "
                    "environment (dining) a fraction of the network's best scores.")
 @click.option("--device", default="auto", help="auto, cpu or cuda.")
@@ -215,7 +216,7 @@ def draw_graphs(folder: Path, graphs: list, paths: list[str], env) -> None:
 
 
 @main.command()
-@click.argument("loop", type=click.Path(path_type=Path))
+@click.argument("loop", type=PATH)
 @output_options
 def report(loop: Path) -> None:
     """The page of a loop: LOOP/report.html.
@@ -254,7 +255,7 @@ def report(loop: Path) -> None:
 
 
 @main.command()
-@click.argument("folders", nargs=-1, type=click.Path(path_type=Path))
+@click.argument("folders", nargs=-1, type=PATH)
 @output_options
 def tensorboard(folders: tuple[Path, ...]) -> None:
     """Event files for TensorBoard.
@@ -308,16 +309,6 @@ def summarize(loops: tuple[Path, ...]) -> None:
         "gap_closed": {column: table.gaps_closed(tables, names, column) for column in compared},
         "compared": {column: {name: asdict(row) | {"better": row.better}
                               for name, row in rows.items()} for column, rows in compared.items()}})
-
-
-def utf8(text: str | Path) -> str:
-    """A path as text for JSON; characters that are not UTF-8 become question marks."""
-    return str(text).encode(errors="replace").decode()
-
-
-def real_path(path: str | Path) -> str:
-    """A path for records: absolute and without links, so that one file has one name."""
-    return utf8(path if "\0" in str(path) else os.path.realpath(path))
 
 
 def latest_run() -> Path:

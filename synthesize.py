@@ -24,7 +24,7 @@ from sim2sg_lib.cli import (FloatRange, InputError, command_line, log_info, outp
                             print_json, progress)
 
 PREVIEWED = 12
-POSE_STEPS = 30  # of --fit pose, and of --refine without a number
+POSE_STEPS, LOOK_STEPS = 30, 40  # of --fit pose and --refine without a number; of a fitted look
 # in an unfinished data set: the graphs predicted, those compared and the looks fitted so far
 PREDICTED, COMPARED, FITTED = "read.jsonl", "comparing.jsonl", "fitting.jsonl"
 PATH = click.Path(path_type=Path)
@@ -59,7 +59,8 @@ PATH = click.Path(path_type=Path)
 @click.option("--fit", type=click.Choice(["pose", "look", "both"]), show_default="none",
               help="By gradient: objects to their boxes, the look to the image, or both; pose is "
                    "--refine, look is --look fitted.")
-@click.option("--fit-steps", type=click.IntRange(1, 1000), default=40, help="Steps of the look's fit.")
+@click.option("--fit-steps", type=click.IntRange(1, 1000), show_default=str(LOOK_STEPS),
+              help="Steps of the look's fit.")
 @click.option("--refine", type=click.IntRange(0), default=0, is_flag=False, flag_value=POSE_STEPS,
               help="Gradient steps that fit lifted objects to their boxes; 30 if no number follows.")
 @click.option("--assets", type=PATH,
@@ -79,7 +80,7 @@ PATH = click.Path(path_type=Path)
 def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str, domain: str,
          unsplit: bool, checkpoint: Path | None, target: Path | None, camera: str | None,
          graphs_path: Path | None, threshold: float | None, compare: bool, look: str | None,
-         fit: str | None, fit_steps: int, refine: int, assets: Path | None, export: str,
+         fit: str | None, fit_steps: int | None, refine: int, assets: Path | None, export: str,
          renderer: str, seed: int, device: str, preview: bool, overwrite: bool,
          resume: bool) -> None:
     # --- setup: the library is imported here, so that --help answers at once
@@ -87,15 +88,17 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
     from sim2sg_lib.dataset import open_graphs, open_images
     from sim2sg_lib.io.folders import digest, refuse_early, work_folder
     from sim2sg_lib.io.graphs import write_graphs
+    from sim2sg_lib.io.reading import real_path, utf8
     from sim2sg_lib.net.predict import confident_graphs
     from sim2sg_lib.sim.sources import LiftedScenes, RandomScenes
 
     env, device, lifting = envs.find(env_name), pick_device(device), bool(checkpoint or graphs_path)
     formats = [name.strip() for name in export.split(",") if name.strip()]
     check_options(env, domain, unsplit, num, checkpoint, target, camera, graphs_path, threshold,
-                  compare, look, fit, refine, assets, formats)
+                  compare, look, fit, fit_steps, refine, assets, formats)
     refine = refine or (POSE_STEPS if fit in ("pose", "both") else 0)
     look = look or ("fitted" if fit in ("look", "both") else "random")
+    fit_steps = 0 if look == "random" else fit_steps or LOOK_STEPS
     if renderer == "pytorch3d":
         from sim2sg_lib.sim.pytorch3d import require
         require()
@@ -124,7 +127,8 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
             env = replace(env, world=replace(env.world, camera=env.world.paper_camera))
         source = RandomScenes(env, domain, randomize, seed, unsplit)
     if lifting and (compare or look != "random"):
-        pictures = find_pictures(target or graphs_path.parent, names[:num], env)
+        fitted = min(num, PREVIEWED) if preview else num  # the images that are looked at
+        pictures = find_pictures(target or graphs_path.parent, names[:fitted], env)
     if "kitti" in formats:  # before hours of rendering
         from sim2sg_lib.io.export import check_level
         for view, name in list(zip(cameras, names))[:num] or [(env.world.camera, "")]:
@@ -135,14 +139,13 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
 
     # --- render and label
     info = {"method": method, "seed": seed, "randomise": randomize, "preset": preset,
-            "renderer": renderer, "assets": assets and str(assets.resolve()), "export": formats,
-            "command": "python " + shlex.join(sys.argv)}
+            "renderer": renderer, "assets": assets and real_path(assets), "export": formats,
+            "command": utf8("python " + shlex.join(sys.argv))}
     if lifting:
         info |= {"threshold": threshold, "thresholds": by_category, "refine": refine,
-                 "compare": compare, "look": look,
-                 "fit_steps": fit_steps if look != "random" else 0, "camera": camera,
-                 "graphs": str((graphs_path or checkpoint).resolve()),
-                 "target": target and str(target.resolve())}
+                 "compare": compare, "look": look, "fit_steps": fit_steps, "camera": camera,
+                 "graphs": real_path(graphs_path or checkpoint),
+                 "target": target and real_path(target)}
     elif camera:
         info["camera"] = camera
     options = info | runtime_info(device) | {
@@ -155,17 +158,16 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
             graphs, info["thresholds"] = predict_graphs(model, images, chosen, env, threshold,
                                                         partial / PREDICTED)
         if compare:
-            graphs, info["compared"] = compare_images(
-                graphs, pictures[:PREVIEWED if preview else None], cameras, env, device,
-                partial / COMPARED)
+            graphs, info["compared"] = compare_images(graphs, pictures, cameras, env, device,
+                                                      partial / COMPARED)
         if lifting:
             source = LiftedScenes(env, graphs, cameras, randomize, refine, seed, device)
         if lifting and look != "random":
-            pictures = pictures[:PREVIEWED if preview else None]
             source, info["fit"] = fit_images(source, pictures, look, fit_steps, partial)
         if preview:
             return draw_preview(Path(f"{out}.preview.png"), partial, range(min(num, PREVIEWED)),
-                                source, sizes.image_size, info, device, pictures)
+                                source, sizes.image_size, info, device,
+                                pictures if look != "random" else [])
         for name, indices in source.splits(num).items():
             write_data_set(partial / name, indices, source, sizes.image_size, info, device)
         if lifting:
@@ -180,12 +182,13 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
 def check_options(env, domain: str, unsplit: bool, num: int | None, checkpoint: Path | None,
                   target: Path | None, camera: str | None, graphs: Path | None,
                   threshold: float | None, compare: bool, look: str | None, fit: str | None,
-                  refine: int, assets: Path | None, formats: list[str]) -> None:
+                  fit_steps: int | None, refine: int, assets: Path | None, formats: list[str]) -> None:
     """Raises: InputError for options that are unknown, or not of the chosen source of scenes."""
     lifting, flat = checkpoint or target or graphs, env.world is None
     dress, unknown = env.domains.get(domain, ("", ""))[1], set(formats) - {"kitti", "coco"}
     lifted_only = {"--refine": refine, "--threshold": threshold is not None,
-                   "--compare": compare, "--look": look not in (None, "random"), "--fit": fit}
+                   "--compare": compare, "--look": look not in (None, "random"), "--fit": fit,
+                   "--fit-steps": fit_steps}
     for wrong, message in (
             (not dress, f"--domain: {domain!r} is not one of {', '.join(env.domains)}"),
             (unknown, f"--export: {', '.join(sorted(unknown))!r} is not kitti or coco"),
@@ -210,6 +213,8 @@ def check_options(env, domain: str, unsplit: bool, num: int | None, checkpoint: 
              f"--fit pose: leaves the look random, --look {look} needs --fit look or both"),
             (fit in ("look", "both") and look == "random",
              f"--fit {fit}: fits the look, expected --look fitted or mixed"),
+            (fit_steps and look in (None, "random") and fit not in ("look", "both"),
+             "--fit-steps: the look stays random, add --look fitted or mixed, or leave it out"),
             (domain != "source" and not unsplit and num is not None and num < 3,
              f"--num: {num} images cannot be split into train, val and test, expected 3 or more")):
         if wrong:
@@ -317,13 +322,8 @@ def write_data_set(folder: Path, indices: range, source, size: tuple[int, int], 
             bar.update(len(made))
     graphs = rendered.graphs
     if info["export"]:
-        from sim2sg_lib.io.export import write_coco, write_kitti
-    if "kitti" in info["export"]:
-        pairs = zip(scenes, rendered.labeled)
-        objects = [[scene.objects[i] for i in rows] for scene, rows in pairs]
-        write_kitti(folder, graphs, objects, [scene.camera for scene in scenes], vocabulary)
-    if "coco" in info["export"]:
-        write_coco(folder, graphs, vocabulary)
+        from sim2sg_lib.io.export import export
+        export(folder, info["export"], graphs, scenes, rendered.labeled, vocabulary)
     if source.graphs:
         lifted = [source.graphs[i % len(source.graphs)] for i in indices]
         fit, empty = lifting_iou(lifted, graphs), sum(len(graph) == 0 for graph in graphs)

@@ -106,7 +106,7 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, settings: tu
     from sim2sg_lib.data_loading import LabeledImages, UnlabeledImages
     from sim2sg_lib.io.files import write_json
     from sim2sg_lib.io.folders import digest, finished, note_finished, refuse_early, work_folder
-    from sim2sg_lib.io.reading import read_json, recorded
+    from sim2sg_lib.io.reading import read_json, recorded, utf8
     from sim2sg_lib.training_state import TrainingLog
 
     start = time.perf_counter()
@@ -133,7 +133,7 @@ def main(source: tuple[Path, ...], target: Path | None, align: str, settings: tu
     unlabeled = UnlabeledImages(target, *size) if target else None
     # discriminators see the newest data set alone
     aligned = UnlabeledImages(source[-1], *size) if target and len(source) > 1 else None
-    options = {"command": "python " + shlex.join(sys.argv), "env": env.name,
+    options = {"command": utf8("python " + shlex.join(sys.argv)), "env": env.name,
                "source": [recorded(folder, out) for folder in source],
                "target": recorded(target, out) if target else None,
                "align": list(knobs), "init": recorded(init, out) if init else None, "preset": preset,
@@ -179,7 +179,6 @@ def train(state, schedule: Schedule, labeled, unlabeled, aligned, seed: int, log
     with the target's; without, those of the task.
     Raises: click.ClickException for a loss or a gradient that is not finite.
     """
-    import torch
     from sim2sg_lib.augment import augment
     from sim2sg_lib.data_loading import loader
 
@@ -211,22 +210,7 @@ def train(state, schedule: Schedule, labeled, unlabeled, aligned, seed: int, log
                     more, numbers = method.losses(model, synthetic, target, adapted)
                     losses, notes = losses | more, notes | numbers
             stop_if_not_finite(losses, step, names, log)
-
-            # one step of the optimizers
-            trained = {"network": (model, state.optimizer)}
-            if adapting and state.disc_optimizer:
-                trained["discriminators"] = (state.methods, state.disc_optimizer)
-            for _, optimizer in trained.values():
-                optimizer.zero_grad(set_to_none=True)
-            sum(losses.values()).backward()
-            norms = {f"the gradient of the {name}":
-                     torch.nn.utils.clip_grad_norm_(module.parameters(), CLIP)
-                     for name, (module, _) in trained.items()}
-            stop_if_not_finite(norms, step, names, log)
-            for _, optimizer in trained.values():
-                optimizer.step()
-            state.lr_scheduler.step()
-            state.averaged.update_parameters(model)
+            optimize(state, losses, adapting, step, names, log)
 
             for name in log.add(step, {name: loss.item() for name, loss in losses.items()} | notes):
                 state.methods[name].stopped.fill_(True)
@@ -237,6 +221,25 @@ def train(state, schedule: Schedule, labeled, unlabeled, aligned, seed: int, log
             if stop:
                 raise stop[0]
     log.close()
+
+
+def optimize(state, losses: dict, adapting: bool, step: int, names: list[str], log) -> None:
+    """One step of the optimizers. Raises: click.ClickException for a gradient that is not finite."""
+    from torch.nn.utils import clip_grad_norm_
+
+    trained = {"network": (state.model, state.optimizer)}
+    if adapting and state.disc_optimizer:
+        trained["discriminators"] = (state.methods, state.disc_optimizer)
+    for _, optimizer in trained.values():
+        optimizer.zero_grad(set_to_none=True)
+    sum(losses.values()).backward()
+    norms = {f"the gradient of the {name}": clip_grad_norm_(module.parameters(), CLIP)
+             for name, (module, _) in trained.items()}
+    stop_if_not_finite(norms, step, names, log)
+    for _, optimizer in trained.values():
+        optimizer.step()
+    state.lr_scheduler.step()
+    state.averaged.update_parameters(state.model)
 
 
 def make_schedule(numbers, preset: str, init: bool, imagenet: bool, **options) -> Schedule:

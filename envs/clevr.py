@@ -75,7 +75,10 @@ def sample_layout(env: Env, domain: str,
 
 
 def place_together(count: int, margin_m: float, camera: Camera, rng: np.random.Generator):
-    """Labels, radii and positions of whole layouts until one fits, which favors no object."""
+    """Labels (N,), radii (N,) and positions (N, 2) in meters: whole layouts until one fits.
+
+    Which favors no object.
+    """
     while True:
         labels = rng.integers(len(CATEGORIES), size=count)
         radii_m = rng.choice(RADII_M, size=count)
@@ -87,7 +90,10 @@ def place_together(count: int, margin_m: float, camera: Camera, rng: np.random.G
 
 
 def place_one_by_one(count: int, margin_m: float, camera: Camera, rng: np.random.Generator):
-    """The same as official CLEVR places them: each of ten would almost never fit at once."""
+    """The same, each object where those before leave room, as official CLEVR places them.
+
+    Ten at once would almost never fit.
+    """
     while True:
         radii_m, positions = np.empty(0), np.empty((0, 2))
         for _ in range(count):
@@ -97,8 +103,8 @@ def place_one_by_one(count: int, margin_m: float, camera: Camera, rng: np.random
             if wrong.all():
                 break
             first = int(wrong.argmin())
-            radii_m, positions = np.append(radii_m, tried_m[first]), [*positions, tried[first]]
-            positions = np.array(positions)
+            radii_m = np.append(radii_m, tried_m[first])
+            positions = np.vstack([positions, tried[first]])
         if len(radii_m) == count:
             return rng.integers(len(CATEGORIES), size=count), radii_m, positions
 

@@ -59,7 +59,7 @@ def smooth_noise(images: Tensor, generator: np.random.Generator) -> Tensor:
 
 def blurred(images: Tensor) -> Tensor:
     """By the binomial filter 1 4 6 4 1 along each axis; the border is repeated."""
-    taps = images.new_tensor([1, 4, 6, 4, 1]) / 16
+    taps = 1 / 16, 4 / 16, 6 / 16, 4 / 16, 1 / 16
     padded = F.pad(images, (2, 2, 2, 2), mode="replicate")
-    rows = sum(tap * padded[:, :, :, i:i + images.shape[3]] for i, tap in enumerate(taps.tolist()))
-    return sum(tap * rows[:, :, i:i + images.shape[2]] for i, tap in enumerate(taps.tolist()))
+    rows = sum(tap * padded[:, :, :, i:i + images.shape[3]] for i, tap in enumerate(taps))
+    return sum(tap * rows[:, :, i:i + images.shape[2]] for i, tap in enumerate(taps))

@@ -12,12 +12,13 @@ from pathlib import Path
 
 import pytest
 
+from conftest import ROOT, run as command
 from sim2sg_lib import cli
 from sim2sg_lib.io import files, folders
 from sim2sg_lib.io.files import write_bytes
 from sim2sg_lib.io.folders import work_folder
 from sim2sg_lib.io.images import output_names
-from sim2sg_lib.io.reading import recorded, resolve_recorded
+from sim2sg_lib.io.reading import read_json, recorded, resolve_recorded
 from sim2sg_lib.training_state import TrainingLog
 from sim2sg_lib.cli import InputError
 
@@ -323,6 +324,16 @@ def test_recorded_paths_are_found_from_their_record(tmp_path, monkeypatch):
     assert named == ["../data/label1"] * 2
     assert {resolve_recorded(named[0], tmp_path / "loop" / run / "config.json")
             for run in ("start", "full")} == {tmp_path / "loop/data/label1"}
+
+
+def test_records_of_a_folder_whose_name_is_not_utf8_can_be_read(tmp_path):
+    folder = tmp_path / "caf\udce9"
+    folder.mkdir()
+    (folder / "graphs.jsonl").write_bytes((ROOT / "docs/tutorial/graphs.jsonl").read_bytes())
+    command(tmp_path, "synthesize.py", "--graphs", folder / "graphs.jsonl", "--num", 1, "--out", "lifted")
+    record = read_json(tmp_path / "lifted/dataset.json")
+    assert record["graphs"] == os.path.realpath(tmp_path) + "/caf?/graphs.jsonl"
+    assert "/caf?/graphs.jsonl" in record["command"]
 
 
 def test_output_names_are_unique_and_fit_the_file_system():

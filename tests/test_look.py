@@ -323,6 +323,8 @@ def test_fitted_looks_on_the_command_line(images, tmp_path):
 @pytest.mark.parametrize("options, words", [
     (("--look", "fitted"), "--look is for lifted graphs"),
     (("--fit", "both"), "--fit is for lifted graphs"),
+    (("--fit-steps", 9), "--fit-steps is for lifted graphs"),
+    (("--graphs", "g.jsonl", "--fit", "pose", "--fit-steps", 9), "--fit-steps: the look stays random"),
     (("--graphs", "g.jsonl", "--fit", "pose", "--look", "fitted"), "--fit pose"),
     (("--graphs", "g.jsonl", "--fit", "look", "--look", "random"), "--fit look"),
     (("--graphs", ROOT / "docs/tutorial/graphs.jsonl", "--look", "fitted"), "docs/tutorial")])

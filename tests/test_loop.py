@@ -197,9 +197,10 @@ def test_same_seed_same_bytes(toy, tmp_path):
     assert fewer.items() < more.items()  # image i depends only on seed, domain and i
 
 
-def test_target_labels_cannot_influence_training(toy, tmp_path):
-    """Garbage in target files other than images and cameras does not change any of the weights."""
-    weights = []
+@pytest.fixture
+def two_targets(toy, tmp_path):
+    """Folders with the same sdr/ and target/, but for garbage in the second one's target labels."""
+    folders = []
     for name, garbage in (("clean", False), ("garbage", True)):
         folder = tmp_path / name
         (folder / "target/images").mkdir(parents=True)
@@ -210,6 +211,14 @@ def test_target_labels_cannot_influence_training(toy, tmp_path):
             (folder / "target/graphs.jsonl").write_text("\0garbage")
             (folder / "target/scenes.jsonl").write_text("{}")
         (folder / "sdr").symlink_to(toy / "data/sdr")
+        folders.append(folder)
+    return folders
+
+
+def test_target_labels_cannot_influence_training(toy, two_targets):
+    """Garbage in target files other than images and cameras does not change any of the weights."""
+    weights = []
+    for folder in two_targets:
         run(folder, "train.py", "--source", "sdr", "--target", "target", "--align",
             "appearance,prediction", "--steps", 3, "--out", "run")
         run(folder, "synthesize.py", "--checkpoint", toy / "runs/0/model.pt", "--target", "target",
@@ -218,6 +227,19 @@ def test_target_labels_cannot_influence_training(toy, tmp_path):
                         fingerprint(folder / "lifted", "dataset.json")))
     assert all(torch.equal(weights[0][0][k], weights[1][0][k]) for k in weights[0][0])
     assert weights[0][1] == weights[1][1]
+
+
+def test_target_labels_cannot_influence_the_fit_nor_render_and_compare(toy, two_targets):
+    """As above: neither images, labels and scenes, nor the errors and what was relabeled, change."""
+    made = []
+    for folder in two_targets:
+        run(folder, "synthesize.py", "--checkpoint", toy / "runs/0/model.pt", "--target", "target",
+            "--threshold", 0.09, "--num", 2, "--look", "fitted", "--fit", "both", "--fit-steps", 3,
+            "--refine", 2, "--compare", "--out", "lifted")
+        info = json.loads((folder / "lifted/dataset.json").read_text())
+        assert info["compared"]["objects"] > 0 and info["fit"]["dropped"] < 2
+        made.append((info["compared"], info["fit"], fingerprint(folder / "lifted", "dataset.json")))
+    assert "fitted.jsonl" in made[0][2] and made[0] == made[1]
 
 
 @pytest.mark.parametrize("script, arguments, words", [

@@ -572,6 +572,7 @@ def test_content_of_a_mix_counts_images_as_training_sees_them():
     assert mix_weights([1, 3], None) == [1, 1, 1, 1]
     assert mix_weights([1, 1, 3], 0.75) == [0.125, 0.125, 0.25, 0.25, 0.25]
     assert mix_weights([3], 0.5) == [1, 1, 1]
+    assert mix_weights([2, 0], 0.5) == [1, 1]  # emptied since
     # three times as many images of one object as of two: of 5 objects 3 are cubes
     mixed = content([one, two], VOCABULARY, [0.75, 0.25])
     assert mixed["objects_per_image"] == [0, 0.75, 0.25]

@@ -20,8 +20,21 @@ from sim2sg_lib.cli import InputError
 from sim2sg_lib.graph import SceneGraph, Vocabulary
 from sim2sg_lib.io.files import write_json, write_text
 from sim2sg_lib.io.kitti import EXTRA_TYPES, TYPES, KittiObject, format_object
-from sim2sg_lib.scene import SceneObject
+from sim2sg_lib.scene import Scene, SceneObject
 from sim2sg_lib.score.metrics import LEVELS
+
+
+def export(folder: Path, formats: list[str], graphs: list[SceneGraph], scenes: list[Scene],
+           object_rows: list[list[int]], vocabulary: Vocabulary) -> None:
+    """Write a data set in some of the formats "kitti" and "coco"; its images are in FOLDER.
+
+    object_rows: for KITTI, per graph the indices of its objects in its scene. Raises: InputError.
+    """
+    if "kitti" in formats:
+        objects = [[scene.objects[i] for i in rows] for scene, rows in zip(scenes, object_rows)]
+        write_kitti(folder, graphs, objects, [scene.camera for scene in scenes], vocabulary)
+    if "coco" in formats:
+        write_coco(folder, graphs, vocabulary)
 
 
 def check_level(camera: Camera, name: str) -> None:

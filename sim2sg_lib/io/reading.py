@@ -83,6 +83,16 @@ def stays_inside(name: str) -> bool:
     return not re.search(NOT_IN_NAMES, name) and not path.is_absolute() and ".." not in path.parts
 
 
+def utf8(text: str | Path) -> str:
+    """A path or a command as text for JSON; characters that are not UTF-8 become question marks."""
+    return str(text).encode(errors="replace").decode()
+
+
+def real_path(path: str | Path) -> str:
+    """A path for records: absolute and without links, so that one file has one name."""
+    return utf8(path if "\0" in str(path) else os.path.realpath(path))
+
+
 def recorded(path: Path, folder: Path) -> str:
     """A path as the records of a run folder hold it: relative to that folder, without links."""
     return os.path.relpath(os.path.realpath(path), os.path.realpath(folder))

@@ -23,7 +23,9 @@ WIDTHS = (24, 40, 112, 320)  # output channels of the four layers, whose strides
 
 
 class EfficientNetLite0(nn.Sequential):
-    """Images (B, 3, H, W) in [0, 1] -> (B, 320, ceil(H / 32), ceil(W / 32)); layers as a ResNet's.
+    """Images (B, 3, H, W) -> (B, 320, ceil(H / 32), ceil(W / 32)); layers named as a ResNet's.
+
+    The published network takes (255 x - 127) / 128 of images x in [0, 1], which Detector computes.
 
     pretrained: False leaves out the ImageNet weights. Raises: InputError if they are not installed.
     """

@@ -32,7 +32,7 @@ def mix_weights(sizes: list[int], newest: float | None) -> list[float]:
     newest: the fraction of its images that are of the newest set; None for all images alike.
     """
     others = sum(sizes[:-1])
-    if newest is None or not others:
+    if newest is None or not others or not sizes[-1]:
         return [1.0] * sum(sizes)
     return [(1 - newest) / others] * others + [newest / sizes[-1]] * sizes[-1]
 

@@ -113,7 +113,8 @@ def dressed(scenes: list[Scene], meshes: Meshes, values: dict[str, Tensor]) -> l
         color, second, amount, scale_m = surface
         texture = material.texture
         if texture or amount > PLAIN:
-            texture = replace(texture or Texture("noise", (0.0,) * 3, seed=int(1e5 * second[0])),
+            seed = int(1e5 * second[0])  # any number that differs from surface to surface
+            texture = replace(texture or Texture("noise", (0.0,) * 3, seed=seed),
                               color=tuple(second), amount=amount, scale_m=scale_m)
         return replace(material, color=tuple(color), texture=texture)
 

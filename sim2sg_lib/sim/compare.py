@@ -116,8 +116,10 @@ def compare_folder(graphs: list[SceneGraph], paths: list[Path], cameras: list[Ca
     with file, progress(len(paths), "compare", "image", done=len(rows)) as bar:
         for made in in_parallel(compare, left, device):
             for graph, report in made:
-                add_line(file, {"graph": to_json(graph, env.vocabulary), "report": vars(report)})
-                rows.append((from_json(to_json(graph, env.vocabulary), env.vocabulary), report))
+                row = to_json(graph, env.vocabulary)
+                add_line(file, {"graph": row, "report": vars(report)})
+                # read back, so that an interruption changes no digit
+                rows.append((from_json(row, env.vocabulary), report))
             bar.update(len(made))
     return ([graph for graph, _ in rows] + graphs[len(rows):],
             sum((report for _, report in rows), Report(0, 0, 0)))

@@ -199,8 +199,9 @@ def explain(templates: Templates, row: Tensor, crops: Crops) -> Explained:
     for width, steps in LEVELS:
         target, robust = blur(pixels, width).flatten(2), weight / SURE
         for step in range(steps + SETTLE):
-            moved = blur(move(columns, moves), width)
-            basis = all_columns(moved, plane, templates.parts).flatten(2)
+            if step <= steps:  # afterwards the object stays where it is
+                moved = blur(move(columns, moves), width)
+                basis = all_columns(moved, plane, templates.parts).flatten(2)
             colors = solve(basis, target, robust, ridge)
             residual = target - colors @ basis
             error = residual.abs().sum(1)

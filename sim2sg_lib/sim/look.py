@@ -171,7 +171,7 @@ class FittedLook:
 
     scene: Scene  # as it came in, if the fit did not help
     before: float  # photometric_error of the look that it came in
-    after: float  # of the look that it has
+    after: float  # of the look that it has, measured before its textures were adapted
     kept: bool  # whether the fit explains the image better
 
 
@@ -306,17 +306,8 @@ def textured_like(meshes: Meshes, light: Lighting, views: Views, likely: Tensor,
 
     def statistics(picture: Tensor) -> tuple[Tensor, Tensor]:
         """(S,) standard deviation and correlation of neighbors, of residuals to the plain render."""
-        rest = 2.2 * (picture.clamp(min=0.02) / plain.clamp(min=0.02)).log().clamp(-1, 1) * trusted
-        # light that is not quite right varies slowly: leave out what a neighborhood has in common
-        window = {"kernel_size": 2 * SMOOTH_PX + 1, "stride": 1, "padding": SMOOTH_PX}
-        near = F.avg_pool2d(trusted, **window).clamp(min=1e-6)
-        rest = (rest - F.avg_pool2d(rest, **window) / near) * trusted
-        pair = trusted * trusted.roll(-1, 3)
-        pair[..., -1] = 0
-        # by the mean of absolute values, which edges of shadows that are off change little
-        columns = (rest.abs() * GAUSSIAN, rest * rest.roll(-1, 3) * pair, rest.square() * pair)
-        columns = torch.cat([values.mean(1, keepdim=True) for values in columns], 1)
-        deviation, product, square = surface_sums(columns, meshes, light, views).unbind(1)
+        moments = residual_moments(picture, plain, trusted)
+        deviation, product, square = surface_sums(moments, meshes, light, views).unbind(1)
         return deviation / area, (product / square.clamp(min=1e-8)).clamp(0.05, 0.98)
 
     (wanted, near), (has, own) = statistics(views.target), statistics(patterned)
@@ -325,8 +316,8 @@ def textured_like(meshes: Meshes, light: Lighting, views: Views, likely: Tensor,
     pattern = torch.cat([texture.pattern for texture in (meshes.texture, light.ground, light.paint)])
     more = enough & (pattern >= 0) & (has > 0.005)
     fresh = enough & (pattern < 0) & (wanted > 0.04)
-    length_px = (near.log() / own.log()).clamp(0.5, 2)  # of the pattern over that of the residual
-    values["scale"] = torch.where(more, values["scale"] / length_px, values["scale"])
+    coarser = (near.log() / own.log()).clamp(0.5, 2)  # the pattern's cells over the residual's
+    values["scale"] = torch.where(more, values["scale"] / coarser, values["scale"])
     amount = (values["amount"] * (wanted / has.clamp(min=1e-3)).clamp(0.3, 1.5)).clamp(max=1)
     values["amount"] = torch.where(more, amount, torch.where(fresh, 1.0, values["amount"]))
     # noise darkens by half its contrast on average, and has this standard deviation
@@ -334,14 +325,36 @@ def textured_like(meshes: Meshes, light: Lighting, views: Views, likely: Tensor,
     color = torch.where(fresh[:, None], values["color"] / (1 - dark / 2), values["color"]).clamp(max=0.98)
     values["second"] = torch.where(fresh[:, None], color * (1 - dark), values["second"])
     values["color"] = color
-    eye = rows_of(views.cameras.positions_world(), views.background.scene)
-    pixel_m = (views.background.points - eye).norm(dim=1) / rows_of(views.cameras.K[:, 0, 0],
-                                                                   views.background.scene)
-    pixel_m = surface_sums(trusted * pixel_m.view_as(trusted).expand(-1, 3, -1, -1), meshes, light,
-                           views)[:, 0] / area
+    pixel_m = pixel_widths_m(views).view_as(trusted).expand(-1, 3, -1, -1)
+    pixel_m = surface_sums(trusted * pixel_m, meshes, light, views)[:, 0] / area
     # noise stays alike for about half of a cell
     values["scale"] = torch.where(fresh, -2 / near.log() * pixel_m, values["scale"]).clamp(0.03, 4)
     return values
+
+
+def residual_moments(picture: Tensor, plain: Tensor, trusted: Tensor) -> Tensor:
+    """(B, 3, H, W) deviation, product with the next column, square, of the residual's detail.
+
+    The residual is that of pictures to plain renders (B, 3, H, W), where trusted (B, 1, H, W) is 1;
+    the products and squares are those of pairs of trusted pixels.
+    """
+    rest = 2.2 * (picture.clamp(min=0.02) / plain.clamp(min=0.02)).log().clamp(-1, 1) * trusted
+    # light that is not quite right varies slowly: leave out what a neighborhood has in common
+    window = {"kernel_size": 2 * SMOOTH_PX + 1, "stride": 1, "padding": SMOOTH_PX}
+    near = F.avg_pool2d(trusted, **window).clamp(min=1e-6)
+    rest = (rest - F.avg_pool2d(rest, **window) / near) * trusted
+    pair = trusted * trusted.roll(-1, 3)
+    pair[..., -1] = 0
+    # by the mean of absolute values, which edges of shadows that are off change little
+    moments = rest.abs() * GAUSSIAN, rest * rest.roll(-1, 3) * pair, rest.square() * pair
+    return torch.cat([values.mean(1, keepdim=True) for values in moments], 1)
+
+
+def pixel_widths_m(views: Views) -> Tensor:
+    """(N,) meters that each pixel spans on the background, across the view."""
+    seen = views.background
+    distance_m = (seen.points - rows_of(views.cameras.positions_world(), seen.scene)).norm(dim=1)
+    return distance_m / rows_of(views.cameras.K[:, 0, 0], seen.scene)
 
 
 def adam_step(values: Tensor, gradient: Tensor, moments: tuple[Tensor, Tensor], rate: float,

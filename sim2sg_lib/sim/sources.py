@@ -61,7 +61,7 @@ class LiftedScenes:
     graphs: list[SceneGraph]  # scene i shows graph i modulo their number
     cameras: list[Camera]  # one per graph, of any pixel size
     randomize: str  # "paper" or "strong", see `World.sample_appearance`
-    fit_steps: int  # gradient steps that fit the lifted objects to their boxes
+    pose_steps: int  # gradient steps that fit the lifted objects to their boxes
     seed: int
     device: torch.device  # of the fit
     fitted: Sequence[Scene | None] = ()  # of the first graphs; None where the look could not be fitted
@@ -108,8 +108,8 @@ class LiftedScenes:
         lifted = [lift(self.graphs[i], camera, self.env, rng)
                   for i, camera, rng in zip(chosen, cameras, rngs)]
         objects, graphs = [row for row, _ in lifted], [graph for _, graph in lifted]
-        if self.fit_steps:
-            objects = refine(objects, graphs, cameras, world.assets, self.fit_steps, self.device)
+        if self.pose_steps:
+            objects = refine(objects, graphs, cameras, world.assets, self.pose_steps, self.device)
         if world.snap_to_context:
             objects = [world.snap_to_context(row, graph.boxes_px, camera, rng)
                        for row, graph, camera, rng in zip(objects, graphs, cameras, rngs)]

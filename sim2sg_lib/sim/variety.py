@@ -9,8 +9,8 @@ from sim2sg_lib.scene import Material, Scene, SceneObject
 
 def jittered(scene: Scene, rng: np.random.Generator, spread: float) -> Scene:
     """The scene with each color, finish and lamp off by factors of this standard deviation."""
-    def scaled(color, high=np.inf, tint=spread / 3):
-        factors = np.exp(rng.normal(0, spread) + rng.normal(0, tint, 3))
+    def scaled(color, high=np.inf):
+        factors = np.exp(rng.normal(0, spread) + rng.normal(0, spread / 3, 3))
         return tuple(np.minimum(np.multiply(color, factors), high).tolist())
 
     def vary(material: Material) -> Material:
@@ -70,11 +70,11 @@ def recolored(scene: Scene, donors: Sequence[Scene], rng: np.random.Generator) -
 
 def repainted(material: Material, other: Material) -> Material:
     """The material with the colors and finish of another one, in its own pattern if it has one."""
-    if material.texture is None or other.texture is None:
-        return other if material.texture is None else replace(
-            other, texture=replace(material.texture, color=contrasting(material, other.color)))
-    texture = replace(material.texture, color=other.texture.color, amount=other.texture.amount)
-    return replace(other, texture=texture)
+    if material.texture is None:
+        return other
+    second = other.texture.color if other.texture else contrasting(material, other.color)
+    amount = (other.texture or material.texture).amount
+    return replace(other, texture=replace(material.texture, color=second, amount=amount))
 
 
 def contrasting(material: Material, color: tuple) -> tuple[float, float, float]:
