@@ -21,6 +21,7 @@ def main(name: str | None = None, preset: str | None = None) -> None:
         else:
             for field in SIZES:
                 print(f"{field.upper()}={getattr(env.presets[preset], field)}")
+            print("DOMAINS=" + " ".join(env.domains))
 
 
 if __name__ == "__main__":

@@ -21,7 +21,8 @@ import os, sys
 from pathlib import Path
 words = sys.argv[1:]
 if words[:2] == ["-m", "envs"]:
-    print("SOURCE_IMAGES=70\\nTARGET_IMAGES=40\\nLIFTED_IMAGES=50\\nSTART_STEPS=8\\nSTEPS=9\\nITERATIONS=2")
+    print("SOURCE_IMAGES=70\\nTARGET_IMAGES=40\\nLIFTED_IMAGES=50\\nSTART_STEPS=8\\nSTEPS=9\\nITERATIONS=2\\n"
+          "DOMAINS=source target target-content crowd")
     sys.exit()
 with open({log!r}, "a") as file:
     print(" ".join(words), file=file)
@@ -248,7 +249,7 @@ def test_what_is_made_anew_is_followed_by_what_depends_on_it(python):
 
 def test_a_folder_is_bound_to_its_options_once_something_is_made(python):
     loop = python.parent / "loop"
-    make(python, "DOMAIN=tagret", code=2, FAIL_AT="tagret")
+    make(python, "DOMAIN=crowd", code=2, FAIL_AT="crowd")
     make(python, code=2, FAIL_AT="more")  # there is no result of the other DOMAIN
     written = ("ENV=clevr ITERATIONS=2 PRESET=quick SEED=0 TARGET= DOMAIN=target PROTOCOL=paper "
                "AUGMENT=full TRAIN_OPTIONS= LIFT_OPTIONS= LOOK=fitted LOOK_OPTIONS=--compare "
@@ -296,6 +297,8 @@ def test_targets_and_their_cameras(python, tmp_path):
     ("CAMERA=mine", "calib or paper"), ("LOOK=random", "expected fitted or mixed"),
     ("CONTINUE=yes", "nothing or 1"), ("JOBS=0", "whole number from 1 on"),
     ("ROWS=sdr oracel", "oracel is not one of sdr appearance label"), ("ROWS=", "not one of sdr"),
+    ("DOMAIN=tagret", "tagret is not one of source target target-content crowd"),
+    ("SOURCE_DOMAIN=narrow", "narrow is not one of source target"),
     ("TARGET=nowhere", "no such folder, expected one of images"),
     ("ENV=mars", "expected a file of envs/ without its .py"),
     ("PRESET=big", "expected a file of envs/ without its .py, and quick or paper")])
@@ -321,8 +324,8 @@ def test_python_m_envs_prints_presets():
     preset = envs.find("dining").presets["paper"]
     assert ask("dining", "paper").stdout.splitlines() == [
         "SOURCE_IMAGES=5000", "TARGET_IMAGES=8000", "LIFTED_IMAGES=5000", "START_STEPS=10000",
-        "STEPS=70000", "ITERATIONS=6", f"WARMUP={preset.warmup}",
-        f"BATCH={preset.batch}"]
+        "STEPS=70000", "ITERATIONS=6", f"WARMUP={preset.warmup}", f"BATCH={preset.batch}",
+        "DOMAINS=" + " ".join(envs.find("dining").domains)]
     lines = ask().stdout.splitlines()
     assert (len(lines) == 6
             and lines[0].startswith("clevr quick image_size=160x120 source_images=1500 "))
