@@ -56,7 +56,7 @@ LIFT_OPTIONS=${LIFT_OPTIONS-}
 # Of the look rows: fitted, or mixed with random looks; further options of their synthesize.py.
 LOOK=${LOOK-fitted}
 LOOK_OPTIONS=${LOOK_OPTIONS-$([ "$ENV" != clevr ] || echo --compare)}
-# Fraction of each batch from a row's newest data set, in every row after the start; the rest is SDR.
+# Fraction of each batch from what a row adds to the random scenes: lifted scenes, or the oracle's.
 NEWEST=${NEWEST-0.5}
 # Rows that are trained side by side, sharing the cores. The last digits of a network depend on its
 # number of threads, which is in its config.json.
@@ -294,11 +294,13 @@ lift() {
 # `steps`, and score. SDR stays in the mix, or a network forgets what the lifted scenes lack.
 before=start steps=$STEPS
 fine_tune() {
-    row=$1 folder=$2 methods=${3-} target_read=
-    [ "$row" = sdr ] || target_read=$stand_in
+    row=$1 folder=$2 methods=${3-} target_read=$stand_in mix="--newest $NEWEST"
+    [ "$row" != sdr ] || target_read=
+    [ "$folder" != "$OUT/data/more" ] || mix= # random scenes count alike, or the baseline overfits
     if todo "Train $row on random scenes and $folder${methods:+ with $methods alignment}." \
         "$OUT/$row/model.pt" "$OUT/$before/model.pt" "$folder/dataset.json" "$target_read"; then
-        train --source "$OUT/data/sdr" --source "$folder" --newest "$NEWEST" \
+        # shellcheck disable=SC2086  # an option and its value
+        train --source "$OUT/data/sdr" --source "$folder" $mix \
             ${methods:+--target "$train_images" --align "$methods"} \
             --init "$OUT/$before/model.pt" --steps "$steps" --out "$OUT/$row"
     fi

@@ -125,7 +125,7 @@ def test_the_commands_of_algorithm_1(python):
     for line in [line for line in ran if line.startswith("train.py")]:
         assert "--seed 5 --overwrite --augment strong --scratch --source" in line
         assert (" --target " in line) == (" --align " in line)
-        assert (" --newest 0.5 " in line) == (" --init " in line)  # every row, not the start
+        assert (" --newest 0.5 " in line) == (" --init " in line)  # rows with other than random scenes
         assert f"--source {folder}/data/sdr " in line
 
 
@@ -138,6 +138,8 @@ def test_rows_beside_algorithm_1(python):
         ("look1", "data/look1", "start", 9, ""),
         ("look-appearance", "data/look2", "start", 9, "appearance"),
         ("oracle", "data/target/train", "start", 9, "")]
+    mixed = [" --newest 0.5 " in line for line in ran if line.startswith("train.py")]
+    assert mixed == [False] * 3 + [True] * 3  # of the start, sdr and appearance, all scenes are random
     more, *looks = [line for line in ran if line.startswith("synthesize.py")][2:]
     assert "--num 50 --seed 1000 --randomize paper --out" in more
     for line, network, data in zip(looks, ("start", "look1"), ("look1", "look2"), strict=True):
