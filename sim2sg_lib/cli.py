@@ -134,7 +134,10 @@ class Stopped(BaseException):
 
 
 def command_line(main: click.Command) -> None:
-    """Run a click command as the program; exits with 130 after Ctrl-C, 143 after SIGTERM."""
+    """Run a click command as the program; errors are one line.
+
+    Exits with 130 after Ctrl-C, 143 after SIGTERM, 2 for options that are wrong in themselves.
+    """
     def stop(number, frame):
         raise Stopped
 
@@ -146,7 +149,7 @@ def command_line(main: click.Command) -> None:
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, signal.SIG_IGN)
     except click.ClickException as error:
-        error.show(sys.stderr)
+        print(f"Error: {error.format_message()}", file=sys.stderr)  # without click's lines on usage
         code = error.exit_code
     except OSError as error:  # a full disk, a folder that was removed
         print(f"Error: {error.filename or 'input or output'}: {error.strerror or error}",

@@ -204,6 +204,26 @@ import atexit; atexit.register(lambda: print("read", len(read)))
 """
 
 
+def test_a_fitted_look_goes_on_after_two_kills(data, tmp_path):
+    """The first while boxes are compared, the second when the look of the first images is fitted."""
+    arguments = ["synthesize.py", "--graphs", data / "target/test/graphs.jsonl", "--num", 12,
+                 "--compare", "--look", "mixed", "--fit-steps", 4, "--out", "set"]
+    partial = tmp_path / ".set.partial"
+    for name in ("comparing", "fitting"):
+        code, words = interrupt(tmp_path, arguments, f".set.partial/{name}.jsonl", signal.SIGKILL)
+        assert code == -9 and "Traceback" not in words and not (tmp_path / "set").exists()
+        assert (partial / "fitting.jsonl").exists() == (name == "fitting")
+    line = run(tmp_path, *arguments[:-2], "--fit-steps", 5, "--out", "set", code=3)
+    assert "was started with fit_steps 4, not 5" in line
+    before = (partial / "comparing.jsonl").read_bytes()
+    assert "resumes where it was interrupted" in run(tmp_path, *arguments)
+    (tmp_path / "whole").mkdir()
+    run(tmp_path / "whole", *arguments)
+    assert fingerprint(tmp_path / "set") == fingerprint(tmp_path / "whole/set")
+    assert len(before.splitlines()) == 2  # one per image, none twice
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set", "whole"]
+
+
 THREADS = """
 import torch
 from sim2sg_lib.sim import fit as module

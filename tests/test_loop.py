@@ -307,6 +307,32 @@ def test_mistakes_get_one_line_and_harm_nothing(toy, script, arguments, words):
     assert fingerprint(toy) == before
 
 
+LIFT = ["--checkpoint", "runs/0/model.pt", "--target", "data/target/train"]
+
+
+@pytest.mark.parametrize("script, arguments, words", [
+    ("synthesize.py", [*LIFT, "--look", "painted"], "'--look': 'painted' is not one of 'random', "),
+    ("synthesize.py", [*LIFT, "--fit", "all"], "'--fit': 'all' is not one of 'pose', 'look', 'both'"),
+    ("synthesize.py", [*LIFT, "--look", "fitted", "--fit-steps", 0], "'--fit-steps': 0 is not in"),
+    ("synthesize.py", [*LIFT, "--fit", "look", "--fit-steps", 2.5], "'--fit-steps': '2.5' is not"),
+    ("synthesize.py", [*LIFT, "--compare=yes"], "'--compare' does not take a value"),
+    ("synthesize.py", ["--loook", "fitted"], "--loook"),
+    ("train.py", ["--source", "data/sdr", "--ema", 2], "'--ema': 2.0 is not in the range"),
+    ("train.py", ["--source", "data/sdr", "--ema", 1], "'--ema': 1.0 is not in the range"),
+    ("train.py", ["--source", "data/sdr", "--newest", 3], "'--newest': 3.0 is not in the range"),
+    ("train.py", ["--source", "data/sdr", "--newest", "nan"], "'--newest': nan is not a finite"),
+    ("train.py", ["--source", "data/sdr", "--encoder-rate", -1], "'--encoder-rate': -1.0 is not in"),
+    ("train.py", ["--source", "data/sdr", "--precision", "fp8"], "'fp8' is not one of 'fp32', 'bf16'"),
+    ("train.py", ["--source", "data/sdr", "--augment", "wild"], "'wild' is not one of 'none', "),
+    ("train.py", ["--source", "data/sdr", "--backbone", "vgg"], "'vgg' is not one of "),
+    ("evaluate.py", ["--checkpoint", "runs/0/model.pt", "--split", "harder"], "'harder' is not one")])
+def test_an_option_s_wrong_value_is_one_line_before_any_work(toy, script, arguments, words):
+    before = fingerprint(toy)
+    line = run(toy, script, *arguments, "--out", "y", code=2)
+    assert line.startswith("Error: ") and words in line
+    assert fingerprint(toy) == before
+
+
 @pytest.mark.parametrize("script, arguments", [
     ("synthesize.py", ["--graphs", "data/sdr/graphs.jsonl", "--threshold", "nan"]),
     ("train.py", ["--source", "data/sdr", "--warmup", "nan"]),

@@ -292,6 +292,22 @@ def test_targets_and_their_cameras(python, tmp_path):
             and "target/test/kitti " in drive)
 
 
+def test_a_source_in_another_domain(python):
+    """Pairs of Table 4: all random scenes have the target's content, the stand-in its own splits."""
+    pair = ["SOURCE_DOMAIN=target-content", "ROWS=sdr look"]
+    plan = [line for line in make(python, "-n", *pair)[1].splitlines() if "synthesize.py" in line]
+    drawn = [line for line in plan if " --target " not in line]
+    assert outs(python, drawn) == ["data/target", "data/sdr", "data/more"]
+    assert "--domain target --num " in drawn[0] and "--unsplit" not in drawn[0]
+    assert all("--domain target-content --unsplit --num " in line for line in drawn[1:])
+    lifts = [line for line in plan if line not in drawn]  # in the source's look anyway
+    assert lifts and not any("--domain" in line or "--unsplit" in line for line in lifts)
+    assert "--unsplit" not in make(python, "-n", "ROWS=sdr look")[1]
+    make(python, *pair)
+    assert "SOURCE_DOMAIN=target-content" in (python.parent / "loop/options.txt").read_text()
+    assert "choose another OUT" in make(python, "ROWS=sdr look", code=2)[1]
+
+
 @pytest.mark.parametrize("option, words", [
     ("ITERATIONS=0", "expected paper or strong"), ("ITERATIONS=x", "expected paper or strong"),
     ("SEED=-1", "expected paper"),
