@@ -936,6 +936,29 @@ def test_kitti_is_a_target_to_lift_and_to_align_with(street, network, folder, tm
     assert (tmp_path / "aligned/model.pt").is_file()
 
 
+def test_a_look_is_fitted_to_the_images_of_a_kitti_folder(street, network, tmp_path, monkeypatch):
+    """Frames rendered in another look and exported; their exact graphs stand in for the network's."""
+    command(synthesize, "--domain", "target", "--unsplit", "--num", 2, "--export", "kitti",
+            "--out", tmp_path / "set")
+    exact = read_graphs(tmp_path / "set/graphs.jsonl", VOCABULARY)
+    folder = tmp_path / "set/kitti"
+    shutil.rmtree(folder / "training/label_2")  # no labels are needed
+    monkeypatch.setattr(predict, "predict_folder", lambda model, images, *_: [
+        replace(graph, image=name) for graph, name in zip(exact, images.names, strict=True)])
+    printed = command(synthesize, "--env", "street", "--checkpoint", network, "--target", folder,
+                      "--num", 2, "--compare", "--look", "fitted", "--fit-steps", 8,
+                      "--out", tmp_path / "lifted")
+    assert f"render and compare: of {sum(map(len, exact))} boxes, " in printed
+    info = json.loads((tmp_path / "lifted/dataset.json").read_text())
+    assert info["fit"]["photometric_after"] < 0.5 * info["fit"]["photometric_before"]
+    fits = (tmp_path / "lifted/fitted.jsonl").read_text().splitlines()
+    assert [json.loads(line)["image"] for line in fits] == [
+        f"training/image_2/{i:06d}.png" for i in range(2)]
+    views = [json.loads(line)["K"][0][0] for line in
+             (tmp_path / "lifted/cameras.jsonl").read_text().splitlines()]
+    assert views == pytest.approx([STREET.K[0, 0] / 3] * 2)  # as calibrated
+
+
 def test_faults_are_one_line_at_the_command_line(street, network, folder, tmp_path):
     label, calib = folder / "training/label_2/000000.txt", folder / "training/calib/000000.txt"
     for text, words in ((CAR_LINE[:-5], ":1: 14 columns"),
