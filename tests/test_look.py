@@ -15,6 +15,7 @@ from sim2sg_lib.camera import stack_cameras
 from sim2sg_lib.graph import make_graph
 from sim2sg_lib.scene import (Light, Material, Room, Scene, SceneObject, Sky, Strip, Texture,
                               scene_from_json)
+from sim2sg_lib.sim import look
 from sim2sg_lib.sim.appearance import GROUPS, bounded, values_of, with_values
 from sim2sg_lib.sim.lighting import pack_lighting
 from sim2sg_lib.sim.look import (
@@ -24,6 +25,7 @@ from sim2sg_lib.sim.rasterizer import rasterize, scale_cameras
 from sim2sg_lib.sim.shading import shade
 from sim2sg_lib.sim.sources import LiftedScenes
 from sim2sg_lib.sim.variety import jittered, recolored
+from sim2sg_lib.viz import drawings
 
 SIZE = (80, 60)
 GRAY = Material((0.4, 0.4, 0.4), roughness=1.0)
@@ -143,6 +145,58 @@ def test_each_scene_is_fitted_alike_alone_and_in_company():
         alone = fit(one, target[i:i + 1], 8)
         assert alone.after == pytest.approx(together[i].after, abs=1e-4)
         assert alone.scene.ground.color == pytest.approx(together[i].scene.ground.color, abs=2e-3)
+
+
+def test_each_object_weighs_a_tenth_of_its_image_at_least():
+    """A small ball a tenth, a large one its own area."""
+    one = scene(ball(-2.5, -2.0, (0.6, 0.1, 0.1), 0.7), ball(1.0, 1.0, (0.1, 0.1, 0.6), 4.0))
+    meshes, cameras = build([one], ENV.world.assets), stack_cameras([one.camera], *SIZE)
+    views = views_of(meshes, pack_lighting([one], meshes, cameras.K), cameras, picture(one))
+    hard = rasterize(meshes, scale_cameras(cameras, 2), cull_backfaces=True).pix_to_face[0, ..., 0]
+    owner = torch.where(hard >= 0, meshes.face_object[hard.clamp(min=0)], -1)
+    areas = [(owner == i).float().mean().item() for i in range(2)]
+    assert 0 < areas[0] < 0.05 and areas[1] > 0.15
+    expected = 0.1 + areas[1] + (1 - sum(areas))
+    assert views.weight.sum().item() == pytest.approx(expected, rel=1e-4)
+    around = [(owner == i).view(60, 2, 80, 2).amax((1, 3)) for i in range(2)]
+    assert views.weight[0][around[0]].sum().item() == pytest.approx(0.1, rel=0.05)
+    assert views.weight[0][around[1]].sum().item() == pytest.approx(areas[1], rel=0.05)
+
+
+def test_a_scene_that_looks_like_its_image_keeps_its_look():
+    """No step explains it better; the scene beside it is fitted all the same."""
+    true = scene(ball(-1.0, 0.8, (0.6, 0.1, 0.1)))
+    target = picture(true)
+    same, other = fit_look([true, replace(true, exposure=0.7)], target.expand(2, -1, -1, -1),
+                           ENV.world.assets, 8)
+    assert not same.kept and same.scene == true and same.after == same.before < 0.01
+    assert other.kept and other.after < 0.5 * other.before
+
+
+def test_shadows_are_redrawn_with_the_lamps_that_have_moved(monkeypatch):
+    """At steps 10, 20, ...; what is seen of the lamps changes with them."""
+    drawn, made = [], look.shadow_maps
+    monkeypatch.setattr(look, "shadow_maps", lambda meshes, lamps, *more: drawn.append(
+        lamps.clone()) or made(meshes, lamps, *more))
+    start = scene(ball(-1.0, 0.8, (0.6, 0.1, 0.1)))
+    target = picture(replace(start, lights=(replace(LAMPS[0], position_world=(-5.0, -3.0, 5.0)),)))
+    fit(start, target, 25)
+    assert len(drawn) == 2
+    assert 0.05 < (drawn[0][0, 0] - torch.tensor(LAMPS[0].position_world)).norm() < 4
+    assert not torch.equal(*drawn)
+
+
+def test_the_ground_gets_the_contrast_of_its_image():
+    """From a plain start: noise as strong as the target's; a plain ground stays plain."""
+    def ground(amount):
+        noise = Texture("noise", (0.05,) * 3, amount, 1.0, 4)
+        return scene(ground=Material((0.5,) * 3, roughness=1.0, texture=noise if amount else None))
+
+    targets = [picture(ground(amount)) for amount in (0.0, 0.4, 0.9)]
+    plain, *found = [fit(scene(), target, 25).scene.ground for target in targets]
+    assert plain.texture is None and all(one.texture.pattern == "noise" for one in found)
+    shown = [picture(scene(ground=one)).std().item() for one in found]
+    assert shown == pytest.approx([target.std().item() for target in targets[1:]], rel=0.3)
 
 
 def test_geometry_patterns_and_seeds_stay():
@@ -302,7 +356,7 @@ def test_a_killed_fit_continues_to_the_same_result(images, tmp_path):
     assert (tmp_path / "cut.jsonl").read_bytes() == b"".join(lines)
 
 
-def test_fitted_looks_on_the_command_line(images, tmp_path):
+def test_fitted_looks_on_the_command_line(images, tmp_path, monkeypatch):
     graphs = images / "graphs.jsonl"
     printed = run(tmp_path, "synthesize.py", "--graphs", graphs, "--num", 6, "--fit", "both",
                   "--fit-steps", 6, "--refine", 2, "--out", "set")
@@ -315,8 +369,12 @@ def test_fitted_looks_on_the_command_line(images, tmp_path):
     assert len(rows) == 6 and set(rows[0]) == {"image", "before", "after", "kept"}
     assert not (tmp_path / "set/fitting.jsonl").exists()
     Image.new("RGB", (160, 120)).save(images / rows[0]["image"])
+    sheets, draw = [], drawings.contact_sheet
+    monkeypatch.setattr(drawings, "contact_sheet", lambda rows: sheets.append(rows) or draw(rows))
     printed = run(tmp_path, "synthesize.py", "--graphs", graphs, "--num", 2, "--look", "mixed",
                   "--fit-steps", 2, "--preview", "--out", "sheet")
+    assert [(title, len(tiles)) for title, tiles in sheets[0]] == [
+        (name, 2) for name in ("target", "random look", "fitted look", "data set")]
     assert "1 of 2 keep the random look" in printed and (tmp_path / "sheet.preview.png").exists()
 
 

@@ -55,6 +55,13 @@ def test_a_target_is_split_in_order_and_a_source_is_not():
 
 # --- lifted scenes --------------------------------------------------------------------------------
 
+@pytest.mark.parametrize("name", ["clevr", "dining", "drive"])
+def test_networks_are_scored_on_200_images_by_default(name):
+    env = envs.find(name)
+    splits = RandomScenes(env, "target", "paper", 0).splits(env.presets["quick"].target_images)
+    assert len(splits["test"]) == 200
+
+
 def test_graphs_take_turns_and_each_scene_has_its_own_look():
     one, none = graph(CUBE["box"]), graph()
     scenes = lifted([one, none]).scenes(range(4))

@@ -75,6 +75,27 @@ def test_no_augmentation_changes_nothing(pictures):
     assert augment(pictures, "none", (0,)) is pictures
 
 
+def test_images_of_every_domain_are_augmented(toy, tmp_path, monkeypatch):
+    """An augmentation that blackens the target's images alone, or all: no domain is left out."""
+    domains = []
+
+    def blacken(images, kind, seed):
+        domains.append((kind, *seed[1:]))
+        return images * (seed[1] == 0)
+
+    monkeypatch.setattr("sim2sg_lib.augment.augment", blacken)
+    monkeypatch.setitem(adapt.METHODS, "recorder", Recorder)
+    monkeypatch.setattr(Recorder, "losses", lambda self, model, source, target, _: (
+        Recorder.seen.append(blank(target)) or {}, {}))
+    Recorder.seen.clear()
+    run(toy, "train.py", "--source", "data/sdr", "--source", "data/1", "--target",
+        "data/target/train", "--align", "recorder", "--augment", "strong", "--steps", 2,
+        "--out", tmp_path / "run")
+    # the task's images, the target's and those of the newest data set, each with its own numbers
+    assert domains == [("strong", domain, step) for step in (0, 1) for domain in (0, 1, 2)]
+    assert Recorder.seen == [True] * 2
+
+
 def test_blur_and_noise_by_hand():
     image = torch.zeros(1, 1, 9, 9)
     image[0, 0, 4, 4] = 256
@@ -163,6 +184,12 @@ class NoKnobs:
     """A method without settings."""
 
 
+def blank(outputs) -> bool:
+    """Whether all images of a domain have equal features."""
+    level = outputs.features["0"]
+    return torch.allclose(level, level[:1], atol=1e-5)
+
+
 class Recorder(Adaptation):
     """Notes whether all source images it sees have equal features."""
 
@@ -170,8 +197,7 @@ class Recorder(Adaptation):
     seen = []
 
     def losses(self, model, source, target, progress):
-        level = source.features["0"]
-        self.seen.append((len(level), torch.allclose(level, level[:1], atol=1e-5)))
+        self.seen.append((len(source.features["0"]), blank(source)))
         return {}, {}
 
 
