@@ -63,6 +63,9 @@ NEWEST=${NEWEST-0.5}
 cores=$(getconf _NPROCESSORS_ONLN || echo 1)
 JOBS=${JOBS-$([ "$PRESET" = quick ] && [ "$cores" -gt 1 ] && echo 2 || echo 1)}
 
+# Of glibc: freed memory is kept, not given back and cleared again for each tensor; a tenth faster.
+export MALLOC_MMAP_THRESHOLD_=4294967296 MALLOC_TRIM_THRESHOLD_=4294967296
+
 python=${RUN-.venv/bin/python}
 dry_run=${1-}
 
