@@ -74,16 +74,29 @@ fail() {
     exit 2
 }
 
+# expect NAME PATTERN WORDS: is the value of NAME what it should be?
+expect() {
+    eval "value=\${$1-}"
+    echo "$value" | grep -Eqx "$2" || fail "$1=$value: expected $3"
+}
+
 # Wrong options are reported now, not after the first hour.
-case $PRESET in quick | paper) [ -f "envs/$ENV.py" ] ;; *) false ;; esac ||
-    fail "ENV=$ENV PRESET=$PRESET: expected a file of envs/ without its .py, and quick or paper"
-echo "$PROTOCOL,$CAMERA,$SEED,${ITERATIONS-1}" |
-    grep -Eqx '(paper|strong),(|calib|paper),[0-9]+,[1-9][0-9]*' ||
-    fail "PROTOCOL=$PROTOCOL CAMERA=$CAMERA SEED=$SEED ITERATIONS=${ITERATIONS-}:" \
-        "expected paper or strong, nothing or calib or paper, a whole number, and one from 1 on"
-echo "$LOOK,$CONTINUE,$JOBS" | grep -Eqx '(fitted|mixed),1?,[1-9][0-9]*' ||
-    fail "LOOK=$LOOK CONTINUE=$CONTINUE JOBS=$JOBS:" \
-        "expected fitted or mixed, nothing or 1, and a whole number from 1 on"
+[ -f "envs/$ENV.py" ] || fail "ENV=$ENV: expected a file of envs/ without its .py"
+for name in SOURCE_IMAGES TARGET_IMAGES LIFTED_IMAGES START_STEPS STEPS ITERATIONS; do
+    expect $name '|[1-9][0-9]*' "a whole number from 1 on"
+done
+expect PRESET 'quick|paper' "quick or paper"
+expect PROTOCOL 'paper|strong' "paper or strong"
+expect AUGMENT 'none|color|full|strong' "none, color, full or strong"
+expect CAMERA '|calib|paper' "nothing, calib or paper"
+expect LOOK 'fitted|mixed' "fitted or mixed"
+expect CONTINUE '|1' "nothing or 1"
+expect NEWEST '0?\.[0-9]*[1-9][0-9]*' "a fraction between 0 and 1"
+expect JOBS '[1-9][0-9]*' "a whole number from 1 on"
+expect SEED '[0-9]+' "a whole number"
+expect SEEDS '([0-9]+([ ,]+[0-9]+)*)?' "whole numbers"
+[ -z "$(echo "$SEEDS" | tr ', ' '\n\n' | grep . | sort | uniq -d)" ] ||
+    fail "SEEDS=$SEEDS: expected each seed once"
 [ -z "$TARGET" ] || [ -d "$TARGET" ] ||
     fail "TARGET=$TARGET: no such folder, expected one of images"
 ROWS=$(echo "$ROWS" | tr , ' ')
