@@ -24,7 +24,6 @@ from sim2sg_lib.cli import (
 from sim2sg_lib.io.reading import real_path, utf8
 
 PATH = click.Path(path_type=Path)
-OVERLAY_PX = (640, 1600)  # limits of the longer side of an image under predicted boxes
 
 
 @click.group(invoke_without_command=True, help=__doc__,
@@ -161,7 +160,7 @@ def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | 
     from sim2sg_lib.io.graphs import write_graphs
     from sim2sg_lib.io.images import output_names
     from sim2sg_lib.net.predict import confident_graphs, predict_folder
-    from sim2sg_lib.viz.drawings import require_matplotlib
+    from sim2sg_lib.viz.drawings import require_matplotlib, save_graphs
 
     require_matplotlib()
     checkpoint_path = checkpoint_path or latest_run()
@@ -186,7 +185,7 @@ def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | 
             graphs = predict_folder(model, found, env, 0.0, 0.0, partial / "predicted.jsonl")
             graphs, thresholds = confident_graphs(graphs, env, threshold)
             graphs = [replace(graph, image=name) for name, graph in zip(names, graphs)]
-            draw_graphs(partial, graphs, found.names, env)
+            save_graphs(partial, graphs, found.names, env.vocabulary)
             write_graphs(partial / "graphs.jsonl", graphs, env.vocabulary)
             write_json(partial / "predict.json", record | {
                 "thresholds": dict(zip(env.vocabulary.categories, thresholds))})
@@ -197,22 +196,6 @@ def predict(images: tuple[Path, ...], checkpoint_path: Path | None, out: Path | 
     log_info(f"{len(names)} images, {counts['objects']} objects and {counts['relations']} "
              f"relations at threshold {threshold} -> {out}")
     print_json({"out": utf8(out), "threshold": threshold, "images": len(names), **counts})
-
-
-def draw_graphs(folder: Path, graphs: list, paths: list[str], env) -> None:
-    """Write NAME.png and NAME.dot of each graph; paths: the images. Existing files are kept."""
-    from sim2sg_lib.io.files import write_text
-    from sim2sg_lib.io.images import read_image
-    from sim2sg_lib.viz.drawings import save_overlay, to_dot
-    for path, graph in zip(paths, graphs):
-        stem, longer = Path(graph.image).stem, max(graph.width, graph.height)
-        if (folder / f"{stem}.dot").exists():  # written before an interruption
-            continue
-        scale = min(max(longer, OVERLAY_PX[0]), OVERLAY_PX[1]) / longer
-        width, height = (max(1, round(side * scale)) for side in (graph.width, graph.height))
-        pixels = read_image(Path(path), width, height)
-        save_overlay(folder / f"{stem}.png", pixels, graph, env.vocabulary)
-        write_text(folder / f"{stem}.dot", to_dot(graph, env.vocabulary))
 
 
 @main.command()
@@ -283,8 +266,6 @@ def tensorboard(folders: tuple[Path, ...]) -> None:
 
 def summarize(loops: tuple[Path, ...]) -> None:
     """Print the table of one or several finished loops, and draw figures/loop.png of each."""
-    from dataclasses import asdict
-
     from sim2sg_lib.score import table
     from sim2sg_lib.viz.sheet import draw_sheet
     tables = [table.read_loop(loop) for loop in loops]
@@ -300,15 +281,8 @@ def summarize(loops: tuple[Path, ...]) -> None:
     sheets = [sheet for sheet in map(draw_sheet, loops, tables) if sheet]
     for sheet in sheets:
         log_info(f"\n{sheet} shows target images and the scenes lifted from them")
-    compared = table.comparisons(tables, names)
-    print_json({
-        "loops": list(map(utf8, loops)), "seeds": seeds, "sheets": list(map(utf8, sheets)),
-        "rows": {name: {column: table.values_of(tables, name, column) for column in table.COLUMNS}
-                 for name in names},
-        "ceilings": table.ceilings(tables, names),
-        "gap_closed": {column: table.gaps_closed(tables, names, column) for column in compared},
-        "compared": {column: {name: asdict(row) | {"better": row.better}
-                              for name, row in rows.items()} for column, rows in compared.items()}})
+    print_json({"loops": list(map(utf8, loops)), "seeds": seeds, "sheets": list(map(utf8, sheets)),
+                **table.loop_numbers(tables, names)})
 
 
 def latest_run() -> Path:

@@ -2,6 +2,7 @@
 import re
 import statistics
 from collections.abc import Iterable
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -299,6 +300,18 @@ def loop_table(tables: list[dict[str, dict]], names: list[str], seeds: list[int 
                        if value is not None)
     lines += ["", f"Highest recall that is possible: {limits}"] if limits else []
     return "\n".join([*lines, "", *verdict(tables, names, seeds)])
+
+
+def loop_numbers(tables: list[dict[str, dict]], names: list[str]) -> dict[str, dict]:
+    """The numbers of loop_table for JSON: per row and column one of each loop, and what compares them."""
+    compared = comparisons(tables, names)
+    return {
+        "rows": {name: {column: values_of(tables, name, column) for column in COLUMNS}
+                 for name in names},
+        "ceilings": ceilings(tables, names),
+        "gap_closed": {column: gaps_closed(tables, names, column) for column in compared},
+        "compared": {column: {name: asdict(row) | {"better": row.better}
+                              for name, row in rows.items()} for column, rows in compared.items()}}
 
 
 # --- a run ----------------------------------------------------------------------------------------

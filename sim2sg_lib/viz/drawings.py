@@ -16,7 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from sim2sg_lib.cli import InputError
 from sim2sg_lib.graph import SceneGraph, Vocabulary
-from sim2sg_lib.io.files import write_bytes
+from sim2sg_lib.io.files import write_bytes, write_text
+from sim2sg_lib.io.images import read_image
 from sim2sg_lib.score.metrics import (FN, FP, PREDICTED, TP, MatchedGraph, rank_relations,
                                       without_labels)
 
@@ -35,6 +36,7 @@ TEXT_PT = 7
 CHAR_WIDTH = 0.6    # average width of a character, as a fraction of the font size
 AXES_LIMIT = 1.35   # of a graph whose nodes lie on the unit circle
 BENDS = (0.18, 0.4, 0.65)  # of an arrow: deviation from a straight line over length
+OVERLAY_PX = (640, 1600)  # limits of the longer side of an image under predicted boxes
 TILE_WIDTH = 240    # pixels
 CAPTION_WIDTH = 150
 GAP = 4
@@ -294,6 +296,20 @@ def to_dot(graph: SceneGraph, vocabulary: Vocabulary) -> str:
     for (s, p, o), score in zip(graph.relations, graph.relation_scores):
         lines.append(f"  {s} -> {o} [label={quoted(f'{vocabulary.predicates[p]} {score:.2f}')}];")
     return "\n".join([*lines, "}", ""])
+
+
+def save_graphs(folder: Path, graphs: list[SceneGraph], paths: list[str],
+                vocabulary: Vocabulary) -> None:
+    """Write NAME.png and NAME.dot of each graph; paths: the images. Existing files are kept."""
+    for path, graph in zip(paths, graphs):
+        stem, longer = Path(graph.image).stem, max(graph.width, graph.height)
+        if (folder / f"{stem}.dot").exists():  # written before an interruption
+            continue
+        scale = min(max(longer, OVERLAY_PX[0]), OVERLAY_PX[1]) / longer
+        width, height = (max(1, round(side * scale)) for side in (graph.width, graph.height))
+        pixels = read_image(Path(path), width, height)
+        save_overlay(folder / f"{stem}.png", pixels, graph, vocabulary)
+        write_text(folder / f"{stem}.dot", to_dot(graph, vocabulary))
 
 
 # --- curves and histograms ------------------------------------------------------------------------
