@@ -297,8 +297,8 @@ def test_target_labels_cannot_influence_the_fit_nor_render_and_compare(toy, two_
     ("evaluate.py", ["--summary", "data"],
      "data: no start/, sdr/, label1/, ... with metrics.json in it"),
     ("evaluate.py",
-     ["--summary", ROOT / "docs/results/dining-0", "--summary", ROOT / "docs/results/drive-0"],
-     "loops of dining and drive, expected loops of one environment"),
+     ["--summary", ROOT / "docs/results/narrow-0", "--summary", ROOT / "docs/results/dining-0"],
+     "loops of clevr and dining, expected loops of one environment"),
 ])
 def test_mistakes_get_one_line_and_harm_nothing(toy, script, arguments, words):
     before = fingerprint(toy)

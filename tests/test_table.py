@@ -158,7 +158,7 @@ def test_columns_of_the_probe_the_mix_and_kitti_s_levels(tmp_path):
 
 
 def test_old_loops_are_printed_under_their_old_titles():
-    folders = [ROOT / f"docs/results/paper-standin-{seed}" for seed in (0, 1, 2)]
+    folders = [ROOT / f"tests/data/old_loop-{seed}" for seed in (0, 1, 2)]
     printed = run(ROOT, "evaluate.py", *(f"--summary={folder}" for folder in folders))
     rows = [line[:36].strip() for line in printed.splitlines() if "±" in line]
     assert rows == ["SDR, start of the loop", "SDR", "+ label, iteration 1", "+ label, iteration 2",

@@ -12,7 +12,6 @@ import envs
 from conftest import run
 from sim2sg_lib.dataset import open_images, read_labels
 from sim2sg_lib.graph import select_objects
-from sim2sg_lib.io.graphs import write_graphs
 from sim2sg_lib.net import predict
 
 W, H = 414, 125  # Drive-Sim's aspect
