@@ -256,7 +256,7 @@ def verdict(tables: list[dict], names: list[str], seeds: list[int | None]) -> li
     compared = comparisons(tables, names)
     if "mAP@0.5" not in compared:
         labeled = None not in values_of(tables, names[-1], "mAP@0.5")
-        return ["No SDR row to compare with." if labeled else "No labeled test set, so no scores: "
+        return ["No row to compare with SDR." if labeled else "No labeled test set, so no scores: "
                 "give the loop a target with a labeled test/ or val/ folder."]
     rows = compared["mAP@0.5"]
     if len(tables) == 1:
