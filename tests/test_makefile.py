@@ -309,20 +309,25 @@ def test_a_source_in_another_domain(python):
 
 
 @pytest.mark.parametrize("option, words", [
-    ("ITERATIONS=0", "a whole number from 1 on"), ("ITERATIONS=x", "a whole number from 1 on"),
-    ("STEPS=x", "a whole number from 1 on"), ("LIFTED_IMAGES=0", "a whole number from 1 on"),
-    ("SEED=-1", "a whole number"), ("SEEDS=0,x", "whole numbers"), ("SEEDS=1 2 1", "each seed once"),
-    ("PROTOCOL=weak", "paper or strong"), ("PROTOCOL=", "paper or strong"),
-    ("AUGMENT=wild", "none, color, full or strong"), ("NEWEST=3", "a fraction between 0 and 1"),
-    ("NEWEST=0.0", "a fraction between 0 and 1"), ("CAMERA=mine", "nothing, calib or paper"),
-    ("LOOK=random", "fitted or mixed"), ("CONTINUE=yes", "nothing or 1"),
-    ("JOBS=0", "a whole number from 1 on"), ("JOBS=", "a whole number from 1 on"),
+    ("ITERATIONS=0", "expected a whole number from 1 on"),
+    ("ITERATIONS=x", "expected a whole number from 1 on"),
+    ("STEPS=x", "expected a whole number from 1 on"),
+    ("LIFTED_IMAGES=0", "expected a whole number from 1 on"),
+    ("SEED=-1", "expected a whole number"), ("SEEDS=0,x", "expected whole numbers"),
+    ("SEEDS=1 2 1", "expected each seed once"),
+    ("PROTOCOL=weak", "expected paper or strong"), ("PROTOCOL=", "expected paper or strong"),
+    ("AUGMENT=wild", "expected none, color, full or strong"),
+    ("NEWEST=3", "expected a fraction between 0 and 1"),
+    ("NEWEST=0.0", "expected a fraction between 0 and 1"),
+    ("CAMERA=mine", "expected nothing, calib or paper"),
+    ("LOOK=random", "expected fitted or mixed"), ("CONTINUE=yes", "expected nothing or 1"),
+    ("JOBS=0", "expected a whole number from 1 on"), ("JOBS=", "expected a whole number from 1 on"),
     ("ROWS=sdr oracel", "oracel is not one of sdr appearance label"), ("ROWS=", "not one of sdr"),
-    ("DOMAIN=tagret", "tagret is not one of source target target-content crowd"),
-    ("SOURCE_DOMAIN=narrow", "narrow is not one of source target"),
+    ("DOMAIN=tagret", "expected one of source target target-content crowd"),
+    ("SOURCE_DOMAIN=narrow", "expected one of source target target-content crowd"),
     ("TARGET=nowhere", "no such folder, expected one of images"),
     ("ENV=mars", "expected a file of envs/ without its .py"),
-    ("PRESET=big", "quick or paper")])
+    ("PRESET=big", "expected quick or paper")])
 def test_wrong_options_are_one_line_before_the_first_stage(python, option, words):
     ran, errors = make(python, option, code=2)
     complaint, from_make = errors.splitlines()
