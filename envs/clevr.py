@@ -75,9 +75,9 @@ def sample_layout(env: Env, domain: str,
 
 
 def place_together(count: int, margin_m: float, camera: Camera, rng: np.random.Generator):
-    """Labels (N,), radii (N,) and positions (N, 2) in meters: whole layouts until one fits.
+    """Labels (N,), radii (N,) and positions (N, 2) in meters.
 
-    Which favors no object.
+    Whole layouts are drawn until one fits, which favors no object.
     """
     while True:
         labels = rng.integers(len(CATEGORIES), size=count)
@@ -92,7 +92,7 @@ def place_together(count: int, margin_m: float, camera: Camera, rng: np.random.G
 def place_one_by_one(count: int, margin_m: float, camera: Camera, rng: np.random.Generator):
     """The same, each object where those before leave room, as official CLEVR places them.
 
-    Ten at once would almost never fit.
+    A whole layout of ten would almost never fit.
     """
     while True:
         radii_m, positions = np.empty(0), np.empty((0, 2))

@@ -36,6 +36,7 @@ from sim2sg_lib.sim.compare import Shapes, render_and_compare
 from sim2sg_lib.sim.look import fit_look, fit_size
 from sim2sg_lib.sim.render import render_scenes
 from sim2sg_lib.sim.sources import RandomScenes
+from synthesize import LOOK_STEPS
 
 BATCH, ROUNDS, WARMUP_ROUNDS = 4, 12, 2
 
@@ -191,7 +192,7 @@ def bench_fit(num=48):
         scenes = source.scenes(chunk)
         images = render_scenes(ENV, scenes, [""] * len(scenes), (width, height), device).images
         target = torch.from_numpy(images).permute(0, 3, 1, 2).float().flip(1) / 255
-        return fit_look(scenes, target, ENV.world.assets)
+        return fit_look(scenes, target, ENV.world.assets, LOOK_STEPS)
 
     chunks = cut_into_chunks(range(num), (width, height))
     start = time.perf_counter()

@@ -26,7 +26,7 @@ SIZE_PRIOR, SHIFT_PRIOR, OVERLAP_PRIOR = 2.0, 0.2, 10.0
 
 
 def refine(objects: list[list[SceneObject]], graphs: list[SceneGraph], cameras: list[Camera],
-           assets: dict[str, Mesh], steps: int = 30,
+           assets: dict[str, Mesh], steps: int,
            device: torch.device | str = "cpu") -> list[list[SceneObject]]:
     """The lifted objects of B scenes, fitted to the boxes of their graphs, in the same order.
 

@@ -32,7 +32,6 @@ from sim2sg_lib.sim.shading import (
     SUPERSAMPLE, Samples, SurfacePoints, composite, object_samples, reflect, surface_points, tone_map)
 from sim2sg_lib.sim.tensor_ops import pick, rows_of
 
-STEPS = 40            # default number of gradient steps
 PIXELS = 4800         # of the images that are compared: 80x60, 128x39
 RATE = 0.15           # initial learning rate of Adam
 SHADOW_STEPS = 10     # steps after which shadows are redrawn
@@ -182,7 +181,7 @@ def fit_size(camera: Camera) -> tuple[int, int]:
 
 
 def fit_look(scenes: list[Scene], target: Tensor, assets: dict[str, Mesh],
-             steps: int = STEPS) -> list[FittedLook]:
+             steps: int) -> list[FittedLook]:
     """Fit the look of B scenes to their images (B, 3, H, W) in [0, 1], of the cameras' aspect.
 
     Geometry, patterns and seeds stay. Each scene takes the best of all steps, on its own; it keeps
