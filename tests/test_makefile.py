@@ -336,6 +336,12 @@ def test_wrong_options_are_one_line_before_the_first_stage(python, option, words
     assert f"{option} " in complaint.replace(":", " ") and not (python.parent / "loop").exists()
 
 
+def test_the_domain_of_a_stand_in_does_not_matter_to_a_target(python, tmp_path):
+    assert "tagret" not in make(python, "-n", f"TARGET={tmp_path}", "DOMAIN=tagret")[1]
+    assert "SOURCE_DOMAIN=tagret" in make(
+        python, "-n", f"TARGET={tmp_path}", "SOURCE_DOMAIN=tagret", code=2)[1]
+
+
 def test_before_the_environment_is_built_a_dry_run_shows_names(tmp_path):
     plan = make(tmp_path / "nothing", "-n")[1]
     for words in ("numbers are shown by their names", "--num SOURCE_IMAGES ",
