@@ -189,7 +189,7 @@ def test_shadows_are_redrawn_with_the_lamps_that_have_moved(monkeypatch):
 def test_the_ground_gets_the_contrast_of_its_image():
     """From a plain start: noise as strong as the target's; a plain ground stays plain."""
     def ground(amount):
-        noise = Texture("noise", (0.05,) * 3, amount, 1.0, 4)
+        noise = Texture("noise", (0.05,) * 3, 1.0, amount, seed=4)
         return scene(ground=Material((0.5,) * 3, roughness=1.0, texture=noise if amount else None))
 
     targets = [picture(ground(amount)) for amount in (0.0, 0.4, 0.9)]
@@ -197,6 +197,20 @@ def test_the_ground_gets_the_contrast_of_its_image():
     assert plain.texture is None and all(one.texture.pattern == "noise" for one in found)
     shown = [picture(scene(ground=one)).std().item() for one in found]
     assert shown == pytest.approx([target.std().item() for target in targets[1:]], rel=0.3)
+
+
+@pytest.mark.parametrize("start_m", [None, 0.4])
+def test_the_ground_gets_the_scale_of_its_image(start_m):
+    """Of noise that is up to four times finer or coarser than what it starts from, or from none."""
+    def ground(scale_m, seed, color):
+        noise = scale_m and Texture("noise", (0.2,) * 3, scale_m, seed=seed)
+        return scene(ground=Material(color, roughness=1.0, texture=noise))
+
+    for wanted_m in (0.2, 0.4, 0.8, 1.6):
+        target = picture(ground(wanted_m, 5, (0.6, 0.6, 0.6)))
+        found = fit(ground(start_m, 9, (0.1, 0.2, 0.1)), target, 20).scene.ground.texture
+        assert found.scale_m == pytest.approx(wanted_m, rel=0.2 if start_m else 0.5)
+        assert found.amount == 1.0
 
 
 def test_geometry_patterns_and_seeds_stay():

@@ -78,6 +78,14 @@ def with_values(meshes: Meshes, light: Lighting, values: dict[str, Tensor]) -> t
     return meshes, light
 
 
+def with_scales(meshes: Meshes, light: Lighting, scale_m: Tensor) -> tuple[Meshes, Lighting]:
+    """Meshes and light with other scales (S,) of their textures, meters per cell."""
+    textures = meshes.texture, light.ground, light.paint
+    scales = scale_m.split([len(texture.scale_m) for texture in textures])
+    textures = [replace(texture, scale_m=row) for texture, row in zip(textures, scales)]
+    return replace(meshes, texture=textures[0]), replace(light, ground=textures[1], paint=textures[2])
+
+
 def scenes_of_rows(meshes: Meshes, light: Lighting) -> dict[str, Tensor]:
     """"material", "surface", "scene" -> the scene (N,) int64 of each row of such a group."""
     scene = torch.arange(meshes.scenes, device=meshes.color.device)

@@ -19,7 +19,7 @@ from sim2sg_lib.io.files import add_line, open_growing
 from sim2sg_lib.io.images import read_image
 from sim2sg_lib.scene import Mesh, Scene, scene_from_json
 from sim2sg_lib.sim.appearance import (
-    GROUPS, bounded, dressed, prior, scenes_of_rows, values_of, with_values)
+    GROUPS, bounded, dressed, prior, scenes_of_rows, values_of, with_scales, with_values)
 from sim2sg_lib.sim.background import (
     BackgroundPoints, background_points, background_visibility, light_background,
     surface_colors)
@@ -43,6 +43,7 @@ CLIP = 0.25           # difference in display values beyond which a pixel counts
 SMOOTH_PX = 4         # differences that extend farther are light, not texture
 ENOUGH_PIXELS = 100   # of a surface of the background whose texture follows the residual
 GAUSSIAN = math.sqrt(math.pi / 2)  # standard deviation of a normal variable over its mean absolute
+RESCALE, SCALES_M = 4, (0.03, 4)  # how much a texture's scale changes at most, and to what
 NOISE_DEVIATION = 0.16  # standard deviation of texture.noise
 BLANK = 0.02          # standard deviation of display values of an image that shows nothing
 GAIN = 0.98           # of the random look's error that a fit must not exceed
@@ -294,41 +295,45 @@ def textured_like(meshes: Meshes, light: Lighting, views: Views, likely: Tensor,
     explains the image. Its standard deviation gives the contrast, its correlation from column to
     column the scale; a plain surface gets noise.
     """
-    values = dict(values, scale=torch.cat([texture.scale_m for texture in (
-        meshes.texture, light.ground, light.paint)]))
-    dressed_meshes, lit = with_values(meshes, light, values)
+    scale_m, pattern = (torch.cat([getattr(texture, name) for texture in (
+        meshes.texture, light.ground, light.paint)]) for name in ("scale_m", "pattern"))
     with torch.no_grad():
-        patterned = render(views, dressed_meshes, lit)
         plain = render(views, *with_values(meshes, light, values | {"amount": 0 * values["amount"]}))
     trusted = ((likely > 0.5) & (views.object == 0)).to(plain)[:, None]
-    area = surface_sums(trusted.expand(-1, 3, -1, -1), meshes, light, views)[:, 0].clamp(min=1e-6)
+
+    def sums(pictures: Tensor) -> Tensor:
+        return surface_sums(pictures.expand(-1, 3, -1, -1), meshes, light, views)
+
+    area = sums(trusted)[:, 0].clamp(min=1e-6)
 
     def statistics(picture: Tensor) -> tuple[Tensor, Tensor]:
         """(S,) standard deviation and correlation of neighbors, of residuals to the plain render."""
-        moments = residual_moments(picture, plain, trusted)
-        deviation, product, square = surface_sums(moments, meshes, light, views).unbind(1)
+        deviation, product, square = sums(residual_moments(picture, plain, trusted)).unbind(1)
         return deviation / area, (product / square.clamp(min=1e-8)).clamp(0.05, 0.98)
 
-    (wanted, near), (has, own) = statistics(views.target), statistics(patterned)
+    def patterned(scale_m: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            picture = render(views, *with_scales(*with_values(meshes, light, values), scale_m))
+        return statistics(picture)
+
+    (wanted, near), (has, own) = statistics(views.target), patterned(scale_m)
     enough = area >= ENOUGH_PIXELS
     enough[:len(meshes.color)] = False
-    pattern = torch.cat([texture.pattern for texture in (meshes.texture, light.ground, light.paint)])
     more = enough & (pattern >= 0) & (has > 0.005)
     fresh = enough & (pattern < 0) & (wanted > 0.04)
-    coarser = (near.log() / own.log()).clamp(0.5, 2)  # the pattern's cells over the residual's
-    values["scale"] = torch.where(more, values["scale"] / coarser, values["scale"])
+    coarser = (own.log() / near.log()).clamp(1 / RESCALE, RESCALE)  # residual's cells over the pattern's
+    scale_m = torch.where(more, (scale_m * coarser).clamp(*SCALES_M), scale_m)
+    has, _ = patterned(scale_m)  # of coarse patterns less is detail
     amount = (values["amount"] * (wanted / has.clamp(min=1e-3)).clamp(0.3, 1.5)).clamp(max=1)
-    values["amount"] = torch.where(more, amount, torch.where(fresh, 1.0, values["amount"]))
+    amount = torch.where(more, amount, torch.where(fresh, 1.0, values["amount"]))
     # noise darkens by half its contrast on average, and has this standard deviation
     dark = (wanted / NOISE_DEVIATION).clamp(max=0.8)[:, None]
     color = torch.where(fresh[:, None], values["color"] / (1 - dark / 2), values["color"]).clamp(max=0.98)
-    values["second"] = torch.where(fresh[:, None], color * (1 - dark), values["second"])
-    values["color"] = color
-    pixel_m = pixel_widths_m(views).view_as(trusted).expand(-1, 3, -1, -1)
-    pixel_m = surface_sums(trusted * pixel_m, meshes, light, views)[:, 0] / area
+    second = torch.where(fresh[:, None], color * (1 - dark), values["second"])
+    pixel_m = sums(trusted * pixel_widths_m(views).view_as(trusted))[:, 0] / area
     # noise stays alike for about half of a cell
-    values["scale"] = torch.where(fresh, -2 / near.log() * pixel_m, values["scale"]).clamp(0.03, 4)
-    return values
+    scale_m = torch.where(fresh, (-2 / near.log() * pixel_m).clamp(*SCALES_M), scale_m)
+    return values | {"scale": scale_m, "amount": amount, "color": color, "second": second}
 
 
 def residual_moments(picture: Tensor, plain: Tensor, trusted: Tensor) -> Tensor:
