@@ -114,7 +114,7 @@ def main(env_name: str, out: Path, num: int | None, preset: str, randomize: str,
     if checkpoint:
         num = num or sizes.lifted_images
         model, images = load(checkpoint, env, device), open_images(target, env, camera)
-        chosen = choose_images(images, num, seed)
+        chosen = images.sample(num, seed)
         names, cameras = chosen.names, chosen.cameras
     elif graphs_path:
         graphs, cameras = open_graphs(graphs_path, env)
@@ -233,16 +233,6 @@ def inputs(checkpoint: Path | None, target: Path | None, graphs_path: Path | Non
     return paths
 
 
-def choose_images(images, num: int, seed: int):
-    """`num` random images of the target, or all; fewer are the first ones of the same choice."""
-    import numpy as np
-    if num >= len(images.names):
-        return images
-    rows = np.random.default_rng(seed).permutation(len(images.names))[:num]
-    names, cameras = ([values[i] for i in rows] for values in (images.names, images.cameras))
-    return replace(images, names=names, cameras=cameras)
-
-
 def predict_graphs(model, images, chosen, env, threshold: float,
                    kept: Path) -> tuple[list, list[float]]:
     """Confident graphs of the chosen images, and the threshold per category; `kept` holds progress."""
@@ -299,7 +289,6 @@ def write_data_set(folder: Path, indices: range, source, size: tuple[int, int], 
                    device) -> None:
     """Render, label and save scenes chunk by chunk; continues after an interruption."""
     from sim2sg_lib.dataset import Rendered, write_labels
-    from sim2sg_lib.score.metrics import lifting_iou
     from sim2sg_lib.sim.chunks import cut_into_chunks, in_parallel
 
     if (folder / "dataset.json").exists():  # finished before the interruption
@@ -325,15 +314,31 @@ def write_data_set(folder: Path, indices: range, source, size: tuple[int, int], 
         from sim2sg_lib.io.export import export
         export(folder, info["export"], graphs, scenes, rendered.labeled, vocabulary)
     if source.graphs:
-        lifted = [source.graphs[i % len(source.graphs)] for i in indices]
-        fit, empty = lifting_iou(lifted, graphs), sum(len(graph) == 0 for graph in graphs)
-        log_info(f"{empty} of {len(graphs)} lifted scenes are empty")
-        if fit:
-            text = ", ".join(f"{name} {value:.3f}" for name, value in fit.items())
-            log_info(f"IoU of rendered vs. predicted boxes: {text}")
-        info = info | {"fit": (fit or {}) | info.get("fit", {}) or None}
+        iou = report_lifting(source, graphs, chunks, size, device)
+        info = info | {"fit": iou | info.get("fit", {}) or None}
     write_labels(folder, graphs, scenes, source.env, info | {"width": size[0], "height": size[1]})
     rendered.close()  # last: until the labels are written, the next attempt continues from it
+
+
+def report_lifting(source, graphs: list, chunks: list[range], size: tuple[int, int], device) -> dict:
+    """How well the boxes of lifted scenes match those predicted, see lifting_iou; printed, too."""
+    from sim2sg_lib.score.metrics import lifting_iou
+    from sim2sg_lib.sim.chunks import in_parallel
+    raw, iou = replace(source, pose_steps=0, fitted=()), {}
+
+    def label(chunk: range) -> list:
+        return source.env.render(source.env, raw.scenes(chunk), [""] * len(chunk), size, device).graphs
+
+    log_info(f"{sum(len(graph) == 0 for graph in graphs)} of {len(graphs)} lifted scenes are empty")
+    lifted, found = [source.graphs[i % len(source.graphs)] for chunk in chunks for i in chunk], {"": graphs}
+    if source.pose_steps and any(map(len, lifted)):
+        found[" before the fit"] = sum(in_parallel(label, chunks, device), [])
+    for when, boxes in found.items():
+        if one := lifting_iou(lifted, boxes):
+            values = ", ".join(f"{name} {value:.3f}" for name, value in one.items())
+            log_info(f"IoU of rendered vs. predicted boxes{when}: {values}")
+            iou |= {"before": one} if when else one
+    return iou
 
 
 def write_chunk(folder: Path, scenes: list, first: int, source, size: tuple[int, int], info: dict,

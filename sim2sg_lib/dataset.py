@@ -14,9 +14,10 @@ depend on a target's labels.
 import os
 import warnings
 import zlib
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from sim2sg_lib.camera import Camera
@@ -47,6 +48,14 @@ class ImageFolder:
     names: list[str]
     sizes: dict[str, tuple[int, int]]
     cameras: list[Camera]
+
+    def sample(self, num: int, seed: int) -> "ImageFolder":
+        """`num` random images, or all; fewer are the first ones of the same choice."""
+        if num >= len(self.names):
+            return self
+        rows = np.random.default_rng(seed).permutation(len(self.names))[:num]
+        names, cameras = ([values[i] for i in rows if values] for values in (self.names, self.cameras))
+        return replace(self, names=names, cameras=cameras)
 
 
 def list_images(folder: Path, env: Env) -> tuple[list[str], list[tuple[int, int]]]:

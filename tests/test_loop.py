@@ -355,6 +355,17 @@ def test_empty_lifted_scenes_are_counted(toy, tmp_path):
     assert json.loads((tmp_path / "none/dataset.json").read_text())["fit"] is None
 
 
+def test_the_fit_of_poses_reports_both_errors(toy, tmp_path):
+    """Before it: what the same command without it prints."""
+    command = ["synthesize.py", "--graphs", "data/sdr/graphs.jsonl", "--out"]
+    plain = run(toy, *command, tmp_path / "plain").split("predicted boxes: ")[1].splitlines()[0]
+    printed = run(toy, *command, tmp_path / "fitted", "--refine", 8, "--look", "random")
+    assert f"predicted boxes before the fit: {plain}\n" in printed
+    raw, fit = (json.loads((tmp_path / name / "dataset.json").read_text())["fit"]
+                for name in ("plain", "fitted"))
+    assert fit.pop("before") == raw and all(0.5 < fit[name] != raw[name] for name in ("p10", "mean"))
+
+
 def test_other_environments_and_broken_images_are_refused(toy, tmp_path):
     content = torch.load(toy / "runs/0/model.pt", weights_only=True)
     torch.save(content | {"categories": ["cube", "sphere", "cone"]}, tmp_path / "other.pt")
