@@ -342,6 +342,7 @@ iterate() {
         network=$kind$k
     done
     ! wanted "$last" || fine_tune "$last" "$OUT/data/$data" "${5-}"
+    before=start steps=$STEPS
 }
 
 oracle() {

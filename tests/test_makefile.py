@@ -150,13 +150,13 @@ def test_rows_beside_algorithm_1(python):
 
 def test_rows_that_continue_take_as_many_steps_as_the_others(python):
     _, *rows = rows_of(python, make(python, "CONTINUE=1", "ITERATIONS=3",
-                                    "ROWS=sdr,full,look-appearance")[0])
+                                    "ROWS=sdr,full,look-appearance,oracle")[0])
     assert [row[:1] + row[2:] for row in rows] == [
         ("sdr", "start", 9, ""), ("label-appearance1", "start", 3, "appearance"),
         ("label-appearance2", "label-appearance1", 3, "appearance"),
         ("full", "label-appearance2", 3, "appearance,prediction"), ("look1", "start", 3, ""),
         ("look2", "look1", 3, ""),
-        ("look-appearance", "look2", 3, "appearance")]
+        ("look-appearance", "look2", 3, "appearance"), ("oracle", "start", 9, "")]
 
 
 def test_a_finished_loop_is_extended_by_further_rows(python):
