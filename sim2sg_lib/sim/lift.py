@@ -20,6 +20,7 @@ YAW_DRAWS = 12            # random yaws tried per size: boxes say little about y
 AIM_STEPS = 4             # projections per asset; all but the last reduce the error tenfold
 NEAREST_M = 1.0           # an object nearer to the camera is a false detection
 RELATION_SWEEPS = 50      # maximum rounds of corrections by the relations
+LARGEST_SHIFT = 0.25      # by relations, a fraction of an object's longer side: boxes say more
 DUPLICATE_FRACTION = 0.5  # minimum distance of two solids as a fraction of the sum of their radii
 CONTACT_M = 1e-6          # overlap that counts as contact
 
@@ -227,7 +228,8 @@ def refine_by_relations(objects: list[SceneObject], graph: SceneGraph, support: 
     """Move objects along the ground until the relations of their graph hold.
 
     No two solids are moved into each other. Relations that cannot hold together, or not without an
-    overlap, are dropped, the least certain first. Objects move with their support (N,).
+    overlap, or that would take an object away from its box, are dropped, the least certain first.
+    Objects move with their support (N,).
     """
     start = np.array([o.position_world for o in objects]).reshape(-1, 3)
     constraints = ground_constraints(graph, support, axes, env)
@@ -235,11 +237,9 @@ def refine_by_relations(objects: list[SceneObject], graph: SceneGraph, support: 
     if not is_consistent(objects, moved, constraints):
         moved, kept = start, []
         for constraint in sorted(constraints, key=lambda c: -c.score):
-            for tried in (constraint, clear_of_overlap(constraint, objects)):
-                candidate = satisfy(moved, [*kept, tried], support)
-                if is_consistent(objects, candidate, [*kept, tried]):
-                    moved, kept = candidate, [*kept, tried]
-                    break
+            candidate = satisfy(moved, [*kept, constraint], support)
+            if is_consistent(objects, candidate, [*kept, constraint]):
+                moved, kept = candidate, [*kept, constraint]
     return move_to(objects, moved)
 
 
@@ -257,15 +257,6 @@ def ground_constraints(graph: SceneGraph, support: np.ndarray, axes: dict[str, n
         chosen[min(s, o), max(s, o), line] = Constraint(
             s, o, axes[name], env.world.rules.margins_m[name], graph.relation_scores[row])
     return list(chosen.values())
-
-
-def clear_of_overlap(constraint: Constraint, objects: list[SceneObject]) -> Constraint:
-    """The constraint with a margin at which its two objects cannot overlap."""
-    reach_m = 0.0
-    for item in (objects[constraint.s], objects[constraint.o]):
-        along, across = to_footprint(item, np.add(item.position_world, constraint.axis))
-        reach_m += (item.size_m[0] * abs(along) + item.size_m[1] * abs(across)) / 2
-    return replace(constraint, margin_m=max(constraint.margin_m, reach_m))
 
 
 def satisfy(start: np.ndarray, constraints: list[Constraint], support: np.ndarray) -> np.ndarray:
@@ -288,9 +279,13 @@ def satisfy(start: np.ndarray, constraints: list[Constraint], support: np.ndarra
 
 def is_consistent(objects: list[SceneObject], positions: np.ndarray,
                   constraints: list[Constraint]) -> bool:
-    """Whether all constraints hold at positions (N, 3) and no objects overlap more than before."""
+    """Whether all constraints hold at positions (N, 3), near the boxes, without further overlap."""
     if any(constraint.missing_m(positions) > 0 for constraint in constraints):
         return False
+    for i in {end for constraint in constraints for end in (constraint.s, constraint.o)}:
+        shift_m = np.hypot(*np.subtract(positions[i], objects[i].position_world)[:2])
+        if shift_m > LARGEST_SHIFT * max(objects[i].size_m[:2]):
+            return False
     moved = move_to(objects, positions)
     for i in range(len(objects)):
         for j in range(i):
