@@ -54,8 +54,8 @@ class ImageFolder:
         if num >= len(self.names):
             return self
         rows = np.random.default_rng(seed).permutation(len(self.names))[:num]
-        names, cameras = ([values[i] for i in rows if values] for values in (self.names, self.cameras))
-        return replace(self, names=names, cameras=cameras)
+        return replace(self, names=[self.names[i] for i in rows],
+                       cameras=[self.cameras[i] for i in rows if self.cameras])
 
 
 def list_images(folder: Path, env: Env) -> tuple[list[str], list[tuple[int, int]]]:
