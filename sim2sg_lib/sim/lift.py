@@ -280,11 +280,10 @@ def satisfy(start: np.ndarray, constraints: list[Constraint], support: np.ndarra
 def is_consistent(objects: list[SceneObject], positions: np.ndarray,
                   constraints: list[Constraint]) -> bool:
     """Whether all constraints hold at positions (N, 3), near the boxes, without further overlap."""
-    ends = {end for constraint in constraints for end in (constraint.s, constraint.o)}
-    start = np.array([o.position_world for o in objects]).reshape(-1, 3)
-    shifts_m = np.hypot(*(positions - start)[:, :2].T)
-    if (any(shifts_m[i] > LARGEST_SHIFT * max(objects[i].size_m[:2]) for i in ends)
-            or any(constraint.missing_m(positions) > 0 for constraint in constraints)):
+    far = any(np.hypot(*np.subtract(positions[i], objects[i].position_world)[:2])
+              > LARGEST_SHIFT * max(objects[i].size_m[:2])
+              for constraint in constraints for i in (constraint.s, constraint.o))
+    if far or any(constraint.missing_m(positions) > 0 for constraint in constraints):
         return False
     moved = move_to(objects, positions)
     for i in range(len(objects)):
